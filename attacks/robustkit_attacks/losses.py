@@ -1,0 +1,83 @@
+"""The losses that attacks maximise, one value a sample. The true class is hidden by −inf, never by multiplication.
+
+Sources: CE and margin (Carlini & Wagner, arXiv:1608.04644, §IV), DLR and targeted DLR (Croce & Hein,
+arXiv:2003.01690, §4.1). DLR needs 3 classes and targeted DLR 4; with fewer they fall back to the margin, which ranks
+the same points alike but is not scale-invariant.
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from robustkit import rows
+from robustkit.api import Loss
+from robustkit.errors import UsageError
+from torch import Tensor
+from torch.nn import functional as F
+
+Name = Literal["ce", "margin", "dlr", "dlr-targeted", "ce-rescaled"]
+
+
+def make(name: Name, y: Tensor, target: Tensor | None) -> Loss:
+    """The loss `name` for these labels; with a target, the loss that leads to it.
+
+    `dlr-targeted` without a target leads to the best wrong class at each point.
+
+    Raises:
+        UsageError: for an unknown name.
+    """
+    if name not in _LOSSES:
+        raise UsageError(f"no loss called {name!r}; there are: {', '.join(_LOSSES)}")
+    function = _LOSSES[name]
+    return lambda outputs: function(outputs.logits, y, target)
+
+
+def cross_entropy(logits: Tensor, y: Tensor, target: Tensor | None) -> Tensor:
+    """CE of the true class, or minus CE of the target."""
+    if target is None:
+        return F.cross_entropy(logits, y, reduction="none")
+    return -F.cross_entropy(logits, target, reduction="none")
+
+
+def rescaled_cross_entropy(logits: Tensor, y: Tensor, target: Tensor | None) -> Tensor:
+    """CE of logits divided by their spread, so that saturated (large) logits still give a gradient."""
+    spread = (logits.amax(1) - logits.amin(1)).detach().clamp_min(1e-12)
+    return cross_entropy(logits / spread[:, None], y, target)
+
+
+def negative_margin(logits: Tensor, y: Tensor, target: Tensor | None) -> Tensor:
+    """Minus the margin: above zero when the goal is reached."""
+    return -rows.margin(logits, y, target)
+
+
+def difference_of_logits_ratio(logits: Tensor, y: Tensor, target: Tensor | None) -> Tensor:
+    """DLR: minus the margin, in units of the gap between the first and third logit."""
+    if target is not None:
+        return targeted_difference_of_logits_ratio(logits, y, target)
+    if logits.shape[1] < 3:
+        return negative_margin(logits, y, None)
+    top = logits.topk(3, dim=1).values
+    return -rows.margin(logits, y) / (top[:, 0] - top[:, 2] + 1e-12)
+
+
+def targeted_difference_of_logits_ratio(logits: Tensor, y: Tensor, target: Tensor | None) -> Tensor:
+    """Targeted DLR: z_target − z_y, in units of the gap between the first and the mean of third and fourth logit."""
+    if target is None:
+        hidden = logits.detach().scatter(1, y[:, None], -torch.inf)
+        target = hidden.argmax(1)
+    if logits.shape[1] < 4:
+        return negative_margin(logits, y, target)
+    top = logits.topk(4, dim=1).values
+    lead = logits.gather(1, target[:, None])[:, 0] - logits.gather(1, y[:, None])[:, 0]
+    return lead / (top[:, 0] - 0.5 * (top[:, 2] + top[:, 3]) + 1e-12)
+
+
+_LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor | None], Tensor]] = {
+    "ce": cross_entropy,
+    "margin": negative_margin,
+    "dlr": difference_of_logits_ratio,
+    "dlr-targeted": targeted_difference_of_logits_ratio,
+    "ce-rescaled": rescaled_cross_entropy,
+}
+
+

@@ -1,0 +1,41 @@
+"""robustkit: how robust an image classifier really is.
+
+>>> import robustkit
+>>> record = robustkit.evaluate("digits-cnn-at", "digits", attack="autoattack", eps=8 / 255)  # doctest: +SKIP
+
+Importing this package loads no torch; its names load what they need when first used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "evaluate": "robustkit.engine",
+    "load_model": "robustkit.sources",
+    "load_dataset": "robustkit.datasets",
+    "ThreatModel": "robustkit.api",
+    "RunRecord": "robustkit.record",
+    "RobustkitError": "robustkit.errors",
+    "UsageError": "robustkit.errors",
+}
+__all__ = ["RobustkitError", "RunRecord", "ThreatModel", "UsageError", "__version__", "evaluate", "load_dataset", "load_model"]  # fmt: skip
+
+if TYPE_CHECKING:
+    from robustkit.api import ThreatModel
+    from robustkit.datasets import load_dataset
+    from robustkit.engine import evaluate
+    from robustkit.errors import RobustkitError, UsageError
+    from robustkit.record import RunRecord
+    from robustkit.sources import load_model
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'robustkit' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

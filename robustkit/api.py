@@ -1,0 +1,300 @@
+"""The contract between the harness and everything that plugs into it.
+
+Images are float32 in [0,1], shape (batch, channels, height, width); eps is a fraction such as 8/255, in those
+units; logits are pre-softmax scores. A plugin needs this module, `robustkit.rows` and nothing else.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from robustkit import rows
+from robustkit.errors import UsageError
+
+Norm = Literal["linf", "l2", "l1", "l0"]
+Goal = Literal["bounded", "minimal"]
+Access = Literal["white-box", "score", "decision", "transfer"]
+Images = Float[Tensor, "batch channels height width"]
+Labels = Int[Tensor, " batch"]
+Logits = Float[Tensor, "batch classes"]
+Mask = Bool[Tensor, " batch"]
+
+NORMS: tuple[Norm, ...] = ("linf", "l2", "l1", "l0")
+
+
+@dataclass(frozen=True, slots=True)
+class ThreatModel:
+    """What an adversary may change: at most `eps` in `norm` around the original image, inside the box.
+
+    `l0` counts pixels (all channels of a pixel are one). The rule of containment, everywhere: the distance,
+    computed in float64, is at most eps·(1+1e-6)+1e-7, and every value lies in [low, high].
+
+    Raises:
+        UsageError: for an unknown norm, eps ≤ 0, an eps no image can use, or an empty box.
+    """
+
+    norm: Norm
+    eps: float
+    low: float = 0.0
+    high: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.norm not in NORMS:
+            raise UsageError(f"unknown norm {self.norm!r}; there are: {', '.join(NORMS)}")
+        if not (self.eps > 0 and self.eps < float("inf")):
+            raise UsageError(f"eps must be a positive number such as 8/255, not {self.eps!r}")
+        if not self.low < self.high:
+            raise UsageError(f"the box [{self.low}, {self.high}] is empty")
+        if self.norm == "linf" and self.eps > self.high - self.low:
+            raise UsageError(
+                f"linf eps {self.eps:g} is wider than the whole range [{self.low:g}, {self.high:g}]; "
+                "pixels are in [0,1], so 8 of 255 levels is 8/255"
+            )
+
+    def distance(self, x: Images, adv: Images) -> Float[Tensor, " batch"]:
+        """Distance of each image from its original, in float64."""
+        return rows.length(adv.double() - x.double(), self.norm)
+
+    def contains(self, x: Images, adv: Images) -> Mask:
+        """Whether each image is finite, inside the box and within eps of its original."""
+        return self.in_box(adv) & (self.distance(x, adv) <= self.limit)
+
+    def in_box(self, adv: Images) -> Mask:
+        """Whether each image is finite and inside the box."""
+        values = rows.flat(adv)
+        return ((values >= self.low) & (values <= self.high)).all(1)  # NaN compares false
+
+    @property
+    def limit(self) -> float:
+        """The largest distance that still counts as inside."""
+        return self.eps * (1 + 1e-6) + 1e-7
+
+    def clip(self, adv: Images) -> Images:
+        """The nearest image inside the box."""
+        return adv.clamp(self.low, self.high)
+
+    def project(self, x: Images, adv: Images) -> Images:
+        """An image of the ball and the box near `adv`; what is inside stays as it is."""
+        delta = adv - x
+        if self.norm == "linf":
+            return self.clip(x + delta.clamp(-self.eps, self.eps))
+        if self.norm == "l2":
+            size = rows.length(delta.double(), "l2")
+            inside = size <= self.eps * (1 + 5e-7) + 5e-8  # half the judge's slack: rounding cannot cross it
+            scale = torch.where(inside, torch.ones_like(size), self.eps / size.clamp_min(1e-300))
+            scaled = x + (delta.double() * rows.spread(scale, delta)).to(x.dtype)
+            return self.clip(rows.pick(inside, adv, scaled))
+        raise UsageError(f"no projection for {self.norm} yet; there are: linf, l2")
+
+    def sample(self, x: Images, draws: "Draws") -> Images:
+        """A random image of the ball and the box, the usual random start of PGD."""
+        if self.norm == "linf":
+            return self.clip(x + self.eps * (2 * draws.uniform(x.shape[1:]) - 1))
+        if self.norm == "l2":
+            direction = rows.unit(draws.normal(x.shape[1:]))
+            radius = self.eps * draws.uniform((1,), step=1)[:, 0] ** (1 / x[0].numel())
+            return self.project(x, x + rows.spread(radius, x) * direction)
+        raise UsageError(f"no random start for {self.norm} yet; there are: linf, l2")
+
+
+class Outputs(NamedTuple):
+    """What a model says of a batch: its logits and, of an ensemble that offers them, each member's."""
+
+    logits: Logits
+    members: Float[Tensor, "members batch classes"] | None = None
+
+
+class Gradient(NamedTuple):
+    """One forward and one backward (for losses of shape (losses, batch): one forward, `losses` backwards)."""
+
+    outputs: Outputs
+    loss: Float[Tensor, "*losses batch"]
+    grad: Float[Tensor, "*losses batch channels height width"]
+
+
+Loss = Callable[[Outputs], Tensor]
+
+
+class Draws(Protocol):
+    """Random numbers that belong to samples: the same for a sample whatever batch it is in.
+
+    A number is fixed by the run's seed, the attack, the sample's index, `stream` (a restart, a target), `step`
+    and its place in the drawn shape; drawing twice with the same arguments gives the same numbers.
+    """
+
+    def select(self, rows: Tensor) -> "Draws":
+        """The draws of some of the samples (a mask or indices)."""
+
+    def at(self, stream: int) -> "Draws":
+        """An independent stream of draws for the same samples."""
+
+    def uniform(self, shape: Sequence[int], *, step: int = 0) -> Tensor:
+        """Numbers in (0,1), shape (batch, *shape)."""
+
+    def normal(self, shape: Sequence[int], *, step: int = 0) -> Tensor:
+        """Standard normal numbers, shape (batch, *shape)."""
+
+
+class Oracle(Protocol):
+    """All that an attack may ask of the model, for exactly the samples of its case."""
+
+    classes: int
+    randomised: bool
+    differentiable: bool
+
+    def select(self, rows: Tensor) -> "Oracle":
+        """The same model for some of the samples; counters follow their samples."""
+
+    def outputs(self, x: Images) -> Outputs:
+        """One forward pass without gradients."""
+
+    def gradient(self, x: Images, loss: Loss) -> Gradient:
+        """The loss of each sample and its gradient with respect to that sample's image.
+
+        Raises:
+            NoGradientError: if no gradient flows through the model.
+        """
+
+    def eot(self, k: int) -> "Oracle":
+        """The expectation over k draws of a randomised model: mean logits, mean loss, mean gradient."""
+
+    @property
+    def members(self) -> Sequence["Oracle"]:
+        """Sub-models of an ensemble; empty for a single model."""
+
+    @property
+    def surrogates(self) -> Mapping[str, "Oracle"]:
+        """Differentiable stand-ins that the model declares (mean logits, early probes …)."""
+
+    @property
+    def module(self) -> nn.Module:
+        """The network itself, for adapters to foreign libraries; calls through it are counted by them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What an attack receives, one row a sample. `target` is None in an untargeted evaluation."""
+
+    oracle: Oracle
+    x: Images
+    y: Labels
+    target: Labels | None
+    threat: ThreatModel
+    draws: Draws
+    judge: Callable[[Tensor, Images], Mask]
+    rows: Int[Tensor, " batch"]
+
+    def select(self, rows: Tensor) -> "Case":
+        """The case of some of the samples (a mask or indices): counters and draws follow them."""
+        target = None if self.target is None else self.target[rows]
+        return Case(
+            self.oracle.select(rows), self.x[rows], self.y[rows], target,
+            self.threat, self.draws.select(rows), self.judge, self.rows[rows],
+        )  # fmt: skip
+
+    def submit(self, adv: Images) -> Mask:
+        """Hand in candidates; true where the judge confirms a break with the reference model.
+
+        Costs a forward pass of the reference model for these rows: ask at checkpoints, not every step. What was
+        submitted counts: an image outside the threat model is a violation, unless `goal` is "minimal".
+        """
+        return self.judge(self.rows, adv)
+
+    def reached(self, logits: Logits) -> Mask:
+        """Whether the model's decision is what the attack wants."""
+        return rows.reached(logits, self.y, self.target)
+
+
+@runtime_checkable
+class Attack(Protocol):
+    """A frozen dataclass of settings that can be called. Settings only: the model and the data are arguments."""
+
+    norms: ClassVar[frozenset[Norm]]
+    goal: ClassVar[Goal]
+    access: ClassVar[Access]
+
+    def __call__(self, case: Case) -> Images:
+        """One candidate for each sample of the case, in its order."""
+
+    def cost(self, classes: int) -> tuple[int, int]:
+        """The most forward and backward passes that one sample can take."""
+
+
+class ModelFacts(NamedTuple):
+    """What a suite may know of the model before it names its attacks."""
+
+    classes: int
+    randomised: bool
+    differentiable: bool
+    members: int
+    surrogates: tuple[str, ...]
+
+
+@runtime_checkable
+class Suite(Protocol):
+    """Settings that name attacks; the harness runs each on what is left standing."""
+
+    def attacks(self, threat: ThreatModel, facts: ModelFacts) -> Sequence[Attack]:
+        """The attacks, in order."""
+
+
+@runtime_checkable
+class Defense(Protocol):
+    """Settings that wrap a model at inference."""
+
+    def protect(self, model: nn.Module) -> nn.Module:
+        """The defended model."""
+
+
+@runtime_checkable
+class Recipe(Protocol):
+    """A training-time defense."""
+
+    def train(self, architecture: Any, data: "Dataset", *, draws: Draws, on_event: Callable[[Any], None]) -> nn.Module:
+        """A trained network in eval mode."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    """What is known of a model: where it is from and how its input is meant. Empty means unknown."""
+
+    name: str
+    source: str = ""
+    dataset: str = ""
+    classes: int | None = None
+    input_shape: tuple[int, ...] = ()
+    licence: str = ""
+    paper: str = ""
+    sha256: str = ""
+    notes: str = ""
+
+
+class ModelSource(Protocol):
+    """Loads models by name. The module takes [0,1] images and normalises inside."""
+
+    def names(self) -> Sequence[str]:
+        """The names that can be listed; a source of user files lists none."""
+
+    def load(self, name: str, options: Mapping[str, str]) -> tuple[nn.Module, ModelCard]:
+        """The network in eval mode and its card.
+
+        Raises:
+            UsageError: for an unknown name or option, or a file that is no checkpoint.
+        """
+
+
+@runtime_checkable
+class Dataset(Protocol):
+    """Labelled images in a fixed order."""
+
+    name: str
+    classes: int
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: Sequence[int]) -> tuple[Images, Labels]:
+        """The images (float32 in [0,1]) and labels (int64) at `indices`."""

@@ -1,0 +1,86 @@
+"""Plugins: entry points of the group `robustkit.plugins`, each a table of lazy names. Looking imports no plugin code.
+
+An entry point names a `Plugin`: plain strings, so that a table costs nothing to read. In-tree and foreign packages
+come in through the same door.
+"""
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Any, Literal, NamedTuple
+
+from robustkit.errors import UsageError
+from robustkit.spec import suggest
+
+GROUP = "robustkit.plugins"
+Kind = Literal["attacks", "defenses", "sources", "datasets"]
+
+
+class Entry(NamedTuple):
+    """Where a plugged-in thing is ("package.module:Name") and one line on what it is."""
+
+    path: str
+    summary: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plugin:
+    """What a package adds: tables from a name to an `Entry`. Suites stand among the attacks."""
+
+    attacks: Mapping[str, Entry] = field(default_factory=dict)
+    defenses: Mapping[str, Entry] = field(default_factory=dict)
+    sources: Mapping[str, Entry] = field(default_factory=dict)
+    datasets: Mapping[str, Entry] = field(default_factory=dict)
+
+
+class Found(NamedTuple):
+    """An entry and the distribution's entry point it came from."""
+
+    entry: Entry
+    plugin: str
+
+
+@cache
+def table(kind: Kind) -> Mapping[str, Found]:
+    """All names of a kind.
+
+    Raises:
+        UsageError: if two plugins give one name, or a plugin does not load; the message names them.
+    """
+    found: dict[str, Found] = {}
+    points = {(p.name, p.value): p for p in entry_points(group=GROUP)}  # an editable install may be listed twice
+    for point in sorted(points.values(), key=lambda p: p.name):
+        try:
+            plugin = point.load()
+        except Exception as error:
+            raise UsageError(f"plugin {point.name!r} ({point.value}) does not load: {error}") from error
+        if not isinstance(plugin, Plugin):
+            raise UsageError(f"plugin {point.name!r} ({point.value}) must be a robustkit.plugins.Plugin")
+        for name, entry in getattr(plugin, kind).items():
+            if name in found:
+                raise UsageError(
+                    f"two plugins give the {kind[:-1]} {name!r}: {found[name].plugin} and {point.name}; uninstall one"
+                )
+            found[name] = Found(entry, point.name)
+    return found
+
+
+def load(kind: Kind, name: str) -> Any:
+    """The class or function behind a name.
+
+    Raises:
+        UsageError: for an unknown name (with the close ones), or a missing dependency of the plugin.
+    """
+    names = table(kind)
+    if name not in names:
+        raise UsageError(suggest(name, names, kind[:-1]))
+    module, _, attribute = names[name].entry.path.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def name_of(kind: Kind, factory: type) -> str:
+    """The table name of a class, or its own name in lower case if no plugin lists it."""
+    path = f"{factory.__module__}:{factory.__qualname__}"
+    return next((name for name, found in table(kind).items() if found.entry.path == path), factory.__name__.lower())

@@ -1,0 +1,97 @@
+"""Maths on one row per sample, written so that a row's result never depends on the other rows.
+
+Attacks and the judge share it. A reduction over one single row may be split over threads and then rounds
+differently from the same row among others; `total` and its users avoid that, which is what makes a record
+independent of how samples were packed into batches.
+"""
+
+import math
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+Rows = Float[Tensor, "batch *rest"]
+Scalars = Float[Tensor, " batch"]
+
+
+def spread(values: Tensor, like: Tensor) -> Tensor:
+    """View one value a sample, shape (batch), so that it broadcasts against `like`, shape (batch, …)."""
+    return values.view(-1, *([1] * (like.dim() - 1)))
+
+
+def flat(x: Tensor) -> Tensor:
+    """View images (batch, …) as contiguous rows (batch, D)."""
+    return x.reshape(x.shape[0], -1)
+
+
+def total(x: Rows) -> Scalars:
+    """Sum of each sample's entries."""
+    rows = flat(x)
+    if rows.shape[0] == 1:
+        return rows.expand(2, -1).contiguous().sum(1)[:1]
+    return rows.contiguous().sum(1)
+
+
+def dot(a: Rows, b: Rows) -> Scalars:
+    """Inner product of each sample's entries."""
+    return total(a * b)
+
+
+def peak(x: Rows) -> Scalars:
+    """Largest entry of each sample."""
+    return flat(x).amax(1)
+
+
+def length(x: Rows, norm: str) -> Scalars:
+    """Length of each sample's entries in `norm` (linf, l2, l1 or l0), in the dtype of `x`."""
+    if norm == "linf":
+        return peak(x.abs())
+    if norm == "l2":
+        return total(x * x).sqrt()
+    if norm == "l1":
+        return total(x.abs())
+    return pixels_changed(x)
+
+
+def pixels_changed(delta: Rows) -> Scalars:
+    """Number of pixels in which a perturbation (batch, channels, height, width) is not zero."""
+    if delta.dim() == 4:
+        changed = delta.ne(0).any(1)
+    else:
+        changed = delta.ne(0)
+    return total(changed.to(delta.dtype))
+
+
+def unit(x: Rows, norm: str = "l2") -> Rows:
+    """Each sample divided by its length; a zero sample stays zero."""
+    size = length(x, norm)
+    safe = torch.where(size > 0, size, torch.ones_like(size))
+    return x / spread(safe, x)
+
+
+def pick(rows: Bool[Tensor, " batch"], chosen: Tensor, other: Tensor) -> Tensor:
+    """`chosen` where `rows` is true, else `other`, a sample at a time."""
+    return torch.where(spread(rows, chosen), chosen, other)
+
+
+def masked_max(logits: Tensor, label: Tensor) -> Tensor:
+    """Largest logit of each row (…, batch, classes) other than the label's, by −inf masking."""
+    hidden = torch.zeros_like(logits, dtype=torch.bool).scatter_(-1, label.unsqueeze(-1), True)
+    return logits.masked_fill(hidden, -math.inf).amax(-1)
+
+
+def margin(logits: Tensor, y: Tensor, target: Tensor | None = None) -> Tensor:
+    """How far each row is from broken: below zero when the goal is reached.
+
+    Untargeted: z_y − max of the others. Targeted: max of the others − z_target.
+    """
+    if target is None:
+        return logits.gather(-1, y.unsqueeze(-1)).squeeze(-1) - masked_max(logits, y)
+    return masked_max(logits, target) - logits.gather(-1, target.unsqueeze(-1)).squeeze(-1)
+
+
+def reached(logits: Tensor, y: Tensor, target: Tensor | None = None) -> Tensor:
+    """Whether each row's decision is what the attack wants: not y, or exactly the target."""
+    decision = logits.argmax(-1)
+    return decision != y if target is None else decision == target

@@ -1,0 +1,284 @@
+"""The one grammar for everything named on a command line or in a file, and the identity of a job.
+
+    [source/]name[:key=value[,key=value…]]        pgd:steps=40,restarts=5
+    what begins with . / or ~ is a file           ./net.safetensors:arch=timm/resnet18
+    parentheses nest a spec inside a value        ensemble/(timm/a)+(file/b.pt):mean=probs
+    + makes a list
+
+Nothing is evaluated: values stay text until a dataclass's fields give them a type.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, Literal
+
+from robustkit.errors import UsageError
+
+_CLOSING = {"(": ")", "[": "]"}
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """A parsed name: `source` is empty for a bare name, `options` are untyped text."""
+
+    source: str
+    name: str
+    options: Mapping[str, str]
+
+    def __str__(self) -> str:
+        plain = not self.source or (self.source == "file" and self.name[:1] in (".", "/", "~"))
+        head = self.name if plain else f"{self.source}/{self.name}"
+        return head + _options_text(self.options)
+
+
+def parse(text: str) -> Spec:
+    """Parse one spec.
+
+    Raises:
+        UsageError: for an empty name, unbalanced parentheses, or an option that is not key=value.
+    """
+    text = text.strip()
+    head, *tail = split(text, ":")
+    if text[:1] in (".", "/", "~"):
+        # A file's path may hold colons of its own: options start at the last ':' that has a '=' behind it.
+        while len(tail) > 1 or (tail and "=" not in tail[0]):
+            head = f"{head}:{tail.pop(0)}"
+        return Spec("file", head, _options(text, tail))
+    if len(tail) > 1:
+        raise UsageError(f"{text!r} has more than one ':'; write name:key=value,key=value")
+    if not head:
+        raise UsageError(f"{text!r} names nothing; write [source/]name[:key=value,…]")
+    source, slash, name = head.partition("/")
+    if not slash or head.startswith("("):
+        return Spec("", unwrap(head), _options(text, tail))
+    return Spec(source, name, _options(text, tail))
+
+
+def split(text: str, separator: str) -> list[str]:
+    """Split at separators outside parentheses.
+
+    Raises:
+        UsageError: for unbalanced parentheses.
+    """
+    parts, depth, start = [], [], 0
+    for i, char in enumerate(text):
+        if char in _CLOSING:
+            depth.append(_CLOSING[char])
+        elif depth and char == depth[-1]:
+            depth.pop()
+        elif char in ")]":
+            raise UsageError(f"{text!r} closes {char!r} at position {i} without opening it")
+        elif char == separator and not depth:
+            parts.append(text[start:i])
+            start = i + 1
+    if depth:
+        raise UsageError(f"{text!r} lacks a closing {depth[-1]!r}")
+    return [*parts, text[start:]]
+
+
+def unwrap(text: str) -> str:
+    """Drop one pair of parentheses around the whole text."""
+    if text.startswith("(") and text.endswith(")") and len(split(text, "+")) == 1:
+        return text[1:-1]
+    return text
+
+
+def listed(text: str) -> list[str]:
+    """The items of a '+' list, without the parentheses around each."""
+    return [unwrap(item) for item in split(text, "+")]
+
+
+def _options(text: str, tail: list[str]) -> dict[str, str]:
+    options: dict[str, str] = {}
+    for item in split(tail[0], ",") if tail and tail[0] else []:
+        key, equals, value = item.partition("=")
+        if not equals or not key.strip():
+            raise UsageError(f"{item!r} in {text!r} is no option; write key=value")
+        if key.strip() in options:
+            raise UsageError(f"option {key.strip()!r} is given twice in {text!r}")
+        options[key.strip()] = unwrap(value.strip())
+    return options
+
+
+def _options_text(options: Mapping[str, str]) -> str:
+    def quoted(value: str) -> str:
+        return f"({value})" if any(c in value for c in ":,+=") else value
+
+    return ":" + ",".join(f"{k}={quoted(v)}" for k, v in options.items()) if options else ""
+
+
+def suggest(given: str, known: Iterable[str], what: str) -> str:
+    """The text of an unknown-name error: what was given, what is close, what there is."""
+    names = sorted(known)
+    close = difflib.get_close_matches(given, names, n=2, cutoff=0.5)
+    hint = f"; did you mean {' or '.join(close)}?" if close else ""
+    listing = ", ".join(names[:40]) + (" …" if len(names) > 40 else "")
+    return f"no {what} called {given!r}{hint} There are: {listing or 'none'}"
+
+
+def number(text: str) -> float:
+    """A number written as 0.031, 1e-3 or 8/255.
+
+    Raises:
+        UsageError: if it is neither, or not finite.
+    """
+    try:
+        value = float(Fraction(text.strip())) if "/" in text else float(text)
+    except (ValueError, ZeroDivisionError):
+        raise UsageError(f"{text!r} is no number; write 8/255 or 0.031") from None
+    if not math.isfinite(value):
+        raise UsageError(f"{text!r} is not finite; write 8/255 or 0.031")
+    return value
+
+
+def build(factory: type, options: Mapping[str, str], what: str) -> Any:
+    """Make a settings dataclass from text options, typed by its fields.
+
+    Raises:
+        UsageError: for a key that the dataclass does not have, or a value that is not of the field's type.
+    """
+    fields = {f.name: f for f in dataclasses.fields(factory) if f.init}
+    hints = typing.get_type_hints(factory)
+    values = {}
+    for key, text in options.items():
+        if key not in fields:
+            raise UsageError(f"{what}: " + suggest(key, fields, "option"))
+        values[key] = typed(text, hints[key], f"{what}: {key}")
+    try:
+        return factory(**values)
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"{what}: {error}") from error
+
+
+def typed(text: str, hint: Any, what: str) -> Any:
+    """A text as a bool, int, float (8/255 too), str, Literal, optional or tuple of these."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        if text not in map(str, arguments):
+            raise UsageError(f"{what} must be one of {', '.join(map(str, arguments))}, not {text!r}")
+        return next(a for a in arguments if str(a) == text)
+    if origin in (types.UnionType, typing.Union):
+        if text.lower() in ("none", "null") and type(None) in arguments:
+            return None
+        return typed(text, next(a for a in arguments if a is not type(None)), what)
+    if origin is tuple:
+        return tuple(typed(item, arguments[0], what) for item in listed(text))
+    if hint is bool:
+        if text.lower() not in ("true", "false", "yes", "no", "1", "0"):
+            raise UsageError(f"{what} must be true or false, not {text!r}")
+        return text.lower() in ("true", "yes", "1")
+    if hint is int:
+        try:
+            return int(text)
+        except ValueError:
+            raise UsageError(f"{what} must be a whole number, not {text!r}") from None
+    if hint is float:
+        try:
+            return number(text)
+        except UsageError as error:
+            raise UsageError(f"{what}: {error}") from None
+    return text
+
+
+def settings(value: Any) -> dict[str, str]:
+    """The settings of a dataclass that differ from its defaults, as option text in the order of its fields."""
+    changed = {}
+    for field in dataclasses.fields(value):
+        current = getattr(value, field.name)
+        if field.default is not dataclasses.MISSING and current == field.default:
+            continue
+        changed[field.name] = _text(current)
+    return changed
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return "+".join(_text(item) for item in value)
+    return repr(value) if isinstance(value, float) else str(value)
+
+
+def canonical(value: Any) -> str:
+    """JSON with sorted keys and no spaces: equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def digest(value: Any) -> str:
+    """sha256 of the canonical JSON."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """All that decides a run's numbers; its hash is the run's identity. Plain data, JSON both ways.
+
+    The batch size, the shard size and the folder are not part of it, since they change nothing.
+    """
+
+    model: str
+    model_sha256: str
+    probe_sha256: str
+    data: str
+    data_sha256: str
+    indices: tuple[int, ...]
+    attack: str
+    attacks: tuple[str, ...]
+    attack_sources: Mapping[str, str]
+    norm: str
+    eps: float
+    target: str
+    seed: int
+    outputs: str
+    quantize: str
+    device: str
+    threads: int
+    tile: int
+    precision: str
+    versions: Mapping[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON data, with its own hash under `id`."""
+        data: dict[str, Any] = json.loads(canonical(dataclasses.asdict(self)))
+        return {**data, "id": digest(data)}
+
+    @property
+    def id(self) -> str:
+        """The identity: sha256 of everything above."""
+        return str(self.to_json()["id"])
+
+
+def parse_indices(text: str) -> tuple[int, ...]:
+    """Sample indices from `0-199,400` or a JSON list such as `[3, 5]`.
+
+    Raises:
+        UsageError: if it is neither, names an index twice, or a negative one.
+    """
+    text = text.strip()
+    try:
+        if text.startswith("["):
+            found = json.loads(text)
+            if not all(isinstance(i, int) and not isinstance(i, bool) for i in found):
+                raise ValueError
+        else:
+            found = []
+            for part in text.split(","):
+                first, dash, last = part.strip().partition("-")
+                if dash and int(last) < int(first):
+                    raise ValueError
+                found.extend(range(int(first), int(last) + 1) if dash else [int(first)])
+    except ValueError:
+        raise UsageError(f"--indices {text!r} is no list of samples; write 0-199,400 or a JSON list") from None
+    if not found or min(found) < 0:
+        raise UsageError(f"--indices {text!r} must name at least one sample, none negative")
+    if len(set(found)) != len(found):
+        raise UsageError(f"--indices {text!r} names a sample twice")
+    return tuple(found)
