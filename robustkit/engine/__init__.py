@@ -1,0 +1,1 @@
+"""The engine: plan shards, attack the survivors, judge, journal."""

@@ -1,0 +1,121 @@
+"""The judge: believes no attack, asks the reference model, and remembers the best valid adversarial of each sample."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robustkit import rows
+from robustkit.api import Goal, Images, Labels, Mask, ThreatModel
+from robustkit.oracle import Network
+
+SURVIVED, BROKEN, VIOLATED = 0, 1, 2
+
+
+@dataclass(frozen=True, slots=True)
+class Verdicts:
+    """What an attack achieved on a batch, one row a sample.
+
+    `distance` and `margin` belong to the best valid adversarial if there is one (broken, or beyond eps of an attack
+    that seeks the nearest), else to the last valid candidate; NaN where there is none.
+    """
+
+    outcome: Tensor
+    distance: Tensor
+    margin: Tensor
+    adv: Images
+
+
+class Judge:
+    """Judges the candidates for one batch of samples, of which it keeps its own copies.
+
+    Args:
+        reference: the model as given, in float32, unfused.
+        threat: what the adversary may change.
+        x: the original images; y: their labels; target: wanted decisions, or None.
+        goal: "bounded", or "minimal" for an attack that may end beyond eps.
+    """
+
+    def __init__(self, reference: Network, threat: ThreatModel, x: Images, y: Labels, target: Labels | None, goal: Goal):
+        self.reference, self.threat, self.goal = reference, threat, goal
+        self.x, self.y = x.clone(), y.clone()
+        self.target = None if target is None else target.clone()
+        n = x.shape[0]
+        self.broken = torch.zeros(n, dtype=torch.bool, device=x.device)
+        self.violated = torch.zeros_like(self.broken)
+        self.fooled = torch.zeros_like(self.broken)  # misclassified inside the box, at any distance
+        self.distance = torch.full((n,), torch.nan, dtype=torch.float64, device=x.device)
+        self.margin = torch.full((n,), torch.nan, dtype=torch.float64, device=x.device)
+        self.adv = self.x.clone()
+        self.reasons: dict[str, Tensor] = {}
+
+    def submit(self, samples: Tensor, adv: Any) -> Mask:
+        """Judge one candidate for each of `samples` (positions in the batch); true where it is a valid break."""
+        wanted = (samples.shape[0], *self.x.shape[1:])
+        if not isinstance(adv, Tensor) or tuple(adv.shape) != wanted:
+            given = tuple(adv.shape) if isinstance(adv, Tensor) else type(adv).__name__
+            self.violate(samples, f"returned {given} where images of shape {wanted} were due")
+            return torch.zeros_like(samples, dtype=torch.bool)
+        if not adv.is_floating_point():
+            self.violate(samples, f"returned {adv.dtype} where floating-point images were due")
+            return torch.zeros_like(samples, dtype=torch.bool)
+        adv = adv.detach().to(self.x.device, self.x.dtype)
+        if samples.shape[0] == 0:
+            return torch.zeros_like(samples, dtype=torch.bool)
+        x, target = self.x[samples], None if self.target is None else self.target[samples]
+        in_box = self.threat.in_box(adv)
+        distance = self.threat.distance(x, adv)
+        near = in_box & (distance <= self.threat.limit)
+        allowed = near if self.goal == "bounded" else in_box
+        finite = torch.isfinite(rows.flat(adv)).all(1)
+        self.violate(samples[~finite], "an image that is not finite")
+        self.violate(samples[finite & ~in_box], "an image outside the box")
+        self.violate(samples[in_box & ~allowed], "an image outside the ball")
+
+        logits = self.reference.logits(torch.where(rows.spread(allowed, adv), adv, x))
+        sound = torch.isfinite(logits).all(1)
+        self.violate(samples[allowed & ~sound], "the model's outputs are not finite")
+        fooled = allowed & sound & rows.reached(logits, self.y[samples], target)
+        margin = rows.margin(logits, self.y[samples], target).double()
+        self._keep(samples, adv, distance, margin, allowed & sound, fooled)
+        valid = fooled & near
+        self.broken[samples] |= valid
+        return valid
+
+    def _keep(
+        self, samples: Tensor, adv: Images, distance: Tensor, margin: Tensor, allowed: Mask, fooled: Mask
+    ) -> None:
+        """Keep a candidate that is better: bounded, of lower margin; minimal, nearer; and any before the first."""
+        had, known = self.fooled[samples], self.distance[samples]
+        nearer = distance < known if self.goal == "minimal" else margin < self.margin[samples]
+        better = allowed & torch.where(had, fooled & nearer, torch.ones_like(fooled))
+        at = samples[better]
+        self.distance[at], self.margin[at] = distance[better], margin[better]
+        self.adv[at] = adv[better]
+        self.fooled[samples] |= fooled
+
+    def violate(self, samples: Tensor, reason: str) -> None:
+        """Note that an attack broke the rules on these samples."""
+        if samples.shape[0] == 0:
+            return
+        self.violated[samples] = True
+        before = self.reasons.get(reason)
+        self.reasons[reason] = samples if before is None else torch.cat([before, samples])
+
+    def lent(self) -> tuple[Images, Labels, Labels | None]:
+        """Copies of the images, labels and targets for an attack to work with."""
+        return self.x.clone(), self.y.clone(), None if self.target is None else self.target.clone()
+
+    def unchanged(self, x: Images, y: Labels, target: Labels | None) -> bool:
+        """Whether what was lent came back as it was."""
+        same_target = target is None or self.target is None or torch.equal(target, self.target)
+        return torch.equal(x, self.x) and torch.equal(y, self.y) and same_target
+
+    def verdicts(self) -> Verdicts:
+        """The outcome of each sample so far: a valid break outweighs a violation, a violation outweighs survival."""
+        outcome = torch.full_like(self.y, SURVIVED)
+        outcome[self.violated] = VIOLATED
+        outcome[self.broken] = BROKEN
+        # A violation leaves no candidate of its own: distance and margin stay those of the last valid one.
+        return Verdicts(outcome, self.distance, self.margin, self.adv)

@@ -1,0 +1,276 @@
+"""White-box access to one classifier: logits, gradients and counting, in zero-padded tiles of one fixed width.
+
+A network's float results depend on the shape of its batch, but in tiles of one width not on what else is in them;
+so every call, the judge's too, goes through tiles, and a record is the same however many samples are in flight.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from robustkit.api import Gradient, Images, Logits, Loss, Oracle, Outputs
+from robustkit.errors import NoGradientError
+from robustkit.streams import key_of
+
+
+class Noise:
+    """Seeds the global generators for each model call of a randomised model, from (key, call number), and restores them.
+
+    Keyed to the call, not to the sample: a randomised model's numbers repeat for the same batches only, which is
+    why its robust accuracy is judged by a rule of its own.
+    """
+
+    def __init__(self, *key: object) -> None:
+        self.key = key
+        self.calls = 0
+
+    @contextmanager
+    def seeded(self, module: nn.Module, device: torch.device) -> Iterator[None]:
+        """Seed torch, and the module if it offers `reseed(seed)`, for one call."""
+        self.calls += 1
+        seed = key_of(*self.key, self.calls)[0]
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            reseed = getattr(module, "reseed", None)
+            if callable(reseed):
+                reseed(seed)
+            yield
+
+
+class _Tile(NamedTuple):
+    x: Tensor
+    outputs: Outputs
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """A module called in tiles. `probabilities`: its outputs are softmaxed, and their logarithm serves as logits."""
+
+    module: nn.Module
+    tile: int
+    device: torch.device
+    dtype: torch.dtype = torch.float32
+    probabilities: bool = False
+    noise: Noise | None = None
+
+    def logits(self, x: Images) -> Logits:
+        """Logits without gradients, float32 (float64 for a float64 model)."""
+        return self.outputs(x).logits
+
+    def outputs(self, x: Images) -> Outputs:
+        """Logits, and the members' where the module offers `forward_with_members`, without gradients."""
+        with torch.no_grad():
+            return _joined([self._call(tile) for tile in self._tiles(x)], x.shape[0])
+
+    def tracked(self, x: Images) -> list[_Tile]:
+        """The tiles of `x` with their outputs, recorded for a backward pass."""
+        with torch.enable_grad():
+            tiles = [tile.detach().requires_grad_(True) for tile in self._tiles(x)]
+            return [_Tile(tile, self._call(tile)) for tile in tiles]
+
+    def _tiles(self, x: Images) -> Sequence[Tensor]:
+        missing = -x.shape[0] % self.tile
+        x = x.to(self.device, self.dtype)
+        if missing:
+            x = torch.cat([x, x.new_zeros(missing, *x.shape[1:])])
+        return x.split(self.tile)
+
+    def _call(self, tile: Tensor) -> Outputs:
+        if self.noise is not None:
+            with self.noise.seeded(self.module, self.device):
+                return self._plain_call(tile)
+        return self._plain_call(tile)
+
+    def _plain_call(self, tile: Tensor) -> Outputs:
+        with_members = getattr(self.module, "forward_with_members", None)
+        logits, members = with_members(tile) if callable(with_members) else (self.module(tile), None)
+        if self.probabilities:
+            logits = logits.clamp_min(torch.finfo(logits.dtype).tiny).log()
+        return Outputs(logits, members)
+
+
+def _joined(outputs: Sequence[Outputs], n: int) -> Outputs:
+    """The outputs of some tiles, without the padding."""
+    logits = torch.cat([o.logits for o in outputs])[:n] if len(outputs) > 1 else outputs[0].logits[:n]
+    if outputs[0].members is None:
+        return Outputs(logits.detach())
+    members = torch.cat([o.members for o in outputs if o.members is not None], 1)[:, :n]
+    return Outputs(logits.detach(), members.detach())
+
+
+class Counts:
+    """Forward and backward passes of each sample of a batch, and a hook that is told of progress."""
+
+    def __init__(self, n: int, device: torch.device, on_call: Callable[[], None] | None = None) -> None:
+        self.forwards = torch.zeros(n, dtype=torch.int64, device=device)
+        self.backwards = torch.zeros(n, dtype=torch.int64, device=device)
+        self.on_call = on_call
+
+    def add(self, samples: Tensor, forwards: int = 0, backwards: int = 0) -> None:
+        """Count passes of the samples at these positions."""
+        if forwards:
+            self.forwards.index_add_(0, samples, torch.full_like(samples, forwards))
+        if backwards:
+            self.backwards.index_add_(0, samples, torch.full_like(samples, backwards))
+        if self.on_call is not None:
+            self.on_call()
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOracle:
+    """The oracle of one network for the samples at `samples` of a batch; see `robustkit.api.Oracle`."""
+
+    network: Network
+    counts: Counts
+    samples: Tensor
+    classes: int
+    randomised: bool = False
+    differentiable: bool = True
+
+    def select(self, rows: Tensor) -> "ModelOracle":
+        """The same model for some of the samples; counters follow their samples."""
+        return replace(self, samples=self.samples[rows])
+
+    def outputs(self, x: Images) -> Outputs:
+        """One forward pass without gradients."""
+        self.counts.add(self.samples, forwards=1)
+        return self.network.outputs(x)
+
+    def gradient(self, x: Images, loss: Loss) -> Gradient:
+        """One forward, and one backward for each loss; the loss itself is evaluated on the joined outputs."""
+        if not self.differentiable:
+            raise NoGradientError("no gradient flows through this model (detached, or hard decisions)")
+        n = x.shape[0]
+        tiles = self.network.tracked(x)
+        if not tiles[0].outputs.logits.requires_grad:
+            raise NoGradientError("the model's outputs are detached from its input")
+        joined = _joined([t.outputs for t in tiles], n)
+        with torch.enable_grad():
+            leaves = [o.requires_grad_(True) for o in joined if o is not None]
+            values = loss(Outputs(*leaves))
+        losses = values.reshape(-1, n)
+        grads = []
+        for i, single in enumerate(losses):
+            last = i == len(losses) - 1
+            # Summed in a fixed order of rows; the cotangent of a row is its own.
+            found = torch.autograd.grad(single.sum(), leaves, retain_graph=not last, materialize_grads=True)
+            grads.append(_pulled_back(tiles, found, retain_graph=not last)[:n].to(x.dtype))
+        self.counts.add(self.samples, forwards=1, backwards=len(losses))
+        grad = torch.stack(grads) if values.dim() == 2 else grads[0]
+        return Gradient(Outputs(*(leaf.detach() for leaf in leaves)), values.detach(), grad)
+
+    def eot(self, k: int) -> Oracle:
+        """The expectation over k draws of a randomised model."""
+        return self if k <= 1 else ExpectedOracle(self, k)
+
+    @property
+    def members(self) -> Sequence[Oracle]:
+        """Sub-models that the module offers through `members()`."""
+        offered = getattr(self.network.module, "members", None)
+        return [self._of(module) for module in offered()] if callable(offered) else []
+
+    @property
+    def surrogates(self) -> Mapping[str, Oracle]:
+        """Stand-ins that the module declares through `surrogates()`."""
+        offered = getattr(self.network.module, "surrogates", None)
+        return {name: self._of(module) for name, module in offered().items()} if callable(offered) else {}
+
+    @property
+    def module(self) -> nn.Module:
+        """The network itself."""
+        return self.network.module
+
+    def _of(self, module: nn.Module) -> "ModelOracle":
+        # A stand-in is differentiable unless calling it shows otherwise: that is what it was declared for.
+        return replace(self, network=replace(self.network, module=module, probabilities=False), differentiable=True)
+
+
+@dataclass(frozen=True, slots=True)
+class ExpectedOracle:
+    """Mean logits, mean loss and mean gradient over k draws of a randomised model."""
+
+    base: Any
+    k: int
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return int(self.base.classes)
+
+    @property
+    def randomised(self) -> bool:
+        """Whether the underlying model is randomised."""
+        return bool(self.base.randomised)
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether gradients flow."""
+        return bool(self.base.differentiable)
+
+    @property
+    def members(self) -> Sequence[Oracle]:
+        """The members, each in expectation."""
+        return [ExpectedOracle(member, self.k) for member in self.base.members]
+
+    @property
+    def surrogates(self) -> Mapping[str, Oracle]:
+        """The stand-ins, each in expectation."""
+        return {name: ExpectedOracle(oracle, self.k) for name, oracle in self.base.surrogates.items()}
+
+    @property
+    def module(self) -> nn.Module:
+        """The network itself."""
+        module: nn.Module = self.base.module
+        return module
+
+    def select(self, rows: Tensor) -> "ExpectedOracle":
+        """The same for some of the samples."""
+        return ExpectedOracle(self.base.select(rows), self.k)
+
+    def eot(self, k: int) -> Oracle:
+        """The expectation over k draws instead."""
+        found: Oracle = self.base.eot(k)
+        return found
+
+    def outputs(self, x: Images) -> Outputs:
+        """k forward passes, averaged."""
+        return _mean([self.base.outputs(x) for _ in range(self.k)])
+
+    def gradient(self, x: Images, loss: Loss) -> Gradient:
+        """k forward and backward passes, averaged."""
+        found = [self.base.gradient(x, loss) for _ in range(self.k)]
+        outputs = _mean([g.outputs for g in found])
+        return Gradient(outputs, sum(g.loss for g in found) / self.k, sum(g.grad for g in found) / self.k)
+
+
+def _mean(outputs: Sequence[Outputs]) -> Outputs:
+    logits = torch.stack([o.logits for o in outputs]).mean(0)
+    members = [o.members for o in outputs if o.members is not None]
+    return Outputs(logits, torch.stack(members).mean(0) if members else None)
+
+
+def _pulled_back(tiles: Sequence[_Tile], cotangents: Sequence[Tensor], *, retain_graph: bool) -> Tensor:
+    """The gradient of every tile's images, given the gradients of the joined outputs."""
+    grads, start = [], 0
+    for tile in tiles:
+        roots, seeds = [], []
+        for output, cotangent, axis in zip(tile.outputs, cotangents, (0, 1), strict=False):
+            if output is None:
+                continue
+            width = tile.x.shape[0]
+            real = cotangent.narrow(axis, start, min(width, cotangent.shape[axis] - start))
+            seed = torch.zeros_like(output)
+            seed.narrow(axis, 0, real.shape[axis]).copy_(real)
+            if output.requires_grad:
+                roots.append(output)
+                seeds.append(seed)
+        found = torch.autograd.grad(roots, tile.x, seeds, retain_graph=retain_graph, materialize_grads=True)
+        grads.append(found[0])
+        start += tile.x.shape[0]
+    return torch.cat(grads) if len(grads) > 1 else grads[0]
+
+
