@@ -5,14 +5,14 @@ units; logits are pre-softmax scores. A plugin needs this module, `robustkit.row
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from robustkit import rows
+from robustkit import projection, rows
 from robustkit.errors import UsageError
 
 Norm = Literal["linf", "l2", "l1", "l0"]
@@ -54,6 +54,8 @@ class ThreatModel:
                 f"linf eps {self.eps:g} is wider than the whole range [{self.low:g}, {self.high:g}]; "
                 "pixels are in [0,1], so 8 of 255 levels is 8/255"
             )
+        if self.norm == "l0" and self.eps < 1:
+            raise UsageError(f"l0 eps counts whole pixels, such as 24; {self.eps:g} lets none change")
 
     def distance(self, x: Images, adv: Images) -> Float[Tensor, " batch"]:
         """Distance of each image from its original, in float64."""
@@ -78,27 +80,38 @@ class ThreatModel:
         return adv.clamp(self.low, self.high)
 
     def project(self, x: Images, adv: Images) -> Images:
-        """An image of the ball and the box near `adv`; what is inside stays as it is."""
-        delta = adv - x
+        """An image of the ball and the box near `adv`; what is inside stays as it is, bit for bit.
+
+        It is the nearest for linf and l1; l2 goes to the ball, then to the box; l0 keeps the largest changes. No entry
+        ends further from x than `adv` clipped to the box.
+        """
         if self.norm == "linf":
-            return self.clip(x + delta.clamp(-self.eps, self.eps))
+            return projection.onto_linf(x, adv, self.eps, self.low, self.high)
         if self.norm == "l2":
-            size = rows.length(delta.double(), "l2")
-            inside = size <= self.eps * (1 + 5e-7) + 5e-8  # half the judge's slack: rounding cannot cross it
-            scale = torch.where(inside, torch.ones_like(size), self.eps / size.clamp_min(1e-300))
-            scaled = x + (delta.double() * rows.spread(scale, delta)).to(x.dtype)
-            return self.clip(rows.pick(inside, adv, scaled))
-        raise UsageError(f"no projection for {self.norm} yet; there are: linf, l2")
+            return projection.onto_l2(x, adv, self.eps, self.low, self.high)
+        if self.norm == "l1":
+            return projection.onto_l1(x, adv, self.eps, self.low, self.high)
+        return projection.onto_l0(x, adv, int(self.limit), self.low, self.high)
 
     def sample(self, x: Images, draws: "Draws") -> Images:
-        """A random image of the ball and the box, the usual random start of PGD."""
+        """A random image of the ball and the box, the usual random start of PGD.
+
+        Uniform in the ball, then projected on the box; l0: random pixels with uniform values.
+        """
         if self.norm == "linf":
             return self.clip(x + self.eps * (2 * draws.uniform(x.shape[1:]) - 1))
+        if self.norm == "l0":
+            order = rows.flat(draws.uniform(x.shape[2:])).sort(dim=1, stable=True).indices[:, : int(self.limit)]
+            values = self.low + (self.high - self.low) * draws.uniform(x.shape[1:], step=1).to(x.dtype)
+            return torch.where(projection.kept_pixels(x, order), self.clip(values), x)
         if self.norm == "l2":
-            direction = rows.unit(draws.normal(x.shape[1:]))
-            radius = self.eps * draws.uniform((1,), step=1)[:, 0] ** (1 / x[0].numel())
-            return self.project(x, x + rows.spread(radius, x) * direction)
-        raise UsageError(f"no random start for {self.norm} yet; there are: linf, l2")
+            direction = rows.unit(draws.normal(x.shape[1:]).double())
+        else:
+            signed = 2 * draws.uniform(x.shape[1:]).double() - 1
+            direction = rows.unit(signed.sign() * -(1 - signed.abs()).log(), "l1")
+        # u^(1/D) as exp(log u / D): torch's pow rounds an entry differently by its place in a batch.
+        radius = self.eps * (draws.uniform((1,), step=1)[:, 0].double().log() / x[0].numel()).exp()
+        return self.project(x, (x + rows.spread(radius, x) * direction).to(x.dtype))
 
 
 class Outputs(NamedTuple):
@@ -142,9 +155,17 @@ class Draws(Protocol):
 class Oracle(Protocol):
     """All that an attack may ask of the model, for exactly the samples of its case."""
 
-    classes: int
-    randomised: bool
-    differentiable: bool
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+
+    @property
+    def randomised(self) -> bool:
+        """Whether two calls on the same images differ."""
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether gradients flow."""
 
     def select(self, rows: Tensor) -> "Oracle":
         """The same model for some of the samples; counters follow their samples."""
@@ -224,6 +245,41 @@ class Attack(Protocol):
         """The most forward and backward passes that one sample can take."""
 
 
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """An attack on the expectation over k draws of a randomised model (EOT): a wrapper for any gradient attack.
+
+    Source: Athalye, Engstrom, Ilyas, Kwok 2018, arXiv:1707.07397.
+    """
+
+    attack: Attack
+    k: int
+
+    @property
+    def norms(self) -> frozenset[Norm]:
+        """The wrapped attack's norms."""
+        return self.attack.norms
+
+    @property
+    def goal(self) -> Goal:
+        """The wrapped attack's goal."""
+        return self.attack.goal
+
+    @property
+    def access(self) -> Access:
+        """The wrapped attack's access."""
+        return self.attack.access
+
+    def __call__(self, case: Case) -> Images:
+        """The wrapped attack, on an oracle that averages."""
+        return self.attack(replace(case, oracle=case.oracle.eot(self.k)))
+
+    def cost(self, classes: int) -> tuple[int, int]:
+        """The wrapped attack's passes, k times."""
+        forwards, backwards = self.attack.cost(classes)
+        return forwards * self.k, backwards * self.k
+
+
 class ModelFacts(NamedTuple):
     """What a suite may know of the model before it names its attacks."""
 
@@ -289,7 +345,7 @@ class ModelSource(Protocol):
 
 @runtime_checkable
 class Dataset(Protocol):
-    """Labelled images in a fixed order."""
+    """Labelled images in a fixed order. `classes` is 0 where it is not known."""
 
     name: str
     classes: int

@@ -4,11 +4,13 @@ A network's float results depend on the shape of its batch, but in tiles of one 
 so every call, the judge's too, goes through tiles, and a record is the same however many samples are in flight.
 """
 
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -30,15 +32,22 @@ class Noise:
 
     @contextmanager
     def seeded(self, module: nn.Module, device: torch.device) -> Iterator[None]:
-        """Seed torch, and the module if it offers `reseed(seed)`, for one call."""
+        """Seed torch, numpy, random, and the module if it offers `reseed(seed)`, for one call."""
         self.calls += 1
         seed = key_of(*self.key, self.calls)[0]
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(seed)
-            reseed = getattr(module, "reseed", None)
-            if callable(reseed):
-                reseed(seed)
-            yield
+        python_state, numpy_state = random.getstate(), np.random.get_state()
+        try:
+            with torch.random.fork_rng([device] if device.type == "cuda" else []):
+                torch.manual_seed(seed)
+                random.seed(seed)
+                np.random.seed(seed)
+                reseed = getattr(module, "reseed", None)
+                if callable(reseed):
+                    reseed(seed)
+                yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)
 
 
 class _Tile(NamedTuple):
@@ -56,6 +65,10 @@ class Network:
     dtype: torch.dtype = torch.float32
     probabilities: bool = False
     noise: Noise | None = None
+
+    def seeded(self, *key: object) -> "Network":
+        """The same randomised network with fresh noise of its own."""
+        return replace(self, noise=Noise(*key))
 
     def logits(self, x: Images) -> Logits:
         """Logits without gradients, float32 (float64 for a float64 model)."""
@@ -77,7 +90,7 @@ class Network:
         x = x.to(self.device, self.dtype)
         if missing:
             x = torch.cat([x, x.new_zeros(missing, *x.shape[1:])])
-        return x.split(self.tile)
+        return torch.split(x, self.tile)
 
     def _call(self, tile: Tensor) -> Outputs:
         if self.noise is not None:
@@ -244,13 +257,17 @@ class ExpectedOracle:
         """k forward and backward passes, averaged."""
         found = [self.base.gradient(x, loss) for _ in range(self.k)]
         outputs = _mean([g.outputs for g in found])
-        return Gradient(outputs, sum(g.loss for g in found) / self.k, sum(g.grad for g in found) / self.k)
+        return Gradient(outputs, _average([g.loss for g in found]), _average([g.grad for g in found]))
 
 
 def _mean(outputs: Sequence[Outputs]) -> Outputs:
-    logits = torch.stack([o.logits for o in outputs]).mean(0)
+    # Added one after another: a reduction over a stack of five or more rounds an entry by its place in the batch.
     members = [o.members for o in outputs if o.members is not None]
-    return Outputs(logits, torch.stack(members).mean(0) if members else None)
+    return Outputs(_average([o.logits for o in outputs]), _average(members) if members else None)
+
+
+def _average(values: Sequence[Tensor]) -> Tensor:
+    return sum(values[1:], values[0]) / len(values)
 
 
 def _pulled_back(tiles: Sequence[_Tile], cotangents: Sequence[Tensor], *, retain_graph: bool) -> Tensor:

@@ -22,7 +22,7 @@ def spread(values: Tensor, like: Tensor) -> Tensor:
 
 def flat(x: Tensor) -> Tensor:
     """View images (batch, …) as contiguous rows (batch, D)."""
-    return x.reshape(x.shape[0], -1)
+    return x.reshape(x.shape[0], math.prod(x.shape[1:]))
 
 
 def total(x: Rows) -> Scalars:
@@ -56,10 +56,7 @@ def length(x: Rows, norm: str) -> Scalars:
 
 def pixels_changed(delta: Rows) -> Scalars:
     """Number of pixels in which a perturbation (batch, channels, height, width) is not zero."""
-    if delta.dim() == 4:
-        changed = delta.ne(0).any(1)
-    else:
-        changed = delta.ne(0)
+    changed = delta.ne(0).any(1) if delta.dim() == 4 else delta.ne(0)
     return total(changed.to(delta.dtype))
 
 

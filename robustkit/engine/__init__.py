@@ -1,1 +1,247 @@
-"""The engine: plan shards, attack the survivors, judge, journal."""
+"""The engine: plan shards, attack the survivors, judge, journal. `evaluate` is the way in."""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from robustkit import datasets, sources, spec
+from robustkit.api import Attack, Dataset, ModelCard, Suite, ThreatModel
+from robustkit.datasets.mapped import Mapped
+from robustkit.datasets.pair import Pair
+from robustkit.engine import assemble, events, plan
+from robustkit.engine.run import Run
+from robustkit.engine.subject import CallableModule, as_module, examine, lent
+from robustkit.errors import UsageError
+from robustkit.oracle import Network
+from robustkit.record import RunRecord
+from robustkit.store import RunFolder, load_run
+
+SHARD = 512
+MOST_IN_FLIGHT = 512
+
+
+def evaluate(
+    model: str | nn.Module | Callable[[Tensor], Tensor],
+    data: str | Dataset | tuple[Any, Any],
+    attack: str | Attack | Suite | Sequence[Any] = "autoattack",
+    *,
+    norm: Literal["linf", "l2", "l1", "l0"] = "linf",
+    eps: float | str = 8 / 255,
+    seed: int = 0,
+    target: int | str | None = None,
+    n: int | None = None,
+    indices: str | Sequence[int] | None = None,
+    outputs: Literal["logits", "probs"] = "logits",
+    quantize: Literal["8bit"] | None = None,
+    save_adversarial: bool = False,
+    device: str = "auto",
+    batch_size: int | Literal["auto"] = "auto",
+    shard_size: int = SHARD,
+    tile: int | None = None,
+    out: str | os.PathLike[str] | Callable[[spec.Job], Path] | None = None,
+    fresh: bool = False,
+    on_event: Callable[[events.Event], None] | None = None,
+) -> RunRecord:
+    """Measure the robust accuracy of a model, judged on every sample.
+
+    Args:
+        model: a spec, an nn.Module, or a callable from [0,1] images to logits. It is put in eval mode and restored.
+        data: a spec, a Dataset, or a pair (x, y) of tensors or arrays, x (n, channels, height, width) in [0,1].
+        attack: a spec (`+` makes a list), an Attack, a Suite, or a list of these; each runs on what still stands.
+        norm: of the threat model.
+        eps: its radius in [0,1] units, 8/255 or "8/255"; for l0 a number of pixels.
+        seed: of all random numbers.
+        target: None, a class, "least-likely" or "random": then only reaching it breaks a sample.
+        n: the first n samples.
+        indices: these samples, instead of n.
+        outputs: what the model returns; probabilities must be declared.
+        quantize: also judge each adversarial rounded to 8 bits.
+        save_adversarial: keep the adversarial images.
+        device: "auto" is the module's own, or CUDA if there is one for a model named by a spec.
+        batch_size: the most samples in flight; "auto" finds what fits. It changes no result.
+        shard_size: samples of one journal file. It changes no result.
+        tile: width of the batches the model sees, part of the run's identity; None chooses by image size.
+        out: a folder that is continued if it holds this very run; None writes nothing.
+        fresh: forget what `out` holds.
+        on_event: told of progress, see `robustkit.engine.events`.
+
+    Raises:
+        UsageError: for anything that cannot be run as given, before anything is written.
+    """
+    threat = ThreatModel(norm, spec.number(eps) if isinstance(eps, str) else float(eps))
+    if quantize not in (None, "8bit"):
+        raise UsageError(f"quantize={quantize!r}; there is: 8bit")
+    if outputs not in ("logits", "probs"):
+        raise UsageError(f"outputs={outputs!r}; there are: logits, probs")
+    if shard_size < 1 or (tile is not None and tile < 1) or (batch_size != "auto" and batch_size < 1):
+        raise UsageError("batch_size, shard_size and tile must be at least 1")
+    dataset = _dataset(data)
+    classes = dataset.classes or None
+    target_text = plan.parse_target(target, classes)
+    plan.check_attack(attack)
+    module, card = (sources.load_model(model)) if isinstance(model, str) else (as_module(model), ModelCard(""))
+    name = model if isinstance(model, str) else _name_of(module)
+    chosen = plan.choose_samples(dataset, n, indices, int(target_text) if target_text.isdigit() else None)
+    where = _device(device, module, named=isinstance(model, str))
+    if isinstance(model, str):
+        module.to(where)
+    with lent(module):
+        first = chosen.batch(0, min(len(chosen.indices), 64))
+        subject = examine(module, card, *first, classes=classes, outputs=outputs, tile=tile, seed=seed)
+        attacks = plan.resolve_attacks(attack, threat, subject.facts)
+        plan.parse_target(target, subject.facts.classes)
+        job = spec.Job(
+            model=name,
+            model_sha256=subject.weights_sha256,
+            probe_sha256=subject.probe_sha256,
+            data=data if isinstance(data, str) else dataset.name,
+            data_sha256=chosen.sha256,
+            indices=chosen.indices,
+            attack=plan.attack_text(attack),
+            attacks=tuple(named.name for named in attacks),
+            attack_sources=plan.source_hashes(attacks),
+            norm=norm,
+            eps=threat.eps,
+            target=target_text,
+            seed=seed,
+            outputs=outputs,
+            quantize=quantize or "",
+            device=subject.reference.device.type,
+            threads=torch.get_num_threads(),
+            tile=subject.reference.tile,
+            precision=str(subject.reference.dtype).removeprefix("torch."),
+            versions=plan.versions(),
+        )
+        tell = on_event or (lambda event: None)
+        path = out(job) if callable(out) else Path(out) if out is not None else None
+        folder, shard = None, shard_size
+        if path is not None:
+            folder = RunFolder(path)
+            wanted = {"shard_size": shard_size, "adversarial": save_adversarial}
+            held = folder.open(job.to_json(), wanted, fresh=fresh)
+            if save_adversarial and not held["adversarial"]:
+                raise UsageError(f"the run in {path} was begun without its adversarials; add --fresh to run it again")
+            shard, save_adversarial = held["shard_size"], held["adversarial"]
+        title = f"{name} · {dataset.name} · {norm} {_eps_text(eps)} · {plan.attack_text(attack)}"
+        resumed = folder is not None and folder.has_parts()
+        tell(events.Started(title, len(chosen.indices), job.attacks, resumed))
+        if folder is not None and (known := _finished(folder)) is not None:
+            tell(events.Finished(str(path)))
+            return known
+        run = Run(
+            subject=subject,
+            search=subject.reference,
+            samples=chosen,
+            attacks=attacks,
+            threat=threat,
+            target=target_text,
+            seed=seed,
+            quantize=quantize or "",
+            keep_adversarial=save_adversarial,
+            in_flight=_in_flight(batch_size, subject.reference, first[0]),
+            shard_size=shard,
+            folder=folder,
+            tell=tell,
+            weights={k: v.detach().clone() for k, v in module.state_dict().items()},
+        )
+        run.execute()
+        samples, attack_rows, seconds = assemble.columns(run)
+        record = RunRecord(
+            job=job.to_json(),
+            environment=plan.environment(subject.reference.device),
+            samples=samples,
+            attacks=attack_rows,
+            seconds=seconds,
+            flags=[*subject.flags, *_left_out(target_text, len(chosen.indices), chosen.left_out)],
+            errors=run.errors,
+            adversarial=assemble.adversarial(run),
+            folder=str(path) if path else None,
+        )
+    if folder is not None:
+        folder.save(record)
+    tell(events.Finished(str(path) if path else None))
+    return record
+
+
+def _dataset(data: Any) -> Dataset:
+    """The dataset of a spec, an (x, y) pair, a torch map-style dataset, or itself.
+
+    Raises:
+        UsageError: for anything else.
+    """
+    if isinstance(data, str):
+        return datasets.load_dataset(data)
+    if isinstance(data, Dataset):
+        return data
+    if isinstance(data, tuple | list) and len(data) == 2:
+        return Pair(*data)
+    if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
+        return Mapped(data)
+    raise UsageError(f"data is a spec, a pair (x, y) or a dataset, not {type(data).__name__}")
+
+
+def _left_out(target: str, n: int, left_out: int) -> list[dict[str, Any]]:
+    if not left_out:
+        return []
+    text = f"{left_out} samples already of the target class {target} are left out; n = {n} are evaluated"
+    return [{"kind": "left-out", "message": text}]
+
+
+def _name_of(module: nn.Module) -> str:
+    inner = module.function if isinstance(module, CallableModule) else type(module)
+    return f"{getattr(inner, '__module__', '')}.{getattr(inner, '__qualname__', type(inner).__name__)}".lstrip(".")
+
+
+def _eps_text(eps: float | str) -> str:
+    return eps if isinstance(eps, str) else f"{eps:.6g}"
+
+
+def _device(wanted: str, module: nn.Module, *, named: bool) -> torch.device:
+    if wanted == "auto":
+        if named:
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return next((p.device for p in module.parameters()), torch.device("cpu"))
+    try:
+        device = torch.device(wanted)
+    except RuntimeError:
+        raise UsageError(f"unknown device {wanted!r}; there are: auto, cpu, cuda, cuda:0 …") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"device {wanted!r} was asked for, but torch sees no CUDA device; use --device cpu")
+    return device
+
+
+def _in_flight(batch_size: int | Literal["auto"], network: Network, x: Tensor) -> int:
+    """How many samples an attack works on at once: whole tiles, as many as memory for a backward pass allows."""
+    if batch_size != "auto":
+        return max(1, batch_size // network.tile) * network.tile
+    kept = 0
+
+    def pack(saved: Tensor) -> Tensor:
+        nonlocal kept
+        kept += saved.numel() * saved.element_size()
+        return saved
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved):
+        network.tracked(x[:1])
+    free = _free_memory(network.device)
+    return min(MOST_IN_FLIGHT // network.tile or 1, max(1, int(free / 4 / max(1, kept)))) * network.tile
+
+
+def _free_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    if "SC_AVPHYS_PAGES" in os.sysconf_names:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return 4 << 30
+
+
+def _finished(folder: RunFolder) -> RunRecord | None:
+    """The record of a finished run in this folder, if nothing in it is left to decide."""
+    if not (folder.path / "run.json").exists():
+        return None
+    record = load_run(folder.path)
+    return None if record.unknown else record

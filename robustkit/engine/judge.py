@@ -103,6 +103,14 @@ class Judge:
         before = self.reasons.get(reason)
         self.reasons[reason] = samples if before is None else torch.cat([before, samples])
 
+    def revoke(self, reason: str) -> None:
+        """Take back every verdict: what was confirmed was not confirmed by the model as given."""
+        self.broken.zero_()
+        self.fooled.zero_()
+        self.distance.fill_(torch.nan)
+        self.margin.fill_(torch.nan)
+        self.violate(torch.arange(len(self.y), device=self.y.device), reason)
+
     def lent(self) -> tuple[Images, Labels, Labels | None]:
         """Copies of the images, labels and targets for an attack to work with."""
         return self.x.clone(), self.y.clone(), None if self.target is None else self.target.clone()

@@ -1,0 +1,140 @@
+"""APGD, PGD with momentum that finds its step size. Croce & Hein 2020, arXiv:2003.01690, section 3 and algorithm 1."""
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from robustkit import rows
+from robustkit.api import Access, Case, Goal, Images, Loss, Norm
+from robustkit.errors import UsageError
+from torch import Tensor
+
+from robustkit_attacks import losses, parts
+
+_MOMENTUM = 0.75
+_RHO = 0.75  # the share of steps between checkpoints that must raise the loss
+
+
+class _State(NamedTuple):
+    adv: Tensor  # the iterate, where `grad` was taken
+    previous: Tensor  # the one before
+    grad: Tensor
+    loss: Tensor
+    best: Tensor  # the iterate of highest loss, its gradient and its loss
+    best_grad: Tensor
+    best_loss: Tensor
+    best_before: Tensor  # the highest loss at the last checkpoint
+    step: Tensor
+    halved: Tensor  # whether the step was halved at the last checkpoint
+    rises: Tensor  # steps that raised the loss since the last checkpoint
+    found: Tensor  # the latest iterate that fooled the model
+    hit: Tensor  # whether `found` holds one that the judge has not seen
+    place: Tensor  # the row of the whole case
+
+
+@dataclass(frozen=True, slots=True)
+class APGD:
+    """Auto-PGD on a loss. `dlr-targeted` runs once for each of the `targets` nearest wrong classes (APGD-T)."""
+
+    loss: losses.Name = "ce"
+    steps: int = 100
+    restarts: int = 1
+    targets: int = 9
+
+    norms: ClassVar[frozenset[Norm]] = frozenset({"linf", "l2"})
+    goal: ClassVar[Goal] = "bounded"
+    access: ClassVar[Access] = "white-box"
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.restarts < 1 or self.targets < 1:
+            raise UsageError("apgd: steps, restarts and targets must be positive")
+
+    def __call__(self, case: Case) -> Images:
+        """The last candidate of each sample; what the judge confirms on the way leaves."""
+        result = case.x.clone()
+        place = torch.arange(len(result), device=result.device)
+        aims = parts.wrong_classes(case, self.targets) if self.loss == "dlr-targeted" else None
+        for restart in range(self.restarts):
+            for rank in range(1 if aims is None else aims.shape[1]):
+                if not len(place):
+                    return result
+                aim = case.target if aims is None else aims[place, rank]
+                case, place, ended = self._climb(case, aim, place, restart * case.oracle.classes + rank)
+                result[place] = ended
+                stays = ~case.submit(ended)
+                case, place = case.select(stays), place[stays]
+        return result
+
+    def _climb(self, case: Case, aim: Tensor | None, place: Tensor, stream: int) -> tuple[Case, Tensor, Images]:
+        """One run of algorithm 1: the case, places and candidates of what is not confirmed broken before its end."""
+        state = self._start(case, losses.make(self.loss, case.y, aim), place, stream)
+        interval, since = max(int(0.22 * self.steps), 1), 0
+        for i in range(1, self.steps + 1):
+            state = self._step(case, losses.make(self.loss, case.y, aim), state, first=i == 1)
+            since += 1
+            if since == interval:
+                state = _adapted(state, interval)
+                interval, since = max(interval - max(int(0.03 * self.steps), 1), max(int(0.06 * self.steps), 1)), 0
+            if parts.checkpoint(i):
+                broken = parts.confirmed(case, state.found, state.hit)
+                state = state._replace(hit=torch.zeros_like(state.hit))
+                case, state = case.select(~broken), parts.select(state, ~broken)
+                aim = None if aim is None else aim[~broken]
+                if not len(state.place):
+                    break
+        return case, state.place, rows.pick(state.hit, state.found, state.best)
+
+    def _start(self, case: Case, loss: Loss, place: Tensor, stream: int) -> _State:
+        draws, threat = case.draws.at(stream), case.threat
+        if threat.norm == "linf":
+            noise = 2 * draws.uniform(case.x.shape[1:]) - 1
+            start = threat.clip(case.x + threat.eps * rows.unit(noise, "linf"))
+        else:
+            start = threat.project(case.x, case.x + threat.eps * rows.unit(draws.normal(case.x.shape[1:])))
+        outputs, value, grad = case.oracle.gradient(start, loss)
+        hit = case.reached(outputs.logits)
+        return _State(
+            adv=start, previous=start, grad=grad, loss=value, best=start, best_grad=grad, best_loss=value,
+            best_before=value, step=torch.full_like(value, 2 * threat.eps), halved=torch.ones_like(hit),
+            rises=torch.zeros_like(place), found=start, hit=hit, place=place,
+        )  # fmt: skip
+
+    def _step(self, case: Case, loss: Loss, state: _State, *, first: bool) -> _State:
+        threat, x, adv = case.threat, case.x, state.adv
+        move = state.grad.sign() if threat.norm == "linf" else rows.unit(state.grad)
+        ahead = threat.project(x, adv + rows.spread(state.step, adv) * move)
+        a = 1.0 if first else _MOMENTUM
+        adv = threat.project(x, adv + a * (ahead - adv) + (1 - a) * (adv - state.previous))
+        outputs, value, grad = case.oracle.gradient(adv, loss)
+        hit = case.reached(outputs.logits)
+        better = value > state.best_loss
+        return state._replace(
+            adv=adv,
+            previous=state.adv,
+            grad=grad,
+            loss=value,
+            best=rows.pick(better, adv, state.best),
+            best_grad=rows.pick(better, grad, state.best_grad),
+            best_loss=torch.where(better, value, state.best_loss),
+            rises=state.rises + (value > state.loss),
+            found=rows.pick(hit, adv, state.found),
+            hit=state.hit | hit,
+        )
+
+    def cost(self, classes: int) -> tuple[int, int]:
+        """One forward and backward a step and one at each start; a forward to rank the classes."""
+        runs = self.restarts * (min(self.targets, classes - 1) if self.loss == "dlr-targeted" else 1)
+        return runs * (self.steps + 1) + (self.loss == "dlr-targeted"), runs * (self.steps + 1)
+
+
+def _adapted(state: _State, interval: int) -> _State:
+    """Halve the step, and go back to the best point, where the loss rose too seldom or did not improve."""
+    stuck = (state.rises <= _RHO * interval) | (~state.halved & (state.best_before >= state.best_loss))
+    return state._replace(
+        adv=rows.pick(stuck, state.best, state.adv),
+        grad=rows.pick(stuck, state.best_grad, state.grad),
+        step=torch.where(stuck, state.step / 2, state.step),
+        best_before=state.best_loss,
+        halved=stuck,
+        rises=torch.zeros_like(state.rises),
+    )

@@ -1,0 +1,220 @@
+"""CW, the attacks of Carlini & Wagner 2017, arXiv:1608.04644.
+
+L2 (section VI-A): the nearest adversarial, by Adam in the space of w with image = ½(tanh w + 1), with a search for the
+weight c of the misclassification term. Linf is not the paper's: as in evaluation suites it is projected gradient
+descent within eps on the paper's margin, without a hinge, so that the gradient lasts until the label flips.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from robustkit import rows
+from robustkit.api import Access, Case, Goal, Images, Loss, Norm
+from robustkit.errors import UsageError
+from torch import Tensor
+from torch.nn import functional as F
+
+from robustkit_attacks import losses
+
+_SHRINK = 0.999999  # keeps w finite, and its gradient above zero, where a pixel is exactly 0 or 1
+_STALLED = 0.9999  # a loss above this share of the one a tenth of the steps ago has stalled
+_BETA1, _BETA2, _TINY = 0.9, 0.999, 1e-8  # Adam, arXiv:1412.6980
+
+
+class _Search(NamedTuple):
+    """The binary search of each sample, and its nearest adversarial so far."""
+
+    c: Tensor
+    lower: Tensor
+    upper: Tensor
+    best: Images
+    distance: Tensor  # squared
+    refused: Tensor  # the squared distance at which the judge last refused the sample
+    done: Tensor
+
+
+class _Descent(NamedTuple):
+    """The descent of each row for one value of c. `place` is the row's position in the search."""
+
+    place: Tensor
+    w: Tensor
+    mean: Tensor
+    square: Tensor
+    before: Tensor  # the loss at the last checkpoint
+    c: Tensor
+    best: Images
+    distance: Tensor
+    fooled: Tensor  # for this c
+
+
+class _Ascent(NamedTuple):
+    """The projected ascent of each row (Linf)."""
+
+    place: Tensor
+    adv: Images
+    best: Images
+    margin: Tensor
+    refused: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class CW:
+    """Carlini–Wagner: the nearest adversarial in L2, or the margin form in Linf.
+
+    Attributes:
+        steps: Adam steps for each value of c (L2); signed steps of 2.5·eps/steps (Linf).
+        searches: values of c that are tried (L2 only, as are the settings below).
+        lr: Adam's step size.
+        c: the first weight of the misclassification term.
+        confidence: by how much the wrong class must lead for the attack to count itself successful.
+        minimise: look for the nearest; if false, a sample is done once the judge confirms a break within eps.
+    """
+
+    steps: int = 1000
+    searches: int = 9
+    lr: float = 0.01
+    c: float = 1e-3
+    confidence: float = 0.0
+    minimise: bool = True
+
+    norms: ClassVar[frozenset[Norm]] = frozenset({"linf", "l2"})
+    goal: ClassVar[Goal] = "minimal"
+    access: ClassVar[Access] = "white-box"
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.searches < 1:
+            raise UsageError(f"cw needs steps ≥ 1 and searches ≥ 1, not {self.steps} and {self.searches}")
+        if not (self.lr > 0 and self.c > 0 and self.confidence >= 0):
+            raise UsageError("cw needs lr > 0, c > 0 and confidence ≥ 0")
+
+    def __call__(self, case: Case) -> Images:
+        """L2: the nearest adversarial found, at any distance, or the original. Linf: the lowest margin within eps."""
+        return self._nearest(case) if case.threat.norm == "l2" else self._within(case)
+
+    def cost(self, classes: int) -> tuple[int, int]:
+        """L2: one forward and backward for each step. Linf takes one forward more and searches once."""
+        return max(self.steps * self.searches, self.steps + 1), self.steps * self.searches
+
+    def _nearest(self, case: Case) -> Images:
+        never = torch.full_like(case.x[:, 0, 0, 0], torch.inf)
+        search = _Search(
+            torch.full_like(never, self.c), torch.zeros_like(never), never, case.x.clone(), never.clone(),
+            never.clone(), torch.zeros_like(never, dtype=torch.bool),
+        )  # fmt: skip
+        for _ in range(self.searches):
+            place = (~search.done).nonzero()[:, 0]
+            if len(place) == 0:
+                break
+            fooled = self._descend(case.select(place), place, search)
+            search = _narrowed(search, fooled)
+        return search.best
+
+    def _descend(self, case: Case, place: Tensor, search: _Search) -> Tensor:
+        """Adam for the current c from the original image; writes what it finds into `search`."""
+        threat = case.threat
+        half = (threat.high - threat.low) / 2
+        unit = ((case.x - threat.low) / half - 1) * _SHRINK
+        w = 0.5 * ((1 + unit) / (1 - unit)).log()  # atanh; torch.atanh rounds by a row's place in the batch
+        fooled = torch.zeros_like(search.done)
+        state = _Descent(
+            place, w, torch.zeros_like(w), torch.zeros_like(w), torch.full_like(w[:, 0, 0, 0], torch.inf),
+            search.c[place], search.best[place], search.distance[place], fooled[place],
+        )  # fmt: skip
+        loss = self._loss(case, state.c)
+        every = math.ceil(self.steps / 10)
+        for step in range(1, self.steps + 1):
+            tanh = state.w.tanh()
+            adv = threat.clip((tanh + 1) * half + threat.low)
+            delta = adv - case.x
+            outputs, value, grad = case.oracle.gradient(adv, loss)
+            distance = rows.dot(delta, delta)
+            success = case.reached(outputs.logits)
+            success &= rows.margin(outputs.logits, case.y, case.target) <= -self.confidence
+            nearer = success & (distance < state.distance)
+            state = _stepped(state, (grad + 2 * delta) * ((1 - tanh * tanh) * half), self.lr, step)._replace(
+                best=rows.pick(nearer, adv, state.best),
+                distance=torch.where(nearer, distance, state.distance),
+                fooled=state.fooled | success,
+            )
+            if step % every == 0 or step == self.steps:
+                total = distance + value
+                goes_on = total < _STALLED * state.before
+                state = state._replace(before=total)
+                search.best[state.place], search.distance[state.place] = state.best, state.distance
+                fooled[state.place] = state.fooled
+                if not self.minimise:
+                    _confirm(case, state, search)
+                    goes_on &= ~search.done[state.place]
+                if not bool(goes_on.any()):
+                    break
+                case, state = case.select(goes_on), _Descent(*(value[goes_on] for value in state))
+                loss = self._loss(case, state.c)
+        return fooled
+
+    def _loss(self, case: Case, c: Tensor) -> Loss:
+        """The misclassification term: c times the margin that is missing."""
+        return lambda outputs: c * F.relu(rows.margin(outputs.logits, case.y, case.target) + self.confidence)
+
+    def _within(self, case: Case) -> Images:
+        threat, found = case.threat, case.x.clone()
+        never = torch.full_like(case.x[:, 0, 0, 0], torch.inf)
+        state = _Ascent(torch.arange(len(case.x), device=case.x.device), case.x, case.x, never, never)
+        size, every = 2.5 * threat.eps / self.steps, math.ceil(self.steps / 10)
+        for step in range(1, self.steps + 1):
+            _, loss, grad = case.oracle.gradient(state.adv, losses.make("margin", case.y, case.target))
+            state = _kept(state, -loss)
+            state = state._replace(adv=threat.project(case.x, state.adv + size * grad.sign()))
+            if step & (step - 1) == 0 or step % every == 0:
+                case, state = _confirmed_leave(case, state, found)
+                if len(state.place) == 0:
+                    return found
+        state = _kept(state, rows.margin(case.oracle.outputs(state.adv).logits, case.y, case.target))
+        found[state.place] = state.best
+        return found
+
+
+def _narrowed(search: _Search, fooled: Tensor) -> _Search:
+    """The next c: between the bounds, or ten times as much while nothing has succeeded."""
+    upper = torch.where(fooled, search.c, search.upper)
+    lower = torch.where(fooled, search.lower, search.c)
+    c = torch.where(upper.isinf(), search.c * 10, (lower + upper) / 2)
+    return search._replace(c=c, lower=lower, upper=upper)
+
+
+def _stepped(state: _Descent, grad: Tensor, lr: float, step: int) -> _Descent:
+    """One step of Adam, with each product and sum rounded by itself."""
+    mean = state.mean * _BETA1 + grad * (1 - _BETA1)
+    square = state.square * _BETA2 + grad * grad * (1 - _BETA2)
+    scale = (square / (1 - _BETA2**step)).sqrt() + _TINY
+    return state._replace(w=state.w - mean * (lr / (1 - _BETA1**step)) / scale, mean=mean, square=square)
+
+
+def _confirm(case: Case, state: _Descent, search: _Search) -> None:
+    """Ask the judge about rows whose nearest adversarial is within eps; notes the answer in `search`."""
+    ready = (state.distance.sqrt() <= case.threat.limit) & (state.distance < search.refused[state.place])
+    if bool(ready.any()):
+        at = state.place[ready]
+        search.done[at] = case.select(ready).submit(state.best[ready])
+        search.refused[at] = state.distance[ready]
+
+
+def _kept(state: _Ascent, margin: Tensor) -> _Ascent:
+    """The iterate of lowest margin."""
+    better = margin < state.margin
+    return state._replace(
+        best=rows.pick(better, state.adv, state.best), margin=torch.where(better, margin, state.margin)
+    )
+
+
+def _confirmed_leave(case: Case, state: _Ascent, found: Images) -> tuple[Case, _Ascent]:
+    """Submit the rows that look broken; what the judge confirms is written into `found` and leaves."""
+    ready = (state.margin <= 0) & (state.margin < state.refused)
+    if not bool(ready.any()):
+        return case, state
+    leaves = torch.zeros_like(ready)
+    leaves[ready] = case.select(ready).submit(state.best[ready])
+    found[state.place[leaves]] = state.best[leaves]
+    state = state._replace(refused=torch.where(ready, state.margin, state.refused))
+    return case.select(~leaves), _Ascent(*(value[~leaves] for value in state))

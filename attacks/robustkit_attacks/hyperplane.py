@@ -1,0 +1,79 @@
+"""The shortest way from a point of the box onto a hyperplane without leaving the box, in Linf, L2 and L1.
+
+Minimise ‖d‖ subject to ⟨w, d⟩ = gap and low ≤ p + d ≤ high. Every entry can only move in the direction that helps, by
+at most its room to the box, and moving entry i by m gains |w_i|·m. In Linf all entries move by min(t, room), in L2
+by min(t·|w_i|, room), for the least t that gains |gap|. The gain is concave and piecewise linear in t, so Newton's
+method climbs to t from below and stops there. In L1 the steepest entries move first, as far as they can.
+"""
+
+import torch
+from robustkit import rows
+from robustkit.api import Norm
+from robustkit.errors import UsageError
+from torch import Tensor
+
+# A Newton step on a concave gain at least quarters (what is missing × the slope), so float32 needs fewer than this.
+ROUNDS = 100
+
+
+def shortest(p: Tensor, w: Tensor, gap: Tensor, norm: Norm, *, low: float = 0.0, high: float = 1.0) -> Tensor:
+    """The shortest d, a row a point, with ⟨w, d⟩ = gap and p + d in the box; entries with w = 0 stay.
+
+    Where the box misses the hyperplane, every entry goes as far as it can. Where w is zero, or w or gap is not finite,
+    nothing moves.
+
+    Raises:
+        UsageError: for a norm other than linf, l2 and l1.
+    """
+    if norm not in ("linf", "l2", "l1"):
+        raise UsageError(f"no projection onto hyperplanes for {norm}; there are: linf, l2, l1")
+    points, slopes = rows.flat(p), rows.flat(w)
+    steepest = rows.peak(slopes.abs())
+    sound = (steepest > 0) & torch.isfinite(steepest) & torch.isfinite(gap)
+    scale = torch.where(sound, steepest, torch.ones_like(steepest))
+    slopes = rows.pick(sound, slopes / rows.spread(scale, slopes), torch.zeros_like(slopes))
+    need = torch.where(sound, gap / scale, torch.zeros_like(gap))
+
+    direction = slopes.sign() * rows.spread(need.sign(), slopes)
+    room = torch.where(direction > 0, high - points, points - low).clamp_min(0) * direction.abs()
+    steep, need = slopes.abs(), need.abs()
+    worth = steep * room
+    reachable = need < rows.total(worth)
+    need = torch.where(reachable, need, torch.zeros_like(need))
+    if norm == "l1":
+        move = _greedy(need, steep, room)
+    else:
+        move = _level(need, steep, room, worth, torch.ones_like(steep) if norm == "linf" else steep)
+    return (direction * rows.pick(reachable, move, room)).view_as(p)
+
+
+def _level(need: Tensor, steep: Tensor, room: Tensor, worth: Tensor, speed: Tensor) -> Tensor:
+    """Moves min(t·speed, room) with the least t that gains `need`.
+
+    `t` never decreases and depends on its own row only, so a row that has arrived stays as it is while others climb.
+    """
+    gain = steep * speed
+    ends = torch.where(room > 0, room / speed, torch.zeros_like(room))  # the t at which an entry has no room left
+    nothing = torch.zeros_like(gain)
+    t = torch.zeros_like(need)
+    for _ in range(ROUNDS):
+        full = ends <= rows.spread(t, ends)
+        missing = need - rows.total(torch.where(full, worth, nothing))
+        slope = rows.total(torch.where(full, nothing, gain))
+        climbed = torch.where(slope > 0, missing / slope, t).maximum(t)
+        if torch.equal(climbed, t):
+            break
+        t = climbed
+    return torch.minimum(rows.spread(t, speed) * speed, room)
+
+
+def _greedy(need: Tensor, steep: Tensor, room: Tensor) -> Tensor:
+    """Moves of full room for the steepest entries, the last one by what is still missing."""
+    order = steep.argsort(dim=1, descending=True, stable=True)
+    steep, room = steep.gather(1, order), room.gather(1, order)
+    worth = (steep * room).double()
+    # One row alone may be summed in another order than among others; two rows never are.
+    before = worth.expand(max(2, len(worth)), -1).cumsum(1)[: len(worth)] - worth
+    missing = (rows.spread(need.double(), before) - before).clamp_min(0)
+    last = (missing / steep.clamp_min(torch.finfo(steep.dtype).tiny)).to(room.dtype)
+    return torch.zeros_like(room).scatter_(1, order, torch.minimum(last, room))

@@ -1,0 +1,40 @@
+"""What several attacks need: when to ask the judge, who leaves, and which classes to aim at."""
+
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from robustkit.api import Case, Images, Labels
+from torch import Tensor
+
+State = TypeVar("State", bound=NamedTuple)
+
+
+def checkpoint(step: int) -> bool:
+    """Whether to ask the judge after this step (from 1): early and then every tenth, since asking costs a forward."""
+    return step in (1, 2, 4, 7) or step % 10 == 0
+
+
+def confirmed(case: Case, adv: Images, hit: Tensor) -> Tensor:
+    """Submit the rows of `adv` where `hit`; true where the judge confirms a break."""
+    at = hit.nonzero()[:, 0]
+    broken = torch.zeros_like(hit)
+    if len(at):
+        broken[at] = case.select(at).submit(adv[at])
+    return broken
+
+
+def select(state: Any, rows: Tensor) -> Any:
+    """Some rows of a NamedTuple of tensors."""
+    return type(state)(*(value[rows] for value in state))
+
+
+def wrong_classes(case: Case, most: int) -> Labels:
+    """The classes to aim at, nearest first: shape (batch, k), the highest logits at the clean point other than y.
+
+    In a targeted evaluation it is the target alone.
+    """
+    if case.target is not None:
+        return case.target[:, None]
+    logits = case.oracle.outputs(case.x).logits
+    ranked = logits.scatter(1, case.y[:, None], -torch.inf).argsort(dim=1, descending=True, stable=True)
+    return ranked[:, : min(most, logits.shape[1] - 1)]

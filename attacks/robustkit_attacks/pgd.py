@@ -1,0 +1,84 @@
+"""PGD, projected gradient descent. Madry, Makelov, Schmidt, Tsipras, Vladu 2018, arXiv:1706.06083, section 2.1.
+
+With `random_start=false` and `step` = eps/steps it is BIM (Kurakin, Goodfellow, Bengio 2017, arXiv:1607.02533).
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from robustkit import rows
+from robustkit.api import Access, Case, Goal, Images, Norm
+from robustkit.errors import UsageError
+from torch import Tensor
+
+from robustkit_attacks import losses, parts
+
+
+class _State(NamedTuple):
+    adv: Tensor  # the iterate
+    found: Tensor  # the latest iterate that fooled the model
+    hit: Tensor  # whether `found` holds one that the judge has not seen
+    place: Tensor  # the row of the whole case
+
+
+@dataclass(frozen=True, slots=True)
+class PGD:
+    """Steps along the gradient of a loss, projected back; each restart starts at another point of the ball.
+
+    `step` is absolute, in [0,1] units (0.01); by default 2.5·eps/steps, which can cross the ball.
+    """
+
+    steps: int = 40
+    restarts: int = 1
+    step: float | None = None
+    loss: losses.Name = "ce"
+    random_start: bool = True
+
+    norms: ClassVar[frozenset[Norm]] = frozenset({"linf", "l2"})
+    goal: ClassVar[Goal] = "bounded"
+    access: ClassVar[Access] = "white-box"
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.restarts < 1 or (self.step is not None and self.step <= 0):
+            raise UsageError("pgd: steps, restarts and step must be positive")
+
+    def __call__(self, case: Case) -> Images:
+        """The last candidate of each sample; what the judge confirms on the way leaves."""
+        result = case.x.clone()
+        place = torch.arange(len(result), device=result.device)
+        for restart in range(self.restarts):
+            start = case.threat.sample(case.x, case.draws.at(restart)) if self.random_start else case.x
+            case, state = self._climb(case, _State(start, start, torch.zeros_like(place, dtype=torch.bool), place))
+            ended = rows.pick(state.hit, state.found, state.adv)
+            result[state.place] = ended
+            if restart + 1 < self.restarts:
+                stays = ~case.submit(ended)
+                case, place = case.select(stays), state.place[stays]
+        return result
+
+    def _climb(self, case: Case, state: _State) -> tuple[Case, _State]:
+        """One restart: the case and state of the samples that are not confirmed broken by its end."""
+        size = self.step or 2.5 * case.threat.eps / self.steps
+        for i in range(1, self.steps + 1):
+            loss = losses.make(self.loss, case.y, case.target)
+            outputs, _, grad = case.oracle.gradient(state.adv, loss)
+            hit = case.reached(outputs.logits)
+            move = grad.sign() if case.threat.norm == "linf" else rows.unit(grad)
+            state = _State(
+                adv=case.threat.project(case.x, state.adv + size * move),
+                found=rows.pick(hit, state.adv, state.found),
+                hit=state.hit | hit,
+                place=state.place,
+            )
+            if parts.checkpoint(i):
+                broken = parts.confirmed(case, state.found, state.hit)
+                state = state._replace(hit=torch.zeros_like(state.hit))
+                case, state = case.select(~broken), parts.select(state, ~broken)
+                if not len(state.place):
+                    break
+        return case, state
+
+    def cost(self, classes: int) -> tuple[int, int]:
+        """One forward and backward a step."""
+        return self.steps * self.restarts, self.steps * self.restarts

@@ -1,0 +1,87 @@
+"""From the journal's facts to the record."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from robustkit import record
+from robustkit.engine.judge import BROKEN, VIOLATED
+from robustkit.engine.run import CLEAN, Run
+
+_OUTCOMES = np.array([record.SURVIVED, record.BROKE, record.VIOLATED])  # in the order of the judge's codes
+
+
+def columns(run: Run) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, float]]:
+    """The samples' columns, the attacks' columns, and the seconds of each attack."""
+    n = len(run.samples.indices)
+    index = np.array(run.samples.indices, dtype=np.int64)
+    starts = {shard: shard * run.shard_size for shard, step in run.done if step == CLEAN}
+    clean = {
+        name: np.concatenate([run.done[shard, CLEAN][name] for shard in sorted(starts)])
+        for name in ("correct", "prediction", "margin", "target")
+    }
+    status = np.where(clean["correct"], record.ROBUST, record.WRONG).astype("<U7")
+    quantized = status.copy()
+    broken_by = np.full(n, "", dtype=np.object_)
+    distance = np.full(n, np.nan)
+    rows: list[dict[str, np.ndarray]] = []
+    seconds: dict[str, float] = {}
+    for step, named in enumerate(run.attacks, start=1):
+        for shard, start in sorted(starts.items()):
+            facts = run.done[shard, step]
+            at = facts["position"].astype(np.int64) + start
+            broken, violated = facts["outcome"] == BROKEN, facts["outcome"] == VIOLATED
+            status[at[broken]] = record.BROKEN
+            broken_by[at[broken]] = named.name
+            distance[at[broken]] = facts["distance"][broken]
+            open_rows = at[violated]
+            status[open_rows[status[open_rows] == record.ROBUST]] = record.UNKNOWN
+            quantized[at[facts["quantized"] == BROKEN]] = record.BROKEN
+            rows.append(
+                {
+                    "index": index[at],
+                    "attack": np.full(len(at), named.name, dtype=np.object_),
+                    "outcome": _OUTCOMES[facts["outcome"].astype(np.int64)],
+                    "distance": facts["distance"],
+                    "margin": facts["margin"],
+                    "forwards": facts["forwards"],
+                    "backwards": facts["backwards"],
+                    **({"quantized": _OUTCOMES[facts["quantized"].astype(np.int64)]} if run.quantize else {}),
+                }
+            )
+            seconds[named.name] = seconds.get(named.name, 0.0) + float(facts["seconds"].sum())
+    samples = {
+        "index": index,
+        "label": run.samples.labels.numpy().astype(np.int64),
+        "status": status.astype(np.str_),
+        "broken_by": broken_by.astype(np.str_),
+        "distance": distance,
+        "sha256": np.array(run.samples.hashes, dtype=np.str_),
+        "prediction": clean["prediction"],
+        "margin": clean["margin"],
+        "target": clean["target"],
+    }
+    if run.quantize:
+        samples["quantized_status"] = np.where(status == record.UNKNOWN, record.UNKNOWN, quantized).astype(np.str_)
+    joined = {name: np.concatenate([part[name] for part in rows]) for name in rows[0]}
+    joined["attack"], joined["outcome"] = joined["attack"].astype(np.str_), joined["outcome"].astype(np.str_)
+    return samples, joined, seconds
+
+
+def adversarial(run: Run) -> Mapping[str, Any] | None:
+    """The valid adversarial images of the broken samples with their indices, if they were kept."""
+    if not run.keep_adversarial:
+        return None
+    found: dict[int, np.ndarray] = {}
+    for (shard, step), facts in sorted(run.done.items()):
+        if step == CLEAN or "adv" not in facts:
+            continue
+        for position, outcome, adv in zip(facts["position"], facts["outcome"], facts["adv"], strict=True):
+            if outcome == BROKEN:
+                found[run.samples.indices[int(position) + shard * run.shard_size]] = adv
+    images = list(found.values())
+    return {
+        "index": np.array(list(found), dtype=np.int64),
+        "adv": np.ascontiguousarray(np.stack(images)) if images else np.zeros((0, 1, 1, 1), dtype=np.float32),
+    }

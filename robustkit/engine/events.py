@@ -1,0 +1,45 @@
+"""What the engine tells while it works; the command line turns it into a live table."""
+
+from dataclasses import dataclass
+
+from robustkit.stats import Proportion
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The run is planned: what it is called, how many samples, which attacks."""
+
+    title: str
+    n: int
+    attacks: tuple[str, ...]
+    resumed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CleanDone:
+    """All clean passes are done (of the shards so far)."""
+
+    clean: Proportion
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """An attack is at work: `done` of `total` samples, `fraction` of its largest possible cost, queries so far."""
+
+    attack: str
+    fraction: float
+    broken: int
+    robust: int
+    samples: int
+    queries: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The record is complete."""
+
+    folder: str | None
+
+
+Event = Started | CleanDone | Progress | Finished

@@ -1,0 +1,225 @@
+"""From what the caller named to what will run: attacks, samples, targets, and the job's identity."""
+
+import hashlib
+import importlib.metadata
+import inspect
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+import robustkit
+from robustkit import plugins, spec
+from robustkit.api import Attack, Dataset, Expected, Images, Labels, ModelFacts, Suite, ThreatModel
+from robustkit.errors import UsageError
+from robustkit.streams import SampleDraws, key_of
+
+CHUNK = 256
+
+
+class Named(NamedTuple):
+    """An attack and its name: the spec that makes it again."""
+
+    name: str
+    attack: Attack
+
+
+def resolve_attacks(attack: Any, threat: ThreatModel, facts: ModelFacts) -> list[Named]:
+    """The attacks of a spec, an Attack, a Suite, or a list of these, in order.
+
+    Raises:
+        UsageError: for an unknown name or option, a norm an attack does not work in, or one attack named twice.
+    """
+    named: list[Named] = []
+    for item in _settings(attack):
+        members = item.attacks(threat, facts) if isinstance(item, Suite) else [item]
+        for member in members:
+            name = name_of(member)
+            if threat.norm not in member.norms:
+                raise UsageError(f"{name} does not work in {threat.norm}; it works in {', '.join(sorted(member.norms))}")
+            if any(name == other.name for other in named):
+                raise UsageError(f"the attack {name} is named twice")
+            named.append(Named(name, member))
+    if not named:
+        raise UsageError("no attack was named; try autoattack")
+    return named
+
+
+def check_attack(attack: Any) -> None:
+    """Refuse what names no attack, before a model is loaded for it.
+
+    Raises:
+        UsageError: for an unknown name or option, or something that is no attack.
+    """
+    if not list(_settings(attack)):
+        raise UsageError("no attack was named; try autoattack")
+
+
+def attack_text(attack: Any) -> str:
+    """What the caller named, as text."""
+    return attack if isinstance(attack, str) else "+".join(f"({name_of(item)})" for item in _settings(attack))
+
+
+def _settings(attack: Any) -> Iterator[Any]:
+    """The settings objects behind whatever the caller named."""
+    if isinstance(attack, str):
+        for text in spec.listed(attack):
+            yield make_attack(text)
+    elif isinstance(attack, type):
+        raise UsageError(f"{attack.__name__} is a class; make one: {attack.__name__}()")
+    elif isinstance(attack, Sequence):
+        for item in attack:
+            yield from _settings(item)
+    elif isinstance(attack, Attack | Suite):
+        yield attack
+    else:
+        raise UsageError(f"an attack is a spec, an Attack, a Suite or a list, not {type(attack).__name__}")
+
+
+def make_attack(text: str) -> Any:
+    """The Attack or Suite of one spec; `eot=K` works on any gradient attack."""
+    parsed = spec.parse(text)
+    options = dict(parsed.options)
+    if parsed.source == "python":
+        from robustkit.sources.python import call
+
+        return call(parsed.name, options, "attack")
+    if parsed.source:
+        raise UsageError(f"no attack source {parsed.source!r}; a bare name is native, python/module.callable is yours")
+    factory = plugins.load("attacks", parsed.name)
+    eot = spec.typed(options.pop("eot"), int, f"{parsed.name}: eot") if "eot" in options else 1
+    made = spec.build(factory, options, parsed.name)
+    if eot == 1:
+        return made
+    if not isinstance(made, Attack) or made.access != "white-box" or eot < 1:
+        raise UsageError(f"{parsed.name}: eot must be at least 1, and on a gradient attack")
+    return Expected(made, eot)
+
+
+def name_of(item: Any) -> str:
+    """The spec that makes an attack again: its table name and the settings that are not default."""
+    if isinstance(item, Expected):
+        inner = spec.parse(name_of(item.attack))
+        return str(spec.Spec("", inner.name, {**inner.options, "eot": str(item.k)}))
+    options = spec.settings(item) if hasattr(item, "__dataclass_fields__") else {}
+    return str(spec.Spec("", plugins.name_of("attacks", type(item)), options))
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """The samples of a run in their order, known by their hashes; images are fetched a shard at a time."""
+
+    dataset: Dataset
+    indices: tuple[int, ...]
+    labels: Labels
+    hashes: tuple[str, ...]
+    left_out: int = 0
+
+    @property
+    def sha256(self) -> str:
+        """Hash of all images and labels."""
+        return spec.digest([list(self.hashes), self.labels.tolist()])
+
+    def batch(self, start: int, stop: int) -> tuple[Images, Labels]:
+        """The images and labels from position `start` to `stop`."""
+        return self.dataset.batch(self.indices[start:stop])
+
+
+def choose_samples(dataset: Dataset, n: int | None, indices: Any, skip_label: int | None) -> Samples:
+    """The samples of a run: all, the first n, or those at `indices`; without those that already have the target.
+
+    Raises:
+        UsageError: for a choice that the dataset cannot meet.
+    """
+    size = len(dataset)
+    if n is not None and indices is not None:
+        raise UsageError("give n or indices, not both")
+    chosen = spec.parse_indices(indices) if isinstance(indices, str) else tuple(indices) if indices is not None else None
+    if n is not None:
+        if not 1 <= n <= size:
+            raise UsageError(f"n = {n}, but {dataset.name} has {size} samples; choose 1 to {size}")
+        chosen = tuple(range(n))
+    if chosen is None:
+        chosen = tuple(range(size))
+    if not chosen or min(chosen) < 0 or max(chosen) >= size or len(set(chosen)) != len(chosen):
+        raise UsageError(f"indices must be different numbers from 0 to {size - 1}; {dataset.name} has {size} samples")
+    labels, hashes = [], []
+    for start in range(0, len(chosen), CHUNK):
+        x, y = dataset.batch(chosen[start : start + CHUNK])
+        labels.append(y)
+        hashes += [hashlib.sha256(image.contiguous().numpy().tobytes()).hexdigest() for image in x]
+    y = torch.cat(labels)
+    keep = list(range(len(chosen))) if skip_label is None else (y != skip_label).nonzero()[:, 0].tolist()
+    if not keep:
+        raise UsageError(f"every sample already has the target class {skip_label}")
+    return Samples(dataset, tuple(chosen[i] for i in keep), y[keep], tuple(hashes[i] for i in keep), len(chosen) - len(keep))
+
+
+def parse_target(target: Any, classes: int | None) -> str:
+    """The target as text: empty, "random", "least-likely" or a class.
+
+    Raises:
+        UsageError: for anything else.
+    """
+    if target is None or target == "":
+        return ""
+    text = str(target)
+    if text in ("random", "least-likely"):
+        return text
+    if not text.isdigit() or (classes is not None and int(text) >= classes):
+        most = f" from 0 to {classes - 1}" if classes else ""
+        raise UsageError(f"target {text!r} must be a class{most}, least-likely or random")
+    return text
+
+
+def targets_for(target: str, y: Labels, logits: Tensor, indices: Tensor, seed: int) -> Labels | None:
+    """The wanted class of each sample, or None in an untargeted run."""
+    if not target:
+        return None
+    classes = logits.shape[1]
+    if target == "least-likely":
+        return logits.scatter(1, y[:, None], torch.inf).argmin(1)
+    if target == "random":
+        draw = SampleDraws(key_of(seed, "random target"), indices).uniform((1,))[:, 0]
+        other = (draw * (classes - 1)).long().clamp_max(classes - 2)
+        return other + (other >= y).long()
+    return torch.full_like(y, int(target))
+
+
+def source_hashes(attacks: Sequence[Named]) -> dict[str, str]:
+    """sha256 of the file that defines each attack; empty where there is no file."""
+    found = {}
+    for name, attack in attacks:
+        inner = attack.attack if isinstance(attack, Expected) else attack
+        try:
+            file = inspect.getsourcefile(type(inner))
+        except TypeError:
+            file = None
+        found[name] = hashlib.sha256(Path(file).read_bytes()).hexdigest() if file and Path(file).is_file() else ""
+    return found
+
+
+def versions() -> dict[str, str]:
+    """Versions that decide a number."""
+    return {
+        "robustkit": robustkit.__version__,
+        "torch": torch.__version__,
+        "numpy": importlib.metadata.version("numpy"),
+        "python": platform.python_version(),
+    }
+
+
+def environment(device: torch.device) -> Mapping[str, Any]:
+    """Where the run was made; decides nothing by itself."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "device": name,
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "packages": versions(),
+        "threads": torch.get_num_threads(),
+    }

@@ -1,0 +1,288 @@
+"""One run: shards of samples; for each the clean pass, then each attack on what stands, the judge after each.
+
+The journal holds the facts of each (shard, attack) and grows batch by batch; what it holds is not computed again.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from robustkit import rows
+from robustkit.api import Case, ThreatModel
+from robustkit.engine import events
+from robustkit.engine.judge import BROKEN, SURVIVED, VIOLATED, Judge
+from robustkit.engine.plan import Named, Samples, targets_for
+from robustkit.engine.subject import Subject, restore
+from robustkit.errors import UsageError
+from robustkit.oracle import Counts, ModelOracle, Network, Noise
+from robustkit.stats import Proportion
+from robustkit.store import RunFolder
+from robustkit.streams import SampleDraws, key_of
+
+CLEAN = 0
+TELL_EVERY_S = 0.25
+Facts = dict[str, np.ndarray]
+_ATTACK_FACTS = ("position", "outcome", "distance", "margin", "forwards", "backwards", "quantized")
+
+
+@dataclass
+class Run:
+    """All that one run needs; `execute` gives the facts of each shard and attack."""
+
+    subject: Subject
+    search: Network
+    samples: Samples
+    attacks: Sequence[Named]
+    threat: ThreatModel
+    target: str
+    seed: int
+    quantize: str
+    keep_adversarial: bool
+    in_flight: int
+    shard_size: int
+    folder: RunFolder | None
+    tell: Callable[[events.Event], None]
+    weights: Mapping[str, Tensor]
+    errors: list[dict[str, object]] = field(default_factory=list)
+    done: dict[tuple[int, int], Facts] = field(default_factory=dict)
+
+    def execute(self) -> None:
+        """Fill `done`; continues from the journal."""
+        n = len(self.samples.indices)
+        shards = range((n + self.shard_size - 1) // self.shard_size)
+        correct = 0
+        for shard in shards:
+            start, stop = shard * self.shard_size, min(n, (shard + 1) * self.shard_size)
+            x, y = (t.to(self.subject.reference.device) for t in self.samples.batch(start, stop))
+            clean = self._part(shard, CLEAN) or self._clean(shard, start, x, y)
+            self.done[shard, CLEAN] = clean
+            correct += int(clean["correct"].sum())
+            self.tell(events.CleanDone(Proportion(correct, stop)))
+            standing = torch.from_numpy(clean["correct"]).to(x.device)
+            target = torch.from_numpy(clean["target"]).to(x.device) if self.target else None
+            for step, named in enumerate(self.attacks, start=1):
+                facts = self._attack(shard, step, named, start, x, y, target, standing)
+                self.done[shard, step] = facts
+                broken = torch.from_numpy(facts["position"][facts["outcome"] == BROKEN]).to(x.device)
+                standing[broken] = False
+
+    def _part(self, shard: int, step: int) -> Facts | None:
+        return self.folder.read_part(shard, step) if self.folder else None
+
+    def _save(self, shard: int, step: int, facts: Facts) -> None:
+        if self.folder:
+            self.folder.write_part(shard, step, facts)
+
+    def _clean(self, shard: int, start: int, x: Tensor, y: Tensor) -> Facts:
+        logits = self.subject.reference.logits(x)
+        if not torch.isfinite(logits).all():
+            bad = int((~torch.isfinite(logits).all(1)).nonzero()[0, 0])
+            raise UsageError(f"the model's outputs on clean sample {self.samples.indices[start + bad]} are not finite")
+        indices = self._indices(start, len(x), x.device)
+        target = targets_for(self.target, y, logits, indices, self.seed)
+        facts = {
+            "correct": (~rows.reached(logits, y)).cpu().numpy(),
+            "prediction": logits.argmax(1).cpu().numpy(),
+            "margin": rows.margin(logits, y).double().cpu().numpy(),
+            "target": (torch.full_like(y, -1) if target is None else target).cpu().numpy(),
+        }
+        self._save(shard, CLEAN, facts)
+        return facts
+
+    def _indices(self, start: int, n: int, device: torch.device) -> Tensor:
+        return torch.tensor(self.samples.indices[start : start + n], dtype=torch.int64, device=device)
+
+    def _attack(
+        self, shard: int, step: int, named: Named, start: int, x: Tensor, y: Tensor, target: Tensor | None,
+        standing: Tensor,
+    ) -> Facts:  # fmt: skip
+        """The facts of one attack on the samples of a shard that still stand, from the journal or computed."""
+        facts = self._known(shard, step, standing)
+        pending = standing.clone()
+        pending[torch.from_numpy(facts["position"]).to(x.device)] = False
+        positions = pending.nonzero()[:, 0]
+        progress = _Progress(self, named, len(self.samples.indices), int(standing.sum()), len(positions), facts)
+        progress.tell_now()
+        while len(positions):
+            now, rest = positions[: self.in_flight], positions[self.in_flight :]
+            began = time.perf_counter()
+            try:
+                fresh = self._batch(named, self._indices(start, len(x), x.device)[now], x[now], y[now], now,
+                                    None if target is None else target[now], progress)  # fmt: skip
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                if not _out_of_memory(error):
+                    raise
+                if len(now) <= self.subject.reference.tile:
+                    raise RuntimeError("unreachable: a single tile's failure is judged in _batch") from error
+                self.in_flight = max(self.subject.reference.tile, _tiles(self.in_flight // 2, self.subject.reference.tile))
+                continue
+            fresh["seconds"] = np.array([time.perf_counter() - began])
+            facts = _merged(facts, fresh)
+            self._save(shard, step, facts)
+            progress.batch_done(fresh)
+            positions = rest
+        return facts
+
+    def _known(self, shard: int, step: int, standing: Tensor) -> Facts:
+        """What the journal has, less what a continued run must compute again or no longer needs."""
+        facts = self._part(shard, step)
+        if facts is None:
+            return _no_facts(self.keep_adversarial)
+        usable = (facts["outcome"] != VIOLATED) & standing.cpu().numpy()[facts["position"]]
+        rowwise = (*_ATTACK_FACTS, *(["adv"] if "adv" in facts else []))
+        return {name: values[usable] if name in rowwise else values for name, values in facts.items()}
+
+    def _batch(
+        self, named: Named, indices: Tensor, x: Tensor, y: Tensor, positions: Tensor, target: Tensor | None,
+        progress: "_Progress",
+    ) -> Facts:  # fmt: skip
+        """Attack one batch and judge what comes back. Nothing an attack does can make this raise, memory aside."""
+        name, attack = named
+        judge = Judge(self.subject.reference, self.threat, x, y, target, attack.goal)
+        counts = Counts(len(x), x.device)
+        counts.on_call = lambda: progress.tell(counts, judge)
+        everyone = torch.arange(len(x), device=x.device)
+        search = self.search
+        if search.noise is not None:
+            search = search.seeded(self.seed, name, int(indices[0]))
+        facts = self.subject.facts
+        oracle = ModelOracle(search, counts, everyone, facts.classes, facts.randomised, facts.differentiable)
+        lent = judge.lent()
+        draws = SampleDraws(key_of(self.seed, name), indices)
+        try:
+            adv = attack(Case(oracle, *lent, self.threat, draws, judge.submit, everyone))
+            judge.submit(everyone[~judge.broken] if attack.goal == "bounded" else everyone,
+                         _rows(adv, ~judge.broken) if attack.goal == "bounded" else adv)  # fmt: skip
+        except UsageError:
+            raise
+        except Exception as error:  # the one deliberate catch-all: an attack's crash is a fact about the attack
+            if _out_of_memory(error) and len(x) > self.subject.reference.tile:
+                raise
+            judge.violate(everyone, f"{type(error).__name__}: {_first_line(error)}")
+        if not judge.unchanged(*lent):
+            judge.violate(everyone, "changed the images or labels it was lent")
+        if not self.subject.untouched():
+            judge.revoke("changed the model")
+            restore(self.subject.reference.module, self.weights)
+        for reason, samples in judge.reasons.items():
+            open_rows = samples[~judge.broken[samples]].unique()
+            if len(open_rows):
+                self._note(name, reason, indices[open_rows].tolist())
+        verdicts = judge.verdicts()
+        found = {
+            "position": positions.cpu().numpy(),
+            "outcome": verdicts.outcome.cpu().numpy(),
+            "distance": verdicts.distance.cpu().numpy(),
+            "margin": verdicts.margin.cpu().numpy(),
+            "forwards": counts.forwards.cpu().numpy(),
+            "backwards": counts.backwards.cpu().numpy(),
+            "quantized": self._quantized(judge).cpu().numpy(),
+        }
+        if self.keep_adversarial:
+            found["adv"] = verdicts.adv.cpu().numpy()
+        return found
+
+    def _quantized(self, judge: Judge) -> Tensor:
+        """The outcome after rounding each adversarial to the asked grid; an image that leaves the ball is no break."""
+        outcome = torch.full_like(judge.y, SURVIVED)
+        at = judge.broken.nonzero()[:, 0]
+        if self.quantize and len(at):
+            rounded = (judge.adv[at] * 255).round() / 255
+            target = None if judge.target is None else judge.target[at]
+            again = Judge(self.subject.reference, self.threat, judge.x[at], judge.y[at], target, "minimal")
+            again.submit(torch.arange(len(at), device=at.device), rounded)
+            outcome[at[again.broken]] = BROKEN
+        return outcome
+
+    def _note(self, attack: str, message: str, indices: list[int]) -> None:
+        for known in self.errors:
+            if known["attack"] == attack and known["message"] == message:
+                known["indices"] = sorted({*known["indices"], *indices})  # type: ignore[misc]
+                return
+        self.errors.append({"attack": attack, "message": message, "indices": sorted(indices)})
+
+
+class _Progress:
+    """Turns passes and batches of one attack into events, a few a second."""
+
+    def __init__(self, run: Run, named: Named, n: int, standing: int, pending: int, facts: Facts) -> None:
+        self.run, self.named, self.n, self.pending = run, named, n, max(1, pending)
+        self.robust = standing - int((facts["outcome"] == BROKEN).sum())
+        self.broken = int((facts["outcome"] == BROKEN).sum())
+        self.queries = int(facts["forwards"].sum() + facts["backwards"].sum())
+        self.most = max(1, sum(named.attack.cost(run.subject.facts.classes)))
+        self.finished = 0
+        self.began = self.told = time.perf_counter()
+
+    def tell(self, counts: Counts, judge: Judge) -> None:
+        now = time.perf_counter()
+        if now - self.told < TELL_EVERY_S:
+            return
+        self.told = now
+        passes = counts.forwards + counts.backwards
+        broken = int(judge.broken.sum())
+        # A broken sample is finished; the others are as far as the busiest of them.
+        ahead = broken + (len(passes) - broken) * min(1.0, float(passes.max()) / self.most)
+        self._emit(self.finished + ahead, self.broken + broken, self.queries + int(passes.sum()))
+
+    def batch_done(self, facts: Facts) -> None:
+        self.finished += len(facts["position"])
+        broken = int((facts["outcome"] == BROKEN).sum())
+        self.broken += broken
+        self.robust -= broken
+        self.queries += int(facts["forwards"].sum() + facts["backwards"].sum())
+        self.tell_now()
+
+    def tell_now(self) -> None:
+        self._emit(self.finished, self.broken, self.queries)
+
+    def _emit(self, finished: float, broken: int, queries: int) -> None:
+        self.run.tell(
+            events.Progress(
+                attack=self.named.name,
+                fraction=min(1.0, finished / self.pending),
+                broken=broken,
+                robust=self.robust - (broken - self.broken),
+                samples=self.pending,
+                queries=queries,
+                seconds=time.perf_counter() - self.began,
+            )
+        )
+
+
+def _rows(adv: object, keep: Tensor) -> object:
+    """The rows of an attack's answer, if it is one that has rows; the judge looks at the rest."""
+    return adv[keep] if isinstance(adv, Tensor) and adv.shape[:1] == keep.shape else adv
+
+
+def _no_facts(keep_adversarial: bool) -> Facts:
+    facts: Facts = {name: np.zeros(0, dtype=np.int64) for name in _ATTACK_FACTS}
+    facts["distance"] = facts["margin"] = np.zeros(0, dtype=np.float64)
+    facts["seconds"] = np.zeros(0, dtype=np.float64)
+    return facts
+
+
+def _merged(known: Facts, fresh: Facts) -> Facts:
+    """Two sets of facts in the order of their positions."""
+    both = {
+        name: np.concatenate([known[name], values]) if name in known and len(known[name]) else values
+        for name, values in fresh.items()
+    }
+    order = np.argsort(both["position"], kind="stable")
+    return {name: values if name == "seconds" else values[order] for name, values in both.items()}
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _tiles(samples: int, tile: int) -> int:
+    return max(1, samples // tile) * tile
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [""])[0][:300]

@@ -1,0 +1,262 @@
+"""The model under test: made ready, checked before anything is attacked, and put back as it was."""
+
+import hashlib
+import random
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from robustkit.api import Images, Labels, Logits, ModelCard, ModelFacts
+from robustkit.errors import UsageError
+from robustkit.oracle import Network, Noise
+from robustkit.streams import SampleDraws, key_of
+
+PROBES = 8
+SMALL_IMAGE = 3 * 64 * 64
+Outputs = str  # "logits" or "probs"
+
+
+class CallableModule(nn.Module):
+    """A plain function as a module."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The function's outputs."""
+        return self.function(x)
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A model ready to be attacked, and what was found out about it."""
+
+    reference: Network
+    card: ModelCard
+    facts: ModelFacts
+    weights_sha256: str
+    probes: Images
+    probe_logits: Logits
+    flags: tuple[Mapping[str, Any], ...]
+
+    @property
+    def probe_sha256(self) -> str:
+        """Hash of the logits on the fixed probe images; empty for a randomised model, which has no fixed ones."""
+        return "" if self.facts.randomised else _sha256(self.probe_logits)
+
+    def untouched(self) -> bool:
+        """Whether the model still answers as it did at the start."""
+        return self.facts.randomised or torch.equal(self.reference.logits(self.probes), self.probe_logits)
+
+
+def as_module(model: Any) -> nn.Module:
+    """The module of an nn.Module or a callable.
+
+    Raises:
+        UsageError: if it is neither.
+    """
+    if isinstance(model, nn.Module):
+        return model
+    if callable(model):
+        return CallableModule(model)
+    raise UsageError(f"a model is a spec, an nn.Module or a callable, not {type(model).__name__}")
+
+
+@contextmanager
+def lent(module: nn.Module) -> Iterator[None]:
+    """Evaluation settings for the time of a run, everything of the caller's restored after it.
+
+    Every sub-module in eval mode, no parameter asking for gradients, TF32 and autotuning off, and the global
+    generators of torch, numpy and random as they were.
+    """
+    modes = [(m, m.training) for m in module.modules()]
+    wanted = [(p, p.requires_grad) for p in module.parameters()]
+    weights = {name: value.detach().clone() for name, value in module.state_dict().items()}
+    cuda, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    switches = (cuda.allow_tf32, cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic)
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            module.eval()
+            for parameter, _ in wanted:
+                parameter.requires_grad_(False)
+            cuda.allow_tf32 = cudnn.allow_tf32 = cudnn.benchmark = False
+            cudnn.deterministic = True
+            yield
+    finally:
+        cuda.allow_tf32, cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic = switches
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+        restore(module, weights)
+        for m, training in modes:
+            m.training = training
+        for parameter, requires_grad in wanted:
+            parameter.requires_grad_(requires_grad)
+
+
+def restore(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Undo what was done to the weights; untouched ones are not written to."""
+    with torch.no_grad():
+        for name, value in module.state_dict().items():
+            if not torch.equal(value, weights[name]):
+                value.copy_(weights[name])
+
+
+def examine(
+    module: nn.Module,
+    card: ModelCard,
+    x: Images,
+    y: Labels,
+    *,
+    classes: int | None,
+    outputs: Outputs,
+    tile: int | None,
+    seed: int,
+) -> Subject:
+    """Check a model on the first images of the data, and find out what an attack must know.
+
+    Args:
+        module: on its device, in eval mode.
+        card: what its source says of it.
+        x: the first images; y: their labels.
+        classes: what the dataset says, or None.
+        outputs: "logits" or "probs".
+        tile: width of a tile, or None for 64 (16 for images larger than 3×64×64).
+        seed: the run's seed, which also seeds a randomised model.
+
+    Raises:
+        UsageError: if the outputs are no N×K finite logits that fit the labels.
+    """
+    device = next((p.device for p in [*module.parameters(), *module.buffers()]), torch.device("cpu"))
+    dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
+    width = tile or (64 if x[0].numel() <= SMALL_IMAGE else 16)
+    network = Network(module, width, device, dtype, outputs == "probs")
+    x, y = x[:width].to(device), y[:width].to(device)
+    draws = SampleDraws(key_of("robustkit probe images"), torch.arange(PROBES, device=device))
+    probes = draws.uniform(x.shape[1:])
+
+    raw = _raw_outputs(module, x.to(dtype))
+    k = check_outputs(raw, y, classes, outputs)
+    randomised = bool(getattr(module, "randomised", False)) or _differs(network, x, probes)
+    if randomised:
+        network = replace(network, noise=Noise(seed, "examine"))
+    gradient = gradient_flow(network, x[:PROBES])
+    sub = getattr(module, "members", None)
+    stand_ins = getattr(module, "surrogates", None)
+    facts = ModelFacts(
+        classes=k,
+        randomised=randomised,
+        differentiable=gradient != "none",
+        members=len(sub()) if callable(sub) else 0,
+        surrogates=tuple(stand_ins()) if callable(stand_ins) else (),
+    )
+    return Subject(
+        network, card, facts, weights_sha256(module), probes, network.logits(probes), tuple(_flags(facts, gradient))
+    )
+
+
+def _raw_outputs(module: nn.Module, x: Images) -> Any:
+    try:
+        with torch.no_grad():
+            return module(x)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UsageError(f"the model does not accept images of shape {tuple(x.shape[1:])}: {first}") from error
+
+
+def check_outputs(raw: Any, y: Labels, classes: int | None, outputs: Outputs) -> int:
+    """The number of classes, after the checks that come before any attack.
+
+    Raises:
+        UsageError: see `examine`.
+    """
+    if not isinstance(raw, Tensor) or raw.dim() != 2 or raw.shape[0] != y.shape[0]:
+        given = f"shape {tuple(raw.shape)}" if isinstance(raw, Tensor) else type(raw).__name__
+        raise UsageError(f"the model must return logits of shape ({y.shape[0]}, classes); it returned {given}")
+    k = raw.shape[1]
+    if k < 2:
+        raise UsageError("the model has one output; a classifier needs at least 2 (stack −z and z for one logit)")
+    if not torch.isfinite(raw).all():
+        raise UsageError("the model's outputs on the clean images are not finite (NaN or inf); check its weights")
+    if classes is not None and classes != k:
+        raise UsageError(f"the model has {k} outputs but the dataset has {classes} classes; choose ones that fit")
+    if int(y.max()) >= k:
+        raise UsageError(f"labels go up to {int(y.max())} but the model has {k} outputs (classes 0 to {k - 1})")
+    hard = bool(((raw == 0) | (raw == 1)).all())
+    distribution = bool((raw >= 0).all() and (raw <= 1).all() and ((raw.double().sum(1) - 1).abs() < 1e-3).all())
+    if distribution and not hard and outputs == "logits":
+        raise UsageError(
+            "the model's outputs are probabilities (each row sums to 1), which hides gradients; return logits, or "
+            "say so with outputs='probs' (--outputs probs)"
+        )
+    if outputs == "probs" and not distribution:
+        raise UsageError("outputs='probs' was said, but the model's rows are not in [0,1] or do not sum to 1")
+    return k
+
+
+def _differs(network: Network, x: Images, probes: Images) -> bool:
+    for images in (x, probes):
+        first = network.logits(images)
+        for _ in range(4):
+            if not torch.allclose(network.logits(images), first, rtol=1e-6, atol=1e-6):
+                return True
+    return False
+
+
+def gradient_flow(network: Network, x: Images) -> str:
+    """Whether gradients reach the image: "all", "some" (zero for some of the images) or "none"."""
+    try:
+        (tile, *_) = network.tracked(x)
+        logits = tile.outputs.logits[: x.shape[0]]
+        if not logits.requires_grad:
+            return "none"
+        weights = SampleDraws(key_of("robustkit gradient probe"), torch.arange(x.shape[0], device=x.device))
+        cotangent = weights.normal((logits.shape[1],)).to(logits)
+        (grad,) = torch.autograd.grad(logits, tile.x, cotangent, allow_unused=True)
+    except (RuntimeError, NotImplementedError):
+        return "none"
+    if grad is None:
+        return "none"
+    alive = grad[: x.shape[0]].flatten(1).ne(0).any(1)
+    return "all" if bool(alive.all()) else "some" if bool(alive.any()) else "none"
+
+
+def _flags(facts: ModelFacts, gradient: str) -> Iterator[Mapping[str, Any]]:
+    if facts.randomised:
+        yield {
+            "kind": "randomised",
+            "message": "the model gives different outputs for the same image; attack it with EOT, and read its robust "
+            "accuracy by a rule for randomised models: it is not established here",
+        }
+    if gradient == "none":
+        yield {
+            "kind": "no-gradient",
+            "message": "no gradient flows through the model (detached, or hard decisions): gradient attacks cannot run "
+            "on it; query attacks can",
+        }
+    if gradient == "some":
+        yield {
+            "kind": "zero-gradient",
+            "message": "the gradient is exactly zero for some of the first images: gradient attacks may look weak",
+        }
+
+
+def weights_sha256(module: nn.Module) -> str:
+    """sha256 over the state dict: names, types, shapes and bytes; empty if it has none."""
+    state = module.state_dict()
+    found = hashlib.sha256()
+    for name in sorted(state):
+        value = state[name].detach().cpu().contiguous()
+        found.update(f"{name}|{value.dtype}|{tuple(value.shape)}|".encode())
+        found.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest() if state else ""
+
+
+def _sha256(values: Tensor) -> str:
+    return hashlib.sha256(values.detach().cpu().contiguous().numpy().tobytes()).hexdigest()

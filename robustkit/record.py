@@ -1,0 +1,200 @@
+"""The record of a run: facts, one row a sample and one row a (sample, attack). Every number is computed from them.
+
+Reading, computing and showing a record needs no torch.
+"""
+
+import html
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from robustkit.stats import Proportion
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCHEMA = "robustkit/run/1"
+WRONG, BROKEN, ROBUST, UNKNOWN = "WRONG", "BROKEN", "ROBUST", "UNKNOWN"
+SURVIVED, BROKE, VIOLATED = "survived", "broken", "violated"
+
+SAMPLE_COLUMNS = ("index", "label", "status", "broken_by", "distance", "sha256", "prediction", "margin", "target")
+ATTACK_COLUMNS = ("index", "attack", "outcome", "distance", "margin", "forwards", "backwards")
+Columns = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True, slots=True)
+class AttackSummary:
+    """What one attack did: how many it was run on and broke, and the robust accuracy after it."""
+
+    name: str
+    attacked: int
+    broken: int
+    violated: int
+    robust: Proportion | None
+    forwards: int
+    backwards: int
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """As in `run.json`."""
+        return {
+            "name": self.name,
+            "attacked": self.attacked,
+            "broken": self.broken,
+            "violated": self.violated,
+            "robust_accuracy": self.robust.to_json() if self.robust else None,
+            "forwards": self.forwards,
+            "backwards": self.backwards,
+            "seconds": self.seconds,
+        }
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One evaluation. `samples` and `attacks` are columns of equal length; see SAMPLE_COLUMNS and ATTACK_COLUMNS.
+
+    `distance` and `margin` are NaN where there is none. `seconds` maps an attack's name to its wall time.
+    """
+
+    job: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    samples: Columns
+    attacks: Columns
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    flags: Sequence[Mapping[str, Any]] = ()
+    errors: Sequence[Mapping[str, Any]] = ()
+    adversarial: Mapping[str, Any] | None = field(default=None, repr=False)
+    folder: str | None = None
+
+    @property
+    def n(self) -> int:
+        """How many samples were evaluated."""
+        return len(self.samples["index"])
+
+    @cached_property
+    def counts(self) -> dict[str, int]:
+        """How many samples ended in each status."""
+        status = self.samples["status"]
+        return {name: int((status == name).sum()) for name in (WRONG, BROKEN, ROBUST, UNKNOWN)}
+
+    @property
+    def unknown(self) -> int:
+        """How many samples could not be decided."""
+        return self.counts[UNKNOWN]
+
+    @property
+    def randomised(self) -> bool:
+        """Whether the model gave different outputs for the same image."""
+        return any(flag["kind"] == "randomised" for flag in self.flags)
+
+    @cached_property
+    def clean_accuracy(self) -> Proportion:
+        """The share of samples that the model classifies correctly, unattacked."""
+        return Proportion(self.n - self.counts[WRONG], self.n)
+
+    @cached_property
+    def robust_accuracy(self) -> Proportion | None:
+        """The share of samples that no attack broke, or None while that is not established.
+
+        It is not, as long as a sample is UNKNOWN, or if the model is randomised.
+        """
+        if self.unknown or self.randomised:
+            return None
+        return Proportion(self.counts[ROBUST], self.n)
+
+    @property
+    def why_no_robust_accuracy(self) -> str:
+        """Why `robust_accuracy` is None; empty if it is not."""
+        if self.randomised:
+            return (
+                "the model is randomised: one pass over the adversarials is no verdict "
+                f"({self.counts[ROBUST]} of {self.n} samples survived this one)"
+            )
+        if self.unknown:
+            reasons = sorted({f"{e['attack']}: {e['message']}" for e in self.errors})
+            return f"{self.unknown} of {self.n} samples are UNKNOWN" + (f" ({'; '.join(reasons)})" if reasons else "")
+        return ""
+
+    @property
+    def quantized_robust_accuracy(self) -> Proportion | None:
+        """The robust accuracy when each adversarial is first rounded to the quantised grid, if that was asked for."""
+        column = self.samples.get("quantized_status")
+        if column is None or self.robust_accuracy is None:
+            return None
+        return Proportion(int((column == ROBUST).sum()), self.n)
+
+    @cached_property
+    def by_attack(self) -> list[AttackSummary]:
+        """Each attack in the order it ran."""
+        standing = self.n - self.counts[WRONG]
+        rows = []
+        undecided: set[int] = set()
+        for name in self.job["attacks"]:
+            here = self.attacks["attack"] == name
+            outcome = self.attacks["outcome"][here]
+            index = self.attacks["index"][here]
+            broken = int((outcome == BROKE).sum())
+            undecided |= {int(i) for i in index[outcome == VIOLATED]}
+            undecided -= {int(i) for i in index[outcome == BROKE]}
+            standing -= broken
+            sure = not undecided and not self.randomised
+            rows.append(
+                AttackSummary(
+                    name=name,
+                    attacked=int(here.sum()),
+                    broken=broken,
+                    violated=int((outcome == VIOLATED).sum()),
+                    robust=Proportion(standing, self.n) if sure else None,
+                    forwards=int(self.attacks["forwards"][here].sum()),
+                    backwards=int(self.attacks["backwards"][here].sum()),
+                    seconds=round(float(self.seconds.get(name, 0.0)), 3),
+                )
+            )
+        return rows
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of `run.json`; fractions in [0,1]."""
+        robust, quantized = self.robust_accuracy, self.quantized_robust_accuracy
+        summary = {
+            "clean_accuracy": self.clean_accuracy.to_json(),
+            "robust_accuracy": robust.to_json() if robust else None,
+            "why_no_robust_accuracy": self.why_no_robust_accuracy or None,
+            "unknown": self.unknown,
+            "counts": self.counts,
+            "verdict": "not audited",
+            "attacks": [row.to_json() for row in self.by_attack],
+        }
+        if "quantized_status" in self.samples:
+            summary["quantized_robust_accuracy"] = quantized.to_json() if quantized else None
+        return {
+            "schema": SCHEMA,
+            "job": dict(self.job),
+            "environment": dict(self.environment),
+            "summary": summary,
+            "flags": list(self.flags),
+            "errors": list(self.errors),
+        }
+
+    def to_frame(self) -> "pd.DataFrame":
+        """One row a sample."""
+        import pandas as pd
+
+        return pd.DataFrame(dict(self.samples))
+
+    def attacks_frame(self) -> "pd.DataFrame":
+        """One row a (sample, attack)."""
+        import pandas as pd
+
+        return pd.DataFrame(dict(self.attacks))
+
+    def summary(self) -> str:
+        """The result in a few lines of plain text."""
+        from robustkit.report.text import summary
+
+        return summary(self)
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(self.summary())}</pre>"

@@ -1,0 +1,78 @@
+"""A record as plain text and as Markdown."""
+
+from robustkit.record import RunRecord
+from robustkit.stats import Proportion
+
+
+def share(value: Proportion | None) -> str:
+    """A share with its interval, or what stands for a missing one."""
+    return str(value) if value is not None else "not established"
+
+
+def heading(record: RunRecord) -> str:
+    """What was attacked, with what."""
+    job = record.job
+    target = f", target {job['target']}" if job["target"] else ""
+    return (
+        f"{job['model']} on {job['data']} (n = {record.n}), {job['norm']} eps {job['eps']:.6g}, "
+        f"{job['attack']}{target}, seed {job['seed']}"
+    )
+
+
+def summary(record: RunRecord) -> str:
+    """The result in a few lines."""
+    lines = [heading(record), f"clean accuracy   {share(record.clean_accuracy)}"]
+    for row in record.by_attack:
+        violated = f", {row.violated} violated" if row.violated else ""
+        lines.append(
+            f"  {row.name:<28} broke {row.broken} of {row.attacked}{violated}; {row.forwards} forwards, "
+            f"{row.backwards} backwards, {row.seconds:.1f} s"
+        )
+    lines.append(f"robust accuracy  {share(record.robust_accuracy)}")
+    if record.why_no_robust_accuracy:
+        lines.append(f"  because {record.why_no_robust_accuracy}")
+    if record.quantized_robust_accuracy is not None:
+        lines.append(f"  after rounding to {record.job['quantize']}: {share(record.quantized_robust_accuracy)}")
+    lines.append("95 % Wilson intervals; not audited for gradient masking")
+    lines += [f"note: {flag['message']}" for flag in record.flags]
+    lines += [f"error: {e['attack']}: {e['message']} ({len(e['indices'])} samples)" for e in record.errors]
+    return "\n".join(lines)
+
+
+def markdown(record: RunRecord) -> str:
+    """The run's `report.md`."""
+    job = record.job
+    rows = [
+        f"| {_cell(row.name)} | {row.attacked} | {row.broken} | {share(row.robust)} | "
+        f"{row.forwards} | {row.backwards} | {row.seconds:.1f} |"
+        for row in record.by_attack
+    ]
+    counts = ", ".join(f"{count} {status}" for status, count in record.counts.items())
+    notes = [f"- {_cell(flag['message'])}" for flag in record.flags]
+    notes += [f"- {_cell(e['attack'])}: {_cell(e['message'])} ({len(e['indices'])} samples)" for e in record.errors]
+    facts = {
+        "job": job["id"],
+        "model sha256": job["model_sha256"],
+        "data sha256": job["data_sha256"],
+        "device": f"{job['device']}, {job['threads']} threads, tiles of {job['tile']}, {job['precision']}",
+        "versions": ", ".join(f"{k} {v}" for k, v in job["versions"].items()),
+    }
+    parts = [
+        f"# {_cell(heading(record))}",
+        f"**Robust accuracy: {share(record.robust_accuracy)}** "
+        f"{'(' + _cell(record.why_no_robust_accuracy) + ') ' if record.why_no_robust_accuracy else ''}"
+        f"· clean accuracy: {share(record.clean_accuracy)}",
+        f"{counts}. Intervals: Wilson, 95 %. Not audited for gradient masking.",
+        "| attack | attacked | broken | robust accuracy after it | forwards | backwards | seconds |\n"
+        "|---|---|---|---|---|---|---|\n" + "\n".join(rows),
+        *(["\n".join(notes)] if notes else []),
+        "\n".join(f"- {name}: {_cell(str(value))}" for name, value in facts.items()),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _cell(text: str) -> str:
+    """Text that cannot break out of a Markdown table or become markup."""
+    for char, safe in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "\\|"), ("`", "\\`")):
+        text = text.replace(char, safe)
+    return " ".join(text.split())

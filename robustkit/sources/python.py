@@ -1,0 +1,130 @@
+"""Networks from a callable of the user's, `python/package.module.callable:key=value`, and how to find callables."""
+
+import contextlib
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from robustkit.api import ModelCard
+from robustkit.errors import UsageError
+from robustkit.spec import suggest, typed
+
+
+class Python:
+    """Networks that a callable of the user's returns, alone or with their `ModelCard`."""
+
+    def names(self) -> Sequence[str]:
+        """None: whatever can be imported."""
+        return ()
+
+    def load(self, name: str, options: Mapping[str, str]) -> tuple[nn.Module, ModelCard]:
+        """The network in eval mode and its card.
+
+        Raises:
+            UsageError: if the callable cannot be found, does not take the options, or returns no network.
+        """
+        made = call(name, options, "model")
+        module, card = made if isinstance(made, tuple) and len(made) == 2 else (made, ModelCard(name, "python"))
+        if not isinstance(module, nn.Module) or not isinstance(card, ModelCard):
+            raise UsageError(
+                f"{name} returned {_kind(made)}; it must return an nn.Module, or an (nn.Module, ModelCard) pair"
+            )
+        return module.eval(), card
+
+
+def call(dotted: str, options: Mapping[str, str], what: str) -> object:
+    """What a dotted callable, which should make a `what`, returns for options given as text.
+
+    Raises:
+        UsageError: if it cannot be imported or does not take the options; what it raises itself passes through.
+    """
+    function = import_callable(dotted)
+    arguments = typed_arguments(function, options, f"{what} {dotted}")
+    with _current_folder():
+        return function(**arguments)
+
+
+def import_callable(dotted: str) -> Callable[..., Any]:
+    """The callable at package.module.name; modules of the current folder come first.
+
+    Raises:
+        UsageError: if the module or the name is not there, the module does not import, or it cannot be called.
+    """
+    module_name, _, name = dotted.rpartition(".")
+    if not module_name or not all(part.isidentifier() for part in dotted.split(".")):
+        raise UsageError(f"{dotted!r} is no callable's name; write python/package.module.callable")
+    with _current_folder():
+        try:
+            module = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+                raise UsageError(f"{module_name} needs a module that is not installed: {error}") from error
+            raise UsageError(
+                f"no module called {error.name!r} for {dotted}; it must be installed or in the current folder"
+            ) from error
+        except Exception as error:
+            raise UsageError(f"{module_name} does not import: {type(error).__name__}: {error}") from error
+    if not hasattr(module, name):
+        public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise UsageError(suggest(name, public, f"callable of {module_name}"))
+    found = getattr(module, name)
+    if not callable(found):
+        raise UsageError(f"{dotted} is {_kind(found)}, which cannot be called; name a function or a class")
+    return found  # type: ignore[no-any-return]
+
+
+def typed_arguments(function: Callable[..., Any], options: Mapping[str, str], what: str) -> dict[str, Any]:
+    """Options given as text, typed by the callable's annotations; what has none stays text.
+
+    Raises:
+        UsageError: for an option that it does not take, one that it needs, or a value that is not of its type.
+    """
+    parameters = _parameters(function)
+    if parameters is None:
+        if options:
+            raise UsageError(f"{what} does not tell which options it takes; wrap it in a function that does")
+        return {}
+    by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    known = {name: p for name, p in parameters.items() if p.kind in by_name}
+    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    arguments: dict[str, Any] = {}
+    for key, text in options.items():
+        if key not in known and not takes_any:
+            raise UsageError(f"{what}: " + suggest(key, known, "option"))
+        hint = known[key].annotation if key in known else str
+        arguments[key] = typed(text, hint, f"{what}: {key}")
+    lacking = [key for key, p in known.items() if p.default is inspect.Parameter.empty and key not in options]
+    if lacking:
+        raise UsageError(f"{what} needs {', '.join(lacking)}; append :{','.join(f'{key}=…' for key in lacking)}")
+    return arguments
+
+
+def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter] | None:
+    try:
+        return inspect.signature(function, eval_str=True).parameters
+    except NameError:  # an annotation that only a type checker can read
+        return inspect.signature(function).parameters
+    except (TypeError, ValueError):  # built in, without a signature
+        return None
+
+
+@contextlib.contextmanager
+def _current_folder() -> Iterator[None]:
+    """The current folder on the import path, first."""
+    folder = os.getcwd()
+    sys.path.insert(0, folder)
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(folder)
+
+
+def _kind(value: object) -> str:
+    return f"an object of type {type(value).__name__}"

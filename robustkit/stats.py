@@ -1,0 +1,74 @@
+"""Intervals and the exact paired test, without torch or scipy."""
+
+import math
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Proportion:
+    """A share k of n with its 95 % Wilson interval; `float(p)` is the share. Of nothing, all three are NaN-free None.
+
+    Source: Wilson 1927; Brown, Cai, DasGupta 2001 recommend it for binomial shares near 0 and 1.
+    """
+
+    k: int
+    n: int
+    confidence: float = 0.95
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.k <= self.n or self.n == 0:
+            raise ValueError(f"no share of {self.k} in {self.n}")
+
+    def __float__(self) -> float:
+        return self.k / self.n
+
+    @property
+    def low(self) -> float:
+        """The interval's lower end."""
+        return 0.0 if self.k == 0 else self._wilson(-1)
+
+    @property
+    def high(self) -> float:
+        """The interval's upper end."""
+        return 1.0 if self.k == self.n else self._wilson(+1)
+
+    def _wilson(self, sign: int) -> float:
+        z = NormalDist().inv_cdf(0.5 + self.confidence / 2)
+        p, n = self.k / self.n, self.n
+        centre = p + z * z / (2 * n)
+        spread = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+        return min(1.0, max(0.0, (centre + sign * spread) / (1 + z * z / n)))
+
+    def to_json(self) -> dict[str, Any]:
+        """`value`, `low`, `high` as fractions, and `n`."""
+        return {"value": float(self), "low": self.low, "high": self.high, "n": self.n}
+
+    def __str__(self) -> str:
+        return f"{100 * float(self):.2f} % [{100 * self.low:.2f}, {100 * self.high:.2f}]"
+
+
+def mcnemar_p(worse: int, better: int) -> float:
+    """Exact one-sided p of McNemar's paired test: the chance of at least `worse` of the flips by a fair coin.
+
+    Args:
+        worse: samples that were right before and are wrong now.
+        better: samples that were wrong before and are right now.
+    """
+    flips = worse + better
+    return math.fsum(math.comb(flips, k) for k in range(worse, flips + 1)) / 2**flips if flips < 1000 else _tail(worse, flips)
+
+
+def _tail(k: int, n: int) -> float:
+    logs = [math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) - n * math.log(2) for i in range(k, n + 1)]
+    return min(1.0, math.fsum(math.exp(value) for value in logs))
+
+
+def difference_interval(worse: int, better: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Interval of the paired difference (better − worse)/n, by Agresti & Min 2005 (half a pair added to each cell)."""
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    b, c, m = better + 0.5, worse + 0.5, n + 2
+    centre = (b - c) / m
+    spread = z * math.sqrt((b + c) - (b - c) ** 2 / m) / m
+    return max(-1.0, centre - spread), min(1.0, centre + spread)
