@@ -20,7 +20,16 @@ _LAZY = {
     "RobustkitError": "robustkit.errors",
     "UsageError": "robustkit.errors",
 }
-__all__ = ["RobustkitError", "RunRecord", "ThreatModel", "UsageError", "__version__", "evaluate", "load_dataset", "load_model"]  # fmt: skip
+__all__ = [
+    "RobustkitError",
+    "RunRecord",
+    "ThreatModel",
+    "UsageError",
+    "__version__",
+    "evaluate",
+    "load_dataset",
+    "load_model",
+]
 
 if TYPE_CHECKING:
     from robustkit.api import ThreatModel

@@ -6,7 +6,7 @@ units; logits are pre-softmax scores. A plugin needs this module, `robustkit.row
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -132,6 +132,7 @@ class Gradient(NamedTuple):
 Loss = Callable[[Outputs], Tensor]
 
 
+@runtime_checkable
 class Draws(Protocol):
     """Random numbers that belong to samples: the same for a sample whatever batch it is in.
 
@@ -152,6 +153,7 @@ class Draws(Protocol):
         """Standard normal numbers, shape (batch, *shape)."""
 
 
+@runtime_checkable
 class Oracle(Protocol):
     """All that an attack may ask of the model, for exactly the samples of its case."""
 
@@ -234,9 +236,17 @@ class Case:
 class Attack(Protocol):
     """A frozen dataclass of settings that can be called. Settings only: the model and the data are arguments."""
 
-    norms: ClassVar[frozenset[Norm]]
-    goal: ClassVar[Goal]
-    access: ClassVar[Access]
+    @property
+    def norms(self) -> frozenset[Norm]:
+        """The norms it works in; as a rule a ClassVar, like the next two."""
+
+    @property
+    def goal(self) -> Goal:
+        """Bounded, or minimal for an attack that seeks the nearest adversarial and may end beyond eps."""
+
+    @property
+    def access(self) -> Access:
+        """What it needs of the model."""
 
     def __call__(self, case: Case) -> Images:
         """One candidate for each sample of the case, in its order."""
@@ -329,6 +339,7 @@ class ModelCard:
     notes: str = ""
 
 
+@runtime_checkable
 class ModelSource(Protocol):
     """Loads models by name. The module takes [0,1] images and normalises inside."""
 

@@ -20,7 +20,7 @@ from robustkit.streams import key_of
 
 
 class Noise:
-    """Seeds the global generators for each model call of a randomised model, from (key, call number), and restores them.
+    """Seeds the global generators for each call of a randomised model, from (key, call number), and restores them.
 
     Keyed to the call, not to the sample: a randomised model's numbers repeat for the same batches only, which is
     why its robust accuracy is judged by a rule of its own.
@@ -88,8 +88,8 @@ class Network:
     def _tiles(self, x: Images) -> Sequence[Tensor]:
         missing = -x.shape[0] % self.tile
         x = x.to(self.device, self.dtype)
-        if missing:
-            x = torch.cat([x, x.new_zeros(missing, *x.shape[1:])])
+        # Copied even when nothing is missing: a model that writes into its input must not write into an attack's.
+        x = torch.cat([x, x.new_zeros(missing, *x.shape[1:])])
         return torch.split(x, self.tile)
 
     def _call(self, tile: Tensor) -> Outputs:
@@ -151,7 +151,7 @@ class ModelOracle:
     def outputs(self, x: Images) -> Outputs:
         """One forward pass without gradients."""
         self.counts.add(self.samples, forwards=1)
-        return self.network.outputs(x)
+        return _as(x, self.network.outputs(x))
 
     def gradient(self, x: Images, loss: Loss) -> Gradient:
         """One forward, and one backward for each loss; the loss itself is evaluated on the joined outputs."""
@@ -165,16 +165,16 @@ class ModelOracle:
         with torch.enable_grad():
             leaves = [o.requires_grad_(True) for o in joined if o is not None]
             values = loss(Outputs(*leaves))
-        losses = values.reshape(-1, n)
+            losses = [single.sum() for single in (values if values.dim() == 2 else [values])]
         grads = []
         for i, single in enumerate(losses):
             last = i == len(losses) - 1
-            # Summed in a fixed order of rows; the cotangent of a row is its own.
-            found = torch.autograd.grad(single.sum(), leaves, retain_graph=not last, materialize_grads=True)
+            # The losses of the rows are summed, so the cotangent of a row is its own.
+            found = torch.autograd.grad(single, leaves, retain_graph=not last, materialize_grads=True)
             grads.append(_pulled_back(tiles, found, retain_graph=not last)[:n].to(x.dtype))
         self.counts.add(self.samples, forwards=1, backwards=len(losses))
         grad = torch.stack(grads) if values.dim() == 2 else grads[0]
-        return Gradient(Outputs(*(leaf.detach() for leaf in leaves)), values.detach(), grad)
+        return Gradient(_as(x, Outputs(*(leaf.detach() for leaf in leaves))), values.detach().to(x.dtype), grad)
 
     def eot(self, k: int) -> Oracle:
         """The expectation over k draws of a randomised model."""
@@ -250,14 +250,20 @@ class ExpectedOracle:
         return found
 
     def outputs(self, x: Images) -> Outputs:
-        """k forward passes, averaged."""
+        """K forward passes, averaged."""
         return _mean([self.base.outputs(x) for _ in range(self.k)])
 
     def gradient(self, x: Images, loss: Loss) -> Gradient:
-        """k forward and backward passes, averaged."""
+        """K forward and backward passes, averaged."""
         found = [self.base.gradient(x, loss) for _ in range(self.k)]
         outputs = _mean([g.outputs for g in found])
         return Gradient(outputs, _average([g.loss for g in found]), _average([g.grad for g in found]))
+
+
+def _as(x: Tensor, outputs: Outputs) -> Outputs:
+    """Outputs in the images' dtype: what a float64 model says is float64 only inside a loss."""
+    members = None if outputs.members is None else outputs.members.to(x.dtype)
+    return Outputs(outputs.logits.to(x.dtype), members)
 
 
 def _mean(outputs: Sequence[Outputs]) -> Outputs:
@@ -285,9 +291,9 @@ def _pulled_back(tiles: Sequence[_Tile], cotangents: Sequence[Tensor], *, retain
             if output.requires_grad:
                 roots.append(output)
                 seeds.append(seed)
-        found = torch.autograd.grad(roots, tile.x, seeds, retain_graph=retain_graph, materialize_grads=True)
-        grads.append(found[0])
+        (found,) = torch.autograd.grad(roots, tile.x, seeds, retain_graph=retain_graph, allow_unused=True)
+        if found is None:  # the outputs hang on the weights alone
+            raise NoGradientError("the model's outputs are detached from its input")
+        grads.append(found)
         start += tile.x.shape[0]
     return torch.cat(grads) if len(grads) > 1 else grads[0]
-
-

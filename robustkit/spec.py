@@ -45,7 +45,7 @@ def parse(text: str) -> Spec:
     Raises:
         UsageError: for an empty name, unbalanced parentheses, or an option that is not key=value.
     """
-    text = text.strip()
+    text = unwrap(text.strip())
     head, *tail = split(text, ":")
     if text[:1] in (".", "/", "~"):
         # A file's path may hold colons of its own: options start at the last ':' that has a '=' behind it.
@@ -85,10 +85,15 @@ def split(text: str, separator: str) -> list[str]:
 
 
 def unwrap(text: str) -> str:
-    """Drop one pair of parentheses around the whole text."""
-    if text.startswith("(") and text.endswith(")") and len(split(text, "+")) == 1:
-        return text[1:-1]
-    return text
+    """Drop one pair of parentheses, if it is one pair that stands around the whole text."""
+    if not (text.startswith("(") and text.endswith(")")):
+        return text
+    depth = 0
+    for i, char in enumerate(text):
+        depth += (char == "(") - (char == ")")
+        if depth == 0 and i < len(text) - 1:
+            return text
+    return text[1:-1]
 
 
 def listed(text: str) -> list[str]:
@@ -110,7 +115,8 @@ def _options(text: str, tail: list[str]) -> dict[str, str]:
 
 def _options_text(options: Mapping[str, str]) -> str:
     def quoted(value: str) -> str:
-        return f"({value})" if any(c in value for c in ":,+=") else value
+        plain = value == value.strip() and unwrap(value) == value and not any(c in value for c in ":,+=")
+        return value if plain else f"({value})"
 
     return ":" + ",".join(f"{k}={quoted(v)}" for k, v in options.items()) if options else ""
 
@@ -119,7 +125,7 @@ def suggest(given: str, known: Iterable[str], what: str) -> str:
     """The text of an unknown-name error: what was given, what is close, what there is."""
     names = sorted(known)
     close = difflib.get_close_matches(given, names, n=2, cutoff=0.5)
-    hint = f"; did you mean {' or '.join(close)}?" if close else ""
+    hint = f"; did you mean {' or '.join(close)}?" if close else "."
     listing = ", ".join(names[:40]) + (" …" if len(names) > 40 else "")
     return f"no {what} called {given!r}{hint} There are: {listing or 'none'}"
 

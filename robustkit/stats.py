@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 from statistics import NormalDist
 from typing import Any
 
@@ -57,12 +58,8 @@ def mcnemar_p(worse: int, better: int) -> float:
         better: samples that were wrong before and are right now.
     """
     flips = worse + better
-    return math.fsum(math.comb(flips, k) for k in range(worse, flips + 1)) / 2**flips if flips < 1000 else _tail(worse, flips)
-
-
-def _tail(k: int, n: int) -> float:
-    logs = [math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) - n * math.log(2) for i in range(k, n + 1)]
-    return min(1.0, math.fsum(math.exp(value) for value in logs))
+    ways = sum(math.comb(flips, k) for k in range(worse, flips + 1))
+    return float(Fraction(ways, 2**flips))
 
 
 def difference_interval(worse: int, better: int, n: int, confidence: float = 0.95) -> tuple[float, float]:

@@ -105,7 +105,9 @@ class RunFolder:
             with np.load(file, allow_pickle=False) as arrays:
                 return {name: arrays[name] for name in arrays.files}
         except (OSError, ValueError, EOFError) as error:
-            raise UsageError(f"{file} cannot be read ({error}); delete it to compute it again, or use --fresh") from error
+            raise UsageError(
+                f"{file} cannot be read ({error}); delete it to compute it again, or use --fresh"
+            ) from error
 
     def write_part(self, shard: int, step: int, facts: Mapping[str, np.ndarray]) -> None:
         """Journal the facts of one (shard, attack)."""

@@ -71,11 +71,11 @@ def test_seeds_attacks_samples_streams_and_steps_all_draw_differently():
 
 
 def test_uniforms_have_the_moments_of_a_uniform_and_hit_neither_end():
-    u = draws(8).uniform((50_000,)).double()
+    u = draws(8).uniform((12_000,)).double()
     assert u.min() > 0
     assert u.max() < 1
-    assert u.mean().item() == pytest.approx(1 / 2, abs=3e-3)
-    assert u.var().item() == pytest.approx(1 / 12, abs=1e-3)
+    assert u.mean().item() == pytest.approx(1 / 2, abs=5e-3)
+    assert u.var().item() == pytest.approx(1 / 12, abs=2e-3)
     counts = torch.histc(u, 64, 0, 1)
     chi_squared = ((counts - u.numel() / 64) ** 2 / (u.numel() / 64)).sum().item()
     assert chi_squared < 63 + 5 * math.sqrt(2 * 63)
@@ -90,10 +90,10 @@ def test_uniforms_hit_neither_end_even_where_all_bits_are_equal(monkeypatch):
 
 
 def test_normals_have_the_moments_of_a_normal():
-    z = draws(8).normal((50_000,)).double()
-    for power, moment, error in ((1, 0, 0.01), (2, 1, 0.015), (3, 0, 0.04), (4, 3, 0.12)):
+    z = draws(8).normal((12_000,)).double()
+    for power, moment, error in ((1, 0, 0.015), (2, 1, 0.025), (3, 0, 0.06), (4, 3, 0.2)):
         assert z.pow(power).mean().item() == pytest.approx(moment, abs=error)
-    assert (z.abs() < 1).double().mean().item() == pytest.approx(0.6827, abs=4e-3)
+    assert (z.abs() < 1).double().mean().item() == pytest.approx(0.6827, abs=8e-3)
 
 
 def test_large_steps_and_indices_are_taken_as_32_bit_words():

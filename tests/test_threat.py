@@ -154,7 +154,7 @@ def test_the_l1_shrinkage_spends_exactly_eps_or_nothing(seed, width, eps, tied):
     shrink = shrinkage(size, room, eps)
     spent = torch.minimum((size - shrink[:, None]).clamp_min(0), room).sum(1)
     everything = torch.minimum(size, room).sum(1)
-    assert torch.allclose(spent, everything.clamp_max(eps), rtol=1e-9, atol=0)
+    assert torch.allclose(spent, everything.clamp_max(eps), rtol=1e-9, atol=1e-13)
     assert (shrink[everything <= eps] == 0).all()
 
 

@@ -6,7 +6,6 @@ from typing import Literal
 
 from robustkit.api import Attack, Expected, ModelFacts, ThreatModel
 from robustkit.errors import UsageError
-
 from robustkit_attacks.apgd import APGD
 from robustkit_attacks.fab import FAB
 from robustkit_attacks.square import Square

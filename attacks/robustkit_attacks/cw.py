@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import torch
-from robustkit import rows
-from robustkit.api import Access, Case, Goal, Images, Loss, Norm
-from robustkit.errors import UsageError
 from torch import Tensor
 from torch.nn import functional as F
 
+from robustkit import rows
+from robustkit.api import Access, Case, Goal, Images, Loss, Norm
+from robustkit.errors import UsageError
 from robustkit_attacks import losses
 
 _SHRINK = 0.999999  # keeps w finite, and its gradient above zero, where a pixel is exactly 0 or 1
@@ -46,7 +46,7 @@ class _Descent(NamedTuple):
     c: Tensor
     best: Images
     distance: Tensor
-    fooled: Tensor  # for this c
+    fooled: Tensor  # since the last checkpoint
 
 
 class _Ascent(NamedTuple):
@@ -141,9 +141,9 @@ class CW:
             if step % every == 0 or step == self.steps:
                 total = distance + value
                 goes_on = total < _STALLED * state.before
-                state = state._replace(before=total)
                 search.best[state.place], search.distance[state.place] = state.best, state.distance
                 fooled[state.place] = state.fooled
+                state = state._replace(before=total, fooled=torch.zeros_like(state.fooled))
                 if not self.minimise:
                     _confirm(case, state, search)
                     goes_on &= ~search.done[state.place]

@@ -5,7 +5,6 @@ from typing import ClassVar
 
 from robustkit import rows
 from robustkit.api import Access, Case, Goal, Images, Norm
-
 from robustkit_attacks import losses
 
 

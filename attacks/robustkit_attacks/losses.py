@@ -9,11 +9,12 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
+from torch import Tensor
+from torch.nn import functional as F
+
 from robustkit import rows
 from robustkit.api import Loss
 from robustkit.errors import UsageError
-from torch import Tensor
-from torch.nn import functional as F
 
 Name = Literal["ce", "margin", "dlr", "dlr-targeted", "ce-rescaled"]
 
@@ -79,5 +80,3 @@ _LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor | None], Tensor]] = {
     "dlr-targeted": targeted_difference_of_logits_ratio,
     "ce-rescaled": rescaled_cross_entropy,
 }
-
-

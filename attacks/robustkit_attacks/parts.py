@@ -3,8 +3,9 @@
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from robustkit.api import Case, Images, Labels
 from torch import Tensor
+
+from robustkit.api import Case, Images, Labels
 
 State = TypeVar("State", bound=NamedTuple)
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import torch
+from torch import Tensor
+
 from robustkit import rows
 from robustkit.api import Access, Case, Goal, Images, Norm
 from robustkit.errors import UsageError
-from torch import Tensor
-
 from robustkit_attacks import losses, parts
 
 

@@ -1,8 +1,9 @@
 """Square, a random search that sees scores only. Andriushchenko, Croce, Flammarion, Hein 2020, arXiv:1912.00049.
 
 Linf sets a window to ±eps. L2 (same paper) puts a bump into one window, paid for by the budget of a second window and
-what is left over; L1 is the same exchange with lengths in L1, after Croce & Hein 2021, arXiv:2103.01208. Every sample
-has windows and signs of its own, windows reach the last row and column, and images need not be square.
+what is left over. L1 (the idea: Croce & Hein 2021, arXiv:2103.01208) is the same exchange with lengths in L1, but fills
+a window pixel by pixel up to the end of the box, since an L1 budget does most on few pixels. Every sample has windows
+and signs of its own, windows reach the last row and column, and images need not be square.
 """
 
 import math
@@ -10,10 +11,11 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import torch
+from torch import Tensor
+
 from robustkit import rows
 from robustkit.api import Access, Case, Draws, Goal, Images, Norm, ThreatModel
 from robustkit.errors import UsageError
-from torch import Tensor
 
 _HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # queries after which the window's area halves
 _BLOCK = 64  # queries whose random numbers are drawn at once
@@ -59,11 +61,14 @@ class _Proposal(NamedTuple):
 
 
 class _Window(NamedTuple):
-    """The windows of one side length: offsets of their entries in a flat image, and the bump for L2 and L1."""
+    """The windows of one side length: offsets of their entries in a flat image, from the middle outwards.
+
+    With the bump for L2, in the same order, upright and turned: (side²), of length 1, in float64.
+    """
 
     side: int
     offsets: Tensor  # (channels·side²)
-    bump: Tensor  # (side²), of length 1, in float64
+    bump: Tensor
     turned: Tensor
 
 
@@ -113,7 +118,7 @@ class Square:
         return (self.queries + 1) * self.restarts, 0
 
     def side(self, query: int, norm: Norm, height: int, width: int) -> int:
-        """Side of the window at a query, counted from 1; a bump of less than 3×3 could not be both signs."""
+        """Side of the window at a query, counted from 1; a bump needs 3×3 to show its shape."""
         scheduled = query * 10000 // self.queries if self.rescale else query
         share = self.p / 2 ** sum(scheduled > after for after in _HALVED_AFTER)
         side = max(round(math.sqrt(share * height * width)), 1 if norm == "linf" else 3)
@@ -134,7 +139,7 @@ class Square:
                 choices = _choices(case.draws.at(restart), block, sides, case.x)
             if window is None or window.side != sides[at]:
                 window = _window(sides[at], norm, case.x)
-            proposal = (_square if norm == "linf" else _bump)(case.threat, state, window, choices, at)
+            proposal = (_square if norm == "linf" else _exchange)(case.threat, state, window, choices, at)
             state = _tried(case, state, proposal)
             if query & (query - 1) == 0 or query % _CHECK == 0:
                 case, state, kept = _confirmed_leave(case, state, choices, found)
@@ -182,10 +187,12 @@ def _window(side: int, norm: Norm, x: Images) -> _Window:
     """The windows of one side length in images like `x`."""
     _, channels, height, width = x.shape
     line = torch.arange(side, device=x.device)
+    away = (line - side // 2).abs()
+    outwards = torch.maximum(away[:, None], away).flatten().argsort(stable=True)
+    offsets = (line[:, None] * width + line).flatten()[outwards]
     planes = torch.arange(channels, device=x.device) * (height * width)
-    offsets = (planes[:, None, None] + line[:, None] * width + line).flatten()
     bump = _bump_of(side, norm).to(x.device)
-    return _Window(side, offsets, bump.flatten(), bump.T.flatten())
+    return _Window(side, (planes[:, None] + offsets).flatten(), bump.flatten()[outwards], bump.T.flatten()[outwards])
 
 
 def _square(threat: ThreatModel, state: _State, window: _Window, choices: _Choices, at: int) -> _Proposal:
@@ -197,10 +204,10 @@ def _square(threat: ThreatModel, state: _State, window: _Window, choices: _Choic
     return _Proposal((_Write(index, state.adv.gather(1, index), new.view_as(index)),), state.spent)
 
 
-def _bump(threat: ThreatModel, state: _State, window: _Window, choices: _Choices, at: int) -> _Proposal:
+def _exchange(threat: ThreatModel, state: _State, window: _Window, choices: _Choices, at: int) -> _Proposal:
     """The second window goes back to the original, and the first grows by what that frees and by what is unspent.
 
-    A channel's share of the first window points along what is there plus a bump of random sign and orientation.
+    Channels share what is unspent, and each has a sign of its own.
     """
     norm, (n, channels) = threat.norm, choices.signs[:, at].shape
     first, second = (corner[:, at, None] + window.offsets for corner in (choices.first, choices.second))
@@ -215,17 +222,32 @@ def _bump(threat: ThreatModel, state: _State, window: _Window, choices: _Choices
     unspent = (whole - state.spent).clamp_min(0) / channels
     length = _length(freed + unspent.repeat_interleave(channels), norm)
 
-    bump = torch.where(choices.upright[:, at, None], window.bump, window.turned)
-    bump = (bump[:, None] * choices.signs[:, at, :, None]).view_as(delta)
-    size = _length(held, norm)
-    direction = bump + delta / torch.where(size > 0, size, 1)[:, None]
-    size = rows.length(direction, norm)
-    cancelled = size < 1e-6
-    direction = torch.where(cancelled[:, None], bump, direction) * (length / size.masked_fill(cancelled, 1))[:, None]
-    new = _moved(threat, x1, direction.view_as(x1))
+    signs = choices.signs[:, at].reshape(-1, 1)
+    if norm == "l2":
+        bump = torch.where(choices.upright[:, at, None], window.bump, window.turned).repeat_interleave(channels, 0)
+        delta = _pointed(delta, held, bump * signs) * length[:, None]
+    else:
+        delta = _poured(threat, x1.double().view_as(delta), signs, length)
+    new = _moved(threat, x1, delta.view_as(x1))
 
     gained = _energy(new.double() - x1.double(), norm) - rows.total(freed.view(n, channels))
     return _Proposal((_Write(second, old2, x2), _Write(first, old1, new)), state.spent + gained)
+
+
+def _pointed(delta: Tensor, held: Tensor, bump: Tensor) -> Tensor:
+    """Of length 1: between the direction of `delta`, whose Σδ² is `held`, and that of the bump."""
+    size = held.sqrt()
+    mixed = bump + delta / torch.where(size > 0, size, 1)[:, None]
+    size = rows.length(mixed, "l2")[:, None]
+    cancelled = size < 1e-6
+    return torch.where(cancelled, bump, mixed / size.masked_fill(cancelled, 1))
+
+
+def _poured(threat: ThreatModel, x: Tensor, signs: Tensor, length: Tensor) -> Tensor:
+    """As far as the length goes, one entry after the other moves to the end of the box."""
+    room = torch.where(signs > 0, threat.high - x, x - threat.low)
+    left = length[:, None] - (room.cumsum(1) - room)
+    return signs * left.clamp_min(0).minimum(room)
 
 
 def _tried(case: Case, state: _State, proposal: _Proposal) -> _State:
@@ -284,7 +306,11 @@ def _length(energy: Tensor, norm: Norm) -> Tensor:
 
 
 def _bump_of(side: int, norm: Norm) -> Tensor:
-    """A square of two hills, the upper positive and the lower negative, of length 1, in float64."""
+    """Of length 1, in float64: two hills, the upper positive and the lower negative (L2), or one pixel (L1)."""
+    if norm == "l1":
+        bump = torch.zeros(side, side, dtype=torch.float64)
+        bump[side // 2, side // 2] = 1
+        return bump
     upper = side // 2
     both = torch.cat([_hill(upper, side), -_hill(side - upper, side)])
     return both / rows.length(both[None], norm)

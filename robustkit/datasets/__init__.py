@@ -4,11 +4,12 @@ from pathlib import Path
 
 from robustkit import plugins
 from robustkit.api import Dataset
+from robustkit.datasets.mapped import Mapped
 from robustkit.datasets.pair import Pair, check_images
 from robustkit.errors import UsageError
 from robustkit.spec import build, parse
 
-__all__ = ["Pair", "check_images", "load_dataset"]
+__all__ = ["Pair", "check_images", "load_dataset", "resolve"]
 
 
 def load_dataset(spec: str) -> Dataset:
@@ -37,3 +38,22 @@ def load_dataset(spec: str) -> Dataset:
         raise UsageError(f"{parsed.name!r} alone names no data; write ./images.npz or python/package.module.callable")
     dataset = build(plugins.load("datasets", parsed.name), parsed.options, parsed.name)
     return dataset
+
+
+def resolve(data: object) -> Dataset:
+    """A dataset from whatever a caller gives: a spec, a dataset, an (x, y) pair, or a torch map-style dataset.
+
+    Raises:
+        UsageError: if it is none of these, or cannot be read as images with labels.
+    """
+    if isinstance(data, str):
+        return load_dataset(data)
+    if isinstance(data, Dataset):
+        return data
+    if isinstance(data, tuple) and len(data) == 2:
+        return Pair(*data)
+    if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
+        return Mapped(data)
+    raise UsageError(
+        f"data is of type {type(data).__name__}; give a spec such as 'digits', an (x, y) pair of tensors, or a dataset"
+    )

@@ -28,7 +28,7 @@ class Arrays(NamedTuple):
 class Npz:
     """Any .npz with `x` (uint8 NHWC, NCHW or NHW; or float NCHW in [0,1]) and `y`.
 
-    `classes` is the number of classes, by default one more than the largest label.
+    `classes` is the number of classes, 0 if it is not known.
     """
 
     path: str = ""
@@ -40,7 +40,6 @@ class Npz:
             raise UsageError(f"there is no file {self.path!r}; give an .npz with x and y, such as ./images.npz")
         self.name = file.name
         self._pair = Pair(*read_npz(file), file.name, self.classes or None)
-        self.classes = self._pair.classes
 
     def __len__(self) -> int:
         return len(self._pair)

@@ -10,8 +10,6 @@ from torch import Tensor, nn
 
 from robustkit import datasets, sources, spec
 from robustkit.api import Attack, Dataset, ModelCard, Suite, ThreatModel
-from robustkit.datasets.mapped import Mapped
-from robustkit.datasets.pair import Pair
 from robustkit.engine import assemble, events, plan
 from robustkit.engine.run import Run
 from robustkit.engine.subject import CallableModule, as_module, examine, lent
@@ -79,7 +77,7 @@ def evaluate(
         raise UsageError(f"outputs={outputs!r}; there are: logits, probs")
     if shard_size < 1 or (tile is not None and tile < 1) or (batch_size != "auto" and batch_size < 1):
         raise UsageError("batch_size, shard_size and tile must be at least 1")
-    dataset = _dataset(data)
+    dataset = datasets.resolve(data)
     classes = dataset.classes or None
     target_text = plan.parse_target(target, classes)
     plan.check_attack(attack)
@@ -165,23 +163,6 @@ def evaluate(
         folder.save(record)
     tell(events.Finished(str(path) if path else None))
     return record
-
-
-def _dataset(data: Any) -> Dataset:
-    """The dataset of a spec, an (x, y) pair, a torch map-style dataset, or itself.
-
-    Raises:
-        UsageError: for anything else.
-    """
-    if isinstance(data, str):
-        return datasets.load_dataset(data)
-    if isinstance(data, Dataset):
-        return data
-    if isinstance(data, tuple | list) and len(data) == 2:
-        return Pair(*data)
-    if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
-        return Mapped(data)
-    raise UsageError(f"data is a spec, a pair (x, y) or a dataset, not {type(data).__name__}")
 
 
 def _left_out(target: str, n: int, left_out: int) -> list[dict[str, Any]]:

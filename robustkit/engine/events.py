@@ -24,13 +24,12 @@ class CleanDone:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """An attack is at work: `done` of `total` samples, `fraction` of its largest possible cost, queries so far."""
+    """An attack is at work: the fraction of it that is done, and what it did, over the shards so far."""
 
     attack: str
     fraction: float
     broken: int
-    robust: int
-    samples: int
+    robust_accuracy: Proportion
     queries: int
     seconds: float
 

@@ -37,7 +37,9 @@ class Judge:
         goal: "bounded", or "minimal" for an attack that may end beyond eps.
     """
 
-    def __init__(self, reference: Network, threat: ThreatModel, x: Images, y: Labels, target: Labels | None, goal: Goal):
+    def __init__(
+        self, reference: Network, threat: ThreatModel, x: Images, y: Labels, target: Labels | None, goal: Goal
+    ) -> None:
         self.reference, self.threat, self.goal = reference, threat, goal
         self.x, self.y = x.clone(), y.clone()
         self.target = None if target is None else target.clone()
@@ -63,6 +65,12 @@ class Judge:
         adv = adv.detach().to(self.x.device, self.x.dtype)
         if samples.shape[0] == 0:
             return torch.zeros_like(samples, dtype=torch.bool)
+        again = (samples[:, None] == samples).tril(-1).any(1)
+        if again.any():  # several candidates of a sample: one after another, so that the best is kept
+            valid = torch.zeros_like(again)
+            for part in (~again, again):
+                valid[part] = self.submit(samples[part], adv[part])
+            return valid
         x, target = self.x[samples], None if self.target is None else self.target[samples]
         in_box = self.threat.in_box(adv)
         distance = self.threat.distance(x, adv)

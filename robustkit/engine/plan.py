@@ -40,7 +40,9 @@ def resolve_attacks(attack: Any, threat: ThreatModel, facts: ModelFacts) -> list
         for member in members:
             name = name_of(member)
             if threat.norm not in member.norms:
-                raise UsageError(f"{name} does not work in {threat.norm}; it works in {', '.join(sorted(member.norms))}")
+                raise UsageError(
+                    f"{name} does not work in {threat.norm}; it works in {', '.join(sorted(member.norms))}"
+                )
             if any(name == other.name for other in named):
                 raise UsageError(f"the attack {name} is named twice")
             named.append(Named(name, member))
@@ -138,7 +140,9 @@ def choose_samples(dataset: Dataset, n: int | None, indices: Any, skip_label: in
     size = len(dataset)
     if n is not None and indices is not None:
         raise UsageError("give n or indices, not both")
-    chosen = spec.parse_indices(indices) if isinstance(indices, str) else tuple(indices) if indices is not None else None
+    chosen = (
+        spec.parse_indices(indices) if isinstance(indices, str) else tuple(indices) if indices is not None else None
+    )
     if n is not None:
         if not 1 <= n <= size:
             raise UsageError(f"n = {n}, but {dataset.name} has {size} samples; choose 1 to {size}")
@@ -156,7 +160,9 @@ def choose_samples(dataset: Dataset, n: int | None, indices: Any, skip_label: in
     keep = list(range(len(chosen))) if skip_label is None else (y != skip_label).nonzero()[:, 0].tolist()
     if not keep:
         raise UsageError(f"every sample already has the target class {skip_label}")
-    return Samples(dataset, tuple(chosen[i] for i in keep), y[keep], tuple(hashes[i] for i in keep), len(chosen) - len(keep))
+    return Samples(
+        dataset, tuple(chosen[i] for i in keep), y[keep], tuple(hashes[i] for i in keep), len(chosen) - len(keep)
+    )
 
 
 def parse_target(target: Any, classes: int | None) -> str:

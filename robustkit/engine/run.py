@@ -18,7 +18,7 @@ from robustkit.engine.judge import BROKEN, SURVIVED, VIOLATED, Judge
 from robustkit.engine.plan import Named, Samples, targets_for
 from robustkit.engine.subject import Subject, restore
 from robustkit.errors import UsageError
-from robustkit.oracle import Counts, ModelOracle, Network, Noise
+from robustkit.oracle import Counts, ModelOracle, Network
 from robustkit.stats import Proportion
 from robustkit.store import RunFolder
 from robustkit.streams import SampleDraws, key_of
@@ -49,6 +49,7 @@ class Run:
     weights: Mapping[str, Tensor]
     errors: list[dict[str, object]] = field(default_factory=list)
     done: dict[tuple[int, int], Facts] = field(default_factory=dict)
+    progress: dict[int, "_Progress"] = field(default_factory=dict)
 
     def execute(self) -> None:
         """Fill `done`; continues from the journal."""
@@ -105,8 +106,8 @@ class Run:
         pending = standing.clone()
         pending[torch.from_numpy(facts["position"]).to(x.device)] = False
         positions = pending.nonzero()[:, 0]
-        progress = _Progress(self, named, len(self.samples.indices), int(standing.sum()), len(positions), facts)
-        progress.tell_now()
+        progress = self.progress.setdefault(step, _Progress(self, named))
+        progress.shard(len(x), int(standing.sum()), len(positions), facts)
         while len(positions):
             now, rest = positions[: self.in_flight], positions[self.in_flight :]
             began = time.perf_counter()
@@ -116,15 +117,16 @@ class Run:
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 if not _out_of_memory(error):
                     raise
-                if len(now) <= self.subject.reference.tile:
-                    raise RuntimeError("unreachable: a single tile's failure is judged in _batch") from error
-                self.in_flight = max(self.subject.reference.tile, _tiles(self.in_flight // 2, self.subject.reference.tile))
+                # A single tile's failure is judged in _batch, so there is always something to halve here.
+                tile = self.subject.reference.tile
+                self.in_flight = max(1, min(self.in_flight, len(now)) // 2 // tile) * tile
                 continue
             fresh["seconds"] = np.array([time.perf_counter() - began])
             facts = _merged(facts, fresh)
             self._save(shard, step, facts)
             progress.batch_done(fresh)
             positions = rest
+        progress.shard_done()
         return facts
 
     def _known(self, shard: int, step: int, standing: Tensor) -> Facts:
@@ -169,9 +171,9 @@ class Run:
             judge.revoke("changed the model")
             restore(self.subject.reference.module, self.weights)
         for reason, samples in judge.reasons.items():
-            open_rows = samples[~judge.broken[samples]].unique()
+            open_rows = samples[~judge.broken[samples]]
             if len(open_rows):
-                self._note(name, reason, indices[open_rows].tolist())
+                self._note(name, reason, sorted(set(indices[open_rows].tolist())))
         verdicts = judge.verdicts()
         found = {
             "position": positions.cpu().numpy(),
@@ -207,49 +209,67 @@ class Run:
 
 
 class _Progress:
-    """Turns passes and batches of one attack into events, a few a second."""
+    """Turns the passes of one attack, over all shards, into events a few times a second.
 
-    def __init__(self, run: Run, named: Named, n: int, standing: int, pending: int, facts: Facts) -> None:
-        self.run, self.named, self.n, self.pending = run, named, n, max(1, pending)
-        self.robust = standing - int((facts["outcome"] == BROKEN).sum())
-        self.broken = int((facts["outcome"] == BROKEN).sum())
-        self.queries = int(facts["forwards"].sum() + facts["backwards"].sum())
+    Its robust accuracy is an estimate until the last shard: it counts as robust what still stands in the shards so far.
+    """
+
+    def __init__(self, run: Run, named: Named) -> None:
+        self.run, self.named = run, named
         self.most = max(1, sum(named.attack.cost(run.subject.facts.classes)))
-        self.finished = 0
-        self.began = self.told = time.perf_counter()
+        self.broken = self.queries = self.robust = self.seen = 0
+        self.seconds = self.told = 0.0
+        self.total = self.finished = 0.0
+        self.began = time.perf_counter()
+
+    def shard(self, size: int, standing: int, pending: int, facts: Facts) -> None:
+        """A shard begins, some of it known from the journal."""
+        known = int((facts["outcome"] == BROKEN).sum())
+        self.seen += size
+        self.robust += standing - known
+        self.broken += known
+        self.queries += int(facts["forwards"].sum() + facts["backwards"].sum())
+        self.total, self.finished = max(1, pending), 0
+        self.began = time.perf_counter()
+        self._emit(0, 0, 0)
 
     def tell(self, counts: Counts, judge: Judge) -> None:
+        """A batch is at work."""
         now = time.perf_counter()
         if now - self.told < TELL_EVERY_S:
             return
-        self.told = now
         passes = counts.forwards + counts.backwards
         broken = int(judge.broken.sum())
         # A broken sample is finished; the others are as far as the busiest of them.
         ahead = broken + (len(passes) - broken) * min(1.0, float(passes.max()) / self.most)
-        self._emit(self.finished + ahead, self.broken + broken, self.queries + int(passes.sum()))
+        self._emit(ahead, broken, int(passes.sum()))
 
     def batch_done(self, facts: Facts) -> None:
-        self.finished += len(facts["position"])
+        """A batch is judged."""
         broken = int((facts["outcome"] == BROKEN).sum())
-        self.broken += broken
-        self.robust -= broken
+        self.finished += len(facts["position"])
+        self.broken, self.robust = self.broken + broken, self.robust - broken
         self.queries += int(facts["forwards"].sum() + facts["backwards"].sum())
-        self.tell_now()
+        self._emit(0, 0, 0)
 
-    def tell_now(self) -> None:
-        self._emit(self.finished, self.broken, self.queries)
+    def shard_done(self) -> None:
+        """A shard is finished."""
+        self.finished = self.total
+        self._emit(0, 0, 0)
+        self.seconds += time.perf_counter() - self.began
 
-    def _emit(self, finished: float, broken: int, queries: int) -> None:
+    def _emit(self, ahead: float, broken: int, queries: int) -> None:
+        self.told = time.perf_counter()
+        before = self.seen - (self.seen - 1) % self.run.shard_size - 1  # samples of the shards before this one
+        here = (self.finished + ahead) / self.total * (self.seen - before)
         self.run.tell(
             events.Progress(
                 attack=self.named.name,
-                fraction=min(1.0, finished / self.pending),
-                broken=broken,
-                robust=self.robust - (broken - self.broken),
-                samples=self.pending,
-                queries=queries,
-                seconds=time.perf_counter() - self.began,
+                fraction=min(1.0, (before + here) / len(self.run.samples.indices)),
+                broken=self.broken + broken,
+                robust_accuracy=Proportion(self.robust - broken, self.seen),
+                queries=self.queries + queries,
+                seconds=self.seconds + time.perf_counter() - self.began,
             )
         )
 
@@ -278,10 +298,6 @@ def _merged(known: Facts, fresh: Facts) -> Facts:
 
 def _out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-def _tiles(samples: int, tile: int) -> int:
-    return max(1, samples // tile) * tile
 
 
 def _first_line(error: BaseException) -> str:

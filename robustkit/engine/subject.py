@@ -124,7 +124,8 @@ def examine(
     Args:
         module: on its device, in eval mode.
         card: what its source says of it.
-        x: the first images; y: their labels.
+        x: the first images.
+        y: their labels.
         classes: what the dataset says, or None.
         outputs: "logits" or "probs".
         tile: width of a tile, or None for 64 (16 for images larger than 3×64×64).

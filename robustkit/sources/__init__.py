@@ -37,3 +37,22 @@ def load_model(spec: str) -> tuple[nn.Module, ModelCard]:
     source: ModelSource = plugins.load("sources", name)()
     module, card = source.load(parsed.name, parsed.options)
     return module.eval(), card
+
+
+def card_dataset(spec: str) -> str:
+    """The dataset that the card of a model names; empty if there is none."""
+    parsed = parse(spec)
+    return load_model(spec)[1].dataset if parsed.source in ("", "zoo") else ""
+
+
+def listing() -> list[tuple[str, str]]:
+    """The spec of each model that can be listed, with a line on it; and how the others are named."""
+    rows = []
+    for name, found in plugins.table("sources").items():
+        source: ModelSource = plugins.load("sources", name)()
+        for model in source.names():
+            spec = model if name == "zoo" else f"{name}/{model}"
+            rows.append((spec, source.load(model, {})[1].notes))
+        if not source.names():
+            rows.append((f"{name}/…", found.entry.summary))
+    return rows

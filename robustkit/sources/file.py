@@ -65,15 +65,15 @@ def read_weights(file: Path) -> dict[str, Tensor]:
         except SafetensorError as error:
             raise UsageError(f"{file} is no .safetensors file ({error}); if torch saved it, call it .pt") from error
     found = _torch_load(file)
-    if isinstance(found, dict):
-        found = next((found[key] for key in _WRAPPERS if isinstance(found.get(key), dict)), found)
-    weights = isinstance(found, dict) and all(isinstance(value, Tensor) for value in found.values())
-    if not weights or not found:
-        kind = f"a dict of {', '.join(map(str, found))[:80]}" if isinstance(found, dict) else type(found).__name__
-        raise UsageError(f"{file} holds {kind or 'nothing'}, no state dict; save model.state_dict()")
-    if all(key.startswith("module.") for key in found):  # as nn.DataParallel saves it
-        return {key.removeprefix("module."): value for key, value in found.items()}
-    return dict(found)
+    if not isinstance(found, dict):
+        raise UsageError(f"{file} holds an object of type {type(found).__name__}; save model.state_dict()")
+    weights = next((found[key] for key in _WRAPPERS if isinstance(found.get(key), dict)), found)
+    if not weights or not all(isinstance(k, str) and isinstance(value, Tensor) for k, value in weights.items()):
+        kind = ", ".join(map(str, weights))[:80] or "nothing"
+        raise UsageError(f"{file} holds a dict of {kind}, which is no state dict; save model.state_dict()")
+    if all(key.startswith("module.") for key in weights):  # as nn.DataParallel saves it
+        return {key.removeprefix("module."): value for key, value in weights.items()}
+    return dict(weights)
 
 
 def fill(module: nn.Module, weights: Mapping[str, Tensor], what: str) -> None:

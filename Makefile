@@ -1,0 +1,43 @@
+# make eval · make test · make check · make bench: each sets up what it needs in .venv
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: eval test test-slow check bench zoo clean
+
+eval: .venv/.installed
+	$(BIN)/robustkit eval --model digits-cnn-at --attack autoattack --eps 0.2
+
+test: .venv/.installed-test
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: .venv/.installed-test
+	$(BIN)/python -m pytest -m slow
+
+check: .venv/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: .venv/.installed-test
+	$(BIN)/python -m benchmarks.peers
+
+zoo: .venv/.installed
+	$(BIN)/python -m robustkit.sources.zoo.make digits-cnn
+	$(BIN)/python -m robustkit.sources.zoo.make digits-cnn-at
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "robustkit needs Python 3.11 or newer; say which: make PYTHON=python3.12 …"; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/.installed: pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	touch $@
+
+.venv/.installed-test: pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	touch $@ .venv/.installed
+
+clean:
+	rm -rf .venv dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

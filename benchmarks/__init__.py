@@ -1,0 +1,1 @@
+"""What robustkit costs and finds, beside its peers, in one run."""

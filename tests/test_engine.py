@@ -1,0 +1,370 @@
+"""The engine: what the judge accepts, what decides a status, and that the caller's world is left alone."""
+
+import random
+import sys
+
+import numpy as np
+import pytest
+import torch
+from robustkit_attacks.fgsm import FGSM
+from robustkit_attacks.pgd import PGD
+from torch import nn
+
+import robustkit
+from robustkit import UsageError, evaluate
+from tests import toys
+
+
+def linear_case(n=40, **options):
+    model = toys.Linear(**options)
+    x = torch.rand(n, 1, 4, 4, generator=toys.seeded(3))
+    return model, x, model(x).argmax(1).detach()
+
+
+def small_autoattack(**options):
+    from robustkit_attacks.autoattack import AutoAttack
+
+    return AutoAttack(steps=12, queries=60, targets=3, **options)
+
+
+@pytest.mark.parametrize("cheater", toys.CHEATERS, ids=lambda c: type(c).__name__)
+def test_a_cheater_makes_no_sample_broken_or_robust_and_is_named(cheater):
+    model, x, y = linear_case(24)
+    before = model.weight.clone()
+    record = evaluate(model, (x, y), cheater, eps=0.05)
+    if isinstance(cheater, toys.RunsOutOfMemory):
+        assert record.counts["BROKEN"] == 0
+        assert record.unknown >= 1
+    else:
+        assert record.unknown == 24, record.counts
+    assert record.robust_accuracy is None
+    assert {e["attack"] for e in record.errors} == {type(cheater).__name__.lower()}
+    assert torch.equal(model.weight, before)
+
+
+def test_a_valid_break_by_a_later_attack_outweighs_an_earlier_violation():
+    model, x, y = linear_case()
+    alone = evaluate(model, (x, y), PGD(steps=20), eps=0.1)
+    after = evaluate(model, (x, y), [toys.Raises(), PGD(steps=20)], eps=0.1)
+    assert after.counts["BROKEN"] == alone.counts["BROKEN"] > 0
+    assert after.unknown == alone.counts["ROBUST"] > 0
+
+
+def test_out_of_memory_halves_the_samples_in_flight_and_changes_no_result():
+    model, x, y = linear_case(64)
+
+    class Attack(toys._Settings):
+        def __call__(self, case):
+            if len(case.x) > 16:
+                raise torch.OutOfMemoryError("on purpose")
+            return FGSM()(case)
+
+    hungry = evaluate(model, (x, y), Attack(), eps=0.05, tile=8)
+    plain = evaluate(model, (x, y), FGSM(), eps=0.05, tile=8)
+    assert hungry.to_frame()["status"].equals(plain.to_frame()["status"])
+    assert not hungry.errors
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_records_are_bit_identical_for_any_batch_and_shard_size(norm):
+    model = robustkit.load_model("digits-cnn-at")[0]
+    eps = {"linf": 0.2, "l2": 0.8}[norm]
+
+    def run(**options):
+        return evaluate(model, "digits", small_autoattack(), norm=norm, eps=eps, n=90, tile=16, **options)
+
+    first = run()
+    for options in ({"batch_size": 16}, {"batch_size": 48, "shard_size": 23}, {"shard_size": 1, "batch_size": 16}):
+        other = run(**options)
+        assert other.to_frame().equals(first.to_frame())
+        assert other.attacks_frame().equals(first.attacks_frame())
+        assert other.job == first.job
+    assert 0 < first.counts["BROKEN"] < 90
+
+
+def test_shifted_logits_change_no_status_and_scaled_ones_none_of_the_scale_free_losses():
+    from robustkit_attacks.apgd import APGD
+    from robustkit_attacks.square import Square
+
+    model = robustkit.load_model("digits-cnn-at")[0]
+
+    def statuses(module, attack):
+        return evaluate(module, "digits", attack, eps=0.2, n=80).to_frame()["status"]
+
+    attack = small_autoattack()
+    assert statuses(toys.Wrapped(model, shift=-50.0), attack).equals(statuses(model, attack))
+    for free in (APGD("dlr", steps=15), PGD(steps=15, loss="margin"), Square(queries=80)):
+        assert statuses(toys.Wrapped(model, scale=1000.0), free).equals(statuses(model, free)), free
+
+
+def test_a_float64_model_is_called_in_float64_and_gives_the_same_statuses():
+    model = robustkit.load_model("digits-cnn-at")[0]
+    single = evaluate(model, "digits", small_autoattack(), eps=0.2, n=80)
+    double = evaluate(model.double(), "digits", small_autoattack(), eps=0.2, n=80)
+    assert double.job["precision"] == "float64"
+    assert (double.to_frame()["status"] != single.to_frame()["status"]).sum() <= 1
+
+
+def test_the_caller_s_world_is_left_as_it_was():
+    model, x, y = linear_case()
+    model = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm2d(1), model)
+    model.train()
+    model[1].eval()
+    model[2].weight.grad = torch.ones_like(model[2].weight)
+    model[2].bias.requires_grad_(False)
+    torch.manual_seed(5)
+    np.random.seed(5)
+    random.seed(5)
+    states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+    weights = {k: v.clone() for k, v in model.state_dict().items()}
+    traced = sys.gettrace()
+
+    evaluate(model, (x, y), PGD(steps=5), eps=0.1)
+
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert (np.random.get_state()[1] == states[1]).all()
+    assert random.getstate() == states[2]
+    assert sys.gettrace() is traced
+    assert model.training
+    assert model[0].training
+    assert not model[1].training
+    assert model[2].weight.requires_grad
+    assert not model[2].bias.requires_grad
+    assert torch.equal(model[2].weight.grad, torch.ones_like(model[2].weight))
+    assert all(torch.equal(v, weights[k]) for k, v in model.state_dict().items())
+
+
+def test_a_randomised_model_is_detected_and_its_robust_accuracy_withheld():
+    model, x, y = linear_case()
+    record = evaluate(toys.Randomised(model), (x, y), "pgd:steps=5,eot=3", eps=0.1)
+    assert record.robust_accuracy is None
+    assert "randomised" in record.why_no_robust_accuracy
+    assert record.by_attack[0].forwards == 3 * 5 * record.by_attack[0].attacked or record.counts["BROKEN"]
+    again = evaluate(toys.Randomised(model), (x, y), "pgd:steps=5,eot=3", eps=0.1)
+    assert again.to_frame().equals(record.to_frame())
+
+
+@pytest.mark.parametrize("wrapper", [toys.HardLabels, toys.Detached])
+def test_without_gradients_gradient_attacks_end_unknown_and_query_attacks_run(wrapper):
+    model, x, y = linear_case()
+    record = evaluate(wrapper(model), (x, y), PGD(), eps=0.1)
+    assert record.unknown == 40
+    assert "no-gradient" in {flag["kind"] for flag in record.flags}
+    assert "gradient" in record.errors[0]["message"]
+    queried = evaluate(wrapper(model), (x, y), "square:queries=50", eps=0.3)
+    assert queried.robust_accuracy is not None
+    assert wrapper is toys.HardLabels or queried.counts["BROKEN"] > 0
+
+
+def test_an_ensemble_with_a_shared_backbone_shows_its_members():
+    model = toys.SharedBackbone()
+    x = torch.rand(20, 1, 4, 4, generator=toys.seeded())
+    y = model(x).argmax(1)
+    seen = {}
+
+    class Looks(toys._Settings):
+        def __call__(self, case):
+            gradient = case.oracle.gradient(case.x, lambda o: o.members.logsumexp(2).sum(0))
+            seen.update(members=len(case.oracle.members), shape=gradient.outputs.members.shape)
+            member = case.oracle.members[0].outputs(case.x).logits
+            assert torch.allclose(member, gradient.outputs.members[0], atol=1e-6)
+            return case.threat.project(case.x, case.x + gradient.grad.sign())
+
+    record = evaluate(model, (x, y), Looks(), eps=0.02)
+    assert seen == {"members": 3, "shape": (3, 20, 5)}
+    assert not record.errors
+
+
+def test_two_classes_run_through_the_whole_suite():
+    model = toys.Linear(classes=2)
+    x = torch.rand(30, 1, 4, 4, generator=toys.seeded())
+    record = evaluate(model, (x, model(x).argmax(1)), small_autoattack(), eps=0.05)
+    assert record.robust_accuracy is not None
+    assert not record.errors
+
+
+@pytest.mark.parametrize("classes", [3, 4])
+def test_few_classes_run_through_plus(classes):
+    model = toys.Linear(classes=classes)
+    x = torch.rand(10, 1, 4, 4, generator=toys.seeded())
+    record = evaluate(model, (x, model(x).argmax(1)), small_autoattack(version="plus"), eps=0.05)
+    assert record.robust_accuracy is not None
+    assert not record.errors
+
+
+def test_large_images_run():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 4, 16, 16), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 14 * 14, 7))
+    x = torch.rand(3, 3, 224, 224, generator=toys.seeded())
+    record = evaluate(model, (x, model(x).argmax(1)), small_autoattack(), eps=1 / 255)
+    assert record.job["tile"] == 16
+    assert record.robust_accuracy is not None
+
+
+def test_linear_models_are_broken_exactly_where_they_can_be():
+    model, _, _ = linear_case()
+    x = 0.3 + 0.4 * torch.rand(200, 1, 4, 4, generator=toys.seeded(9))  # the box is out of reach
+    logits = model(x).detach()
+    y = logits.argmax(1)
+    w = model.weight.detach()
+    gaps = logits.gather(1, y[:, None]) - logits
+    lengths = (w[y][:, None] - w[None]).abs().sum(2)
+    radius = torch.where(lengths > 0, gaps / lengths.clamp_min(1e-9), torch.inf).amin(1)
+    eps = float(radius.median())
+    clear = (radius - eps).abs() > 1e-4 * eps
+    for attack in (PGD(steps=40, loss="margin", restarts=3), "apgd:loss=dlr-targeted,targets=4"):
+        record = evaluate(model, (x, y), attack, eps=eps)
+        broken = torch.from_numpy((record.samples["status"] == "BROKEN").copy())
+        assert torch.equal(broken[clear], (radius < eps)[clear]), attack
+
+
+def test_images_at_the_ends_of_the_range_move():
+    model = toys.Linear(shape=(1, 4, 4))
+    x = (torch.rand(60, 1, 4, 4, generator=toys.seeded(2)) > 0.5).float()
+    y = model(x).argmax(1)
+    record = evaluate(model, (x, y), small_autoattack(), eps=0.3, save_adversarial=True)
+    assert record.counts["BROKEN"] > 10
+    moved = np.abs(record.adversarial["adv"] - x.numpy()[record.adversarial["index"]])
+    assert (moved.reshape(len(moved), -1).max(1) > 0).all()
+
+
+@pytest.mark.parametrize("target", [2, "least-likely", "random"])
+def test_a_targeted_run_breaks_a_sample_only_by_its_target(target):
+    model, x, y = linear_case(60)
+    record = evaluate(model, (x, y), "pgd:steps=30", eps=0.3, target=target, save_adversarial=True)
+    frame = record.to_frame().set_index("index")
+    assert record.counts["BROKEN"] > 0
+    decided = model(torch.from_numpy(record.adversarial["adv"])).argmax(1).numpy()
+    assert (decided == frame.loc[record.adversarial["index"], "target"].to_numpy()).all()
+    assert (frame["target"] != frame["label"]).all()
+    if target == 2:
+        assert len(frame) == int((y != 2).sum())
+        assert record.flags[0]["kind"] == "left-out"
+
+
+def test_a_targeted_suite_breaks_no_more_than_an_untargeted_one():
+    model, x, y = linear_case(60)
+    targeted = evaluate(model, (x, y), small_autoattack(), eps=0.15, target="random")
+    free = evaluate(model, (x, y), small_autoattack(), eps=0.15)
+    assert 0 < targeted.counts["BROKEN"] <= free.counts["BROKEN"]
+    assert not targeted.errors
+
+
+def test_quantised_adversarials_are_judged_in_a_column_of_their_own():
+    model, x, y = linear_case(60)
+    x = (x * 255).round() / 255
+    y = model(x).argmax(1)
+    record = evaluate(model, (x, y), "pgd", eps=0.6 / 255, quantize="8bit")
+    assert record.counts["BROKEN"] > 0
+    # No image on the 8-bit grid other than x is within 0.6/255 of it: rounding undoes every adversarial.
+    assert not (record.samples["quantized_status"] == "BROKEN").any()
+    generous = evaluate(model, (x, y), "pgd", eps=8 / 255, quantize="8bit")
+    assert (generous.samples["quantized_status"] == "BROKEN").sum() > 0
+
+
+def test_a_minimal_attack_may_end_beyond_eps_and_its_sample_stands():
+    model, x, y = linear_case(20)
+    record = evaluate(model, (x, y), "fab:targets=4,steps=40", norm="l2", eps=1e-4)
+    assert record.counts["ROBUST"] == 20
+    assert (record.attacks["distance"] > 1e-4).all()
+    assert (record.attacks["margin"] <= 0).all()
+
+
+def test_passes_are_counted_for_every_sample():
+    model, x, y = linear_case(20)
+    record = evaluate(model, (x, y), "fgsm", eps=1e-6)
+    assert (record.attacks["forwards"] == 1).all()
+    assert (record.attacks["backwards"] == 1).all()
+    record = evaluate(model, (x, y), "square:queries=30", eps=1e-6)
+    assert (record.attacks["forwards"] == 31).all()
+
+
+def test_arrays_callables_and_torch_datasets_are_taken():
+    model, x, y = linear_case(20)
+    first = evaluate(model, (x, y), "fgsm", eps=0.1)
+    arrays = evaluate(model, (x.numpy(), y.numpy()), "fgsm", eps=0.1)
+    function = evaluate(lambda images: model(images), (x, y), "fgsm", eps="0.1")
+    items = evaluate(model, torch.utils.data.TensorDataset(x, y), "fgsm", eps=0.1)
+    for other in (arrays, function, items):
+        assert other.to_frame().equals(first.to_frame())
+    assert float(first.robust_accuracy) == first.counts["ROBUST"] / 20
+    assert first.robust_accuracy.low < float(first.robust_accuracy) < first.robust_accuracy.high
+    assert "robust accuracy" in first.summary()
+    assert "<pre>" in first._repr_html_()
+
+
+def bad_model(output):
+    class Bad(nn.Module):
+        def forward(self, x):
+            return output(x)
+
+    return Bad()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"attack": "pgdd"}, "did you mean pgd"),
+        ({"attack": "pgd:stepz=3"}, "did you mean step"),
+        ({"attack": "pgd:steps=three"}, "whole number"),
+        ({"attack": "pgd:loss=mse"}, "must be one of"),
+        ({"attack": FGSM}, "FGSM()"),
+        ({"attack": []}, "autoattack"),
+        ({"attack": "fgsm+fgsm"}, "twice"),
+        ({"attack": "square", "norm": "l0", "eps": 3}, "does not work in l0"),
+        ({"norm": "l3"}, "unknown norm"),
+        ({"eps": 0}, "eps"),
+        ({"eps": -1}, "eps"),
+        ({"eps": float("nan")}, "eps"),
+        ({"eps": 8}, "8/255"),
+        ({"eps": "eight"}, "8/255"),
+        ({"n": 0}, "choose 1 to"),
+        ({"n": 10**6}, "choose 1 to"),
+        ({"indices": [0, 0]}, "different"),
+        ({"indices": "3-1"}, "0-199,400"),
+        ({"target": "cat"}, "least-likely"),
+        ({"target": 5}, "class"),
+        ({"outputs": "probs"}, "do not sum to 1"),
+        ({"device": "gpu"}, "cpu"),
+        ({"batch_size": 0}, "at least 1"),
+        ({"model": "digits-cn"}, "did you mean digits-cnn"),
+        ({"model": 3}, "nn.Module"),
+        ({"model": bad_model(lambda x: x.flatten(1).softmax(1))}, "probabilities"),
+        ({"model": bad_model(lambda x: x.flatten(1) / 0.0 * 0)}, "not finite"),
+        ({"model": bad_model(lambda x: x)}, "shape"),
+        ({"model": bad_model(lambda x: x.flatten(1).sum(1, keepdim=True))}, "one output"),
+        ({"model": bad_model(lambda x: x.flatten(1)[:, :3])}, "labels go up to"),
+        ({"model": "digits-cnn"}, "does not accept images"),
+        ({"model": "digits-cnn", "data": "digitz"}, "did you mean digits"),
+        ({"model": toys.Linear((1, 8, 8)), "data": "digits"}, "10 classes"),
+        ({"data": "digits:splt=test"}, "did you mean split"),
+        ({"data": 3}, "spec"),
+    ],
+    ids=str,
+)
+def test_bad_input_is_one_line_that_says_what_to_do_and_writes_nothing(options, words, tmp_path):
+    model, x, y = linear_case(20)
+    y[0] = 4
+    given = {"model": model, "data": (x, y), "attack": "fgsm", "eps": 0.1, "out": tmp_path / "run", **options}
+    with pytest.raises(UsageError) as caught:
+        evaluate(given.pop("model"), given.pop("data"), **given)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("x", "words"),
+    [
+        (torch.rand(20, 1, 4, 4) * 255, "255"),
+        (torch.rand(20, 8, 8, 1), "perm"),
+        (torch.full((20, 1, 4, 4), torch.nan), "finite"),
+        (torch.rand(19, 1, 4, 4), "label"),
+        (torch.rand(20, 16), "shape"),
+    ],
+)
+def test_images_that_are_no_images_are_refused(x, words):
+    model, _, y = linear_case(20)
+    with pytest.raises(UsageError, match=words):
+        evaluate(model, (x, y), "fgsm", eps=0.1)

@@ -1,0 +1,99 @@
+from types import SimpleNamespace
+
+import pytest
+
+from robustkit import plugins
+from robustkit.errors import UsageError
+from robustkit.plugins import Entry, Plugin
+
+
+def point(name: str, plugin: object, value: str = "") -> SimpleNamespace:
+    return SimpleNamespace(name=name, value=value or f"{name}:PLUGIN", load=lambda: plugin)
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    """Make these entry points the only ones."""
+
+    def install(*points: SimpleNamespace) -> None:
+        monkeypatch.setattr(plugins, "entry_points", lambda group: points if group == plugins.GROUP else ())
+        plugins.table.cache_clear()
+
+    yield install
+    plugins.table.cache_clear()
+
+
+def attacks(**paths: str) -> Plugin:
+    return Plugin(attacks={name: Entry(path, "a test's") for name, path in paths.items()})
+
+
+def test_names_of_all_plugins_come_in_one_table_with_the_plugin_they_are_from(installed):
+    installed(point("mine", attacks(a="m:A")), point("yours", attacks(b="n:B")))
+    found = plugins.table("attacks")
+    assert {name: (entry.entry.path, entry.plugin) for name, entry in found.items()} == {
+        "a": ("m:A", "mine"),
+        "b": ("n:B", "yours"),
+    }
+    assert plugins.table("datasets") == {}
+
+
+def test_two_plugins_with_one_name_are_refused_naming_both(installed):
+    installed(point("mine", attacks(pgd="m:A")), point("yours", attacks(pgd="n:B")))
+    with pytest.raises(UsageError) as error:
+        plugins.table("attacks")
+    for word in ("'pgd'", "mine", "yours", "uninstall one"):
+        assert word in str(error.value)
+
+
+def test_one_name_for_things_of_two_kinds_is_no_clash(installed):
+    installed(point("mine", attacks(file="m:A")), point("yours", Plugin(datasets={"file": Entry("n:B", "")})))
+    assert plugins.table("attacks")["file"].plugin == "mine"
+    assert plugins.table("datasets")["file"].plugin == "yours"
+
+
+def test_an_entry_point_that_is_listed_twice_counts_once(installed):
+    installed(point("mine", attacks(a="m:A")), point("mine", attacks(a="m:A")))
+    assert list(plugins.table("attacks")) == ["a"]
+
+
+def test_a_plugin_that_does_not_load_is_named_with_its_error(installed):
+    def fail() -> None:
+        raise ImportError("no module named missing")
+
+    installed(SimpleNamespace(name="broken", value="broken:PLUGIN", load=fail))
+    with pytest.raises(UsageError, match=r"'broken' \(broken:PLUGIN\) does not load: no module named missing"):
+        plugins.table("attacks")
+
+
+def test_an_entry_point_that_is_no_plugin_is_named(installed):
+    installed(point("odd", {"attacks": {}}))
+    with pytest.raises(UsageError, match=r"'odd' .* must be a robustkit.plugins.Plugin"):
+        plugins.table("attacks")
+
+
+def test_an_unknown_name_is_told_the_close_ones(installed):
+    installed(point("mine", attacks(pgd="m:A", square="m:B")))
+    with pytest.raises(UsageError) as error:
+        plugins.load("attacks", "pdg")
+    assert "no attack called 'pdg'; did you mean pgd?" in str(error.value)
+    assert "pgd, square" in str(error.value)
+
+
+def test_looking_at_the_table_imports_nothing_and_loading_imports_the_one_named(installed):
+    installed(point("mine", attacks(good="fractions:Fraction", bad="no.such.module:Thing")))
+    assert list(plugins.table("attacks")) == ["good", "bad"]
+    assert plugins.load("attacks", "good").__name__ == "Fraction"
+    with pytest.raises(ModuleNotFoundError):
+        plugins.load("attacks", "bad")
+
+
+def test_a_class_has_its_name_in_the_table_or_its_own_in_lower_case(installed):
+    installed(point("mine", attacks(ratio="fractions:Fraction")))
+    assert plugins.name_of("attacks", plugins.load("attacks", "ratio")) == "ratio"
+    assert plugins.name_of("attacks", SimpleNamespace) == "simplenamespace"
+
+
+def test_the_packages_own_plugins_are_found():
+    assert plugins.table("sources")["file"].plugin == "robustkit"
+    assert "fgsm" in plugins.table("attacks")
+    assert all(entry.entry.summary for kind in ("attacks", "sources") for entry in plugins.table(kind).values())

@@ -1,0 +1,258 @@
+import hashlib
+from collections import OrderedDict
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from robustkit.api import ModelCard
+from robustkit.errors import UsageError
+from robustkit.sources import load_model
+from robustkit.sources.python import import_callable
+from robustkit.sources.zoo.architectures import digits_cnn
+from tests import kit
+
+ARCH = "arch=digits-cnn"
+
+
+@pytest.fixture
+def weights(monkeypatch, tmp_path):
+    """The state dict of a digits-cnn; the current folder is empty."""
+    monkeypatch.chdir(tmp_path)
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        return digits_cnn().state_dict()
+
+
+def same(module, weights):
+    state = module.state_dict()
+    return list(state) == list(weights) and all(torch.equal(state[key], weights[key]) for key in weights)
+
+
+def test_a_safetensors_file_fills_the_network_that_arch_names(weights, tmp_path):
+    save_file(weights, "net.safetensors")
+    module, card = load_model(f"./net.safetensors:{ARCH}")
+    assert same(module, weights)
+    assert not module.training
+    assert (card.name, card.source) == ("net.safetensors", "file")
+    assert card.sha256 == hashlib.sha256((tmp_path / "net.safetensors").read_bytes()).hexdigest()
+    assert same(load_model(f"file/net.safetensors:{ARCH}")[0], weights)
+
+
+@pytest.mark.parametrize("key", ["", "state_dict", "model", "net"])
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("zipped", [False, True])
+def test_state_dicts_are_found_in_what_torch_saved(weights, key, prefix, zipped):
+    saved = OrderedDict((prefix + name, value) for name, value in weights.items())
+    checkpoint = {key: saved, "epoch": 3, "best": 0.9} if key else saved
+    torch.save(checkpoint, "net.pt", _use_new_zipfile_serialization=zipped)
+    assert same(load_model(f"./net.pt:{ARCH}")[0], weights)
+
+
+def test_arch_may_be_a_callable_of_the_users(weights, tmp_path):
+    save_file({"weight": torch.ones(2, 3), "bias": torch.zeros(2)}, "net.safetensors")
+    (tmp_path / "my_architectures_here.py").write_text(
+        "from torch import nn\n\ndef make(width: int) -> nn.Module:\n    return nn.Linear(3, width)\n"
+    )
+    module, _ = load_model("./net.safetensors:arch=(python/my_architectures_here.make:width=2)")
+    assert module.weight.tolist() == [[1, 1, 1], [1, 1, 1]]
+    with pytest.raises(UsageError, match=r"other shapes: weight is \(2, 3\) in the file, \(4, 3\) in the network"):
+        load_model("./net.safetensors:arch=(python/my_architectures_here.make:width=4)")
+
+
+def test_old_checkpoints_without_batch_counters_fit(weights, tmp_path):
+    (tmp_path / "my_norms_here.py").write_text("from torch import nn\n\ndef make():\n    return nn.BatchNorm2d(2)\n")
+    state = nn.BatchNorm2d(2).state_dict()
+    torch.save({key: value for key, value in state.items() if key != "num_batches_tracked"}, "net.pt")
+    load_model("./net.pt:arch=python/my_norms_here.make")
+    torch.save({"weight": state["weight"]}, "less.pt")
+    with pytest.raises(UsageError, match="missing: bias, running_mean, running_var"):
+        load_model("./less.pt:arch=python/my_norms_here.make")
+
+
+def test_weights_that_do_not_fit_are_named(weights):
+    del weights["0.weight"], weights["0.bias"], weights["2.weight"], weights["2.bias"]
+    save_file({**weights, "head.extra": torch.zeros(1)}, "net.safetensors")
+    with pytest.raises(UsageError, match=r"missing: 0.weight, 0.bias, 2.weight and 1 more; unexpected: head.extra"):
+        load_model(f"./net.safetensors:{ARCH}")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"\n\n<!DOCTYPE html><html>", r"is an HTML page \(a failed download\?\)"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "is a git-lfs pointer"),
+        (b"hello world", "is no checkpoint that torch can read"),
+        (bytes(range(256)), "is no checkpoint that torch can read"),
+    ],
+)
+def test_a_file_that_is_no_checkpoint_says_what_it_is(weights, tmp_path, content, message):
+    for name in ("net.pt", "net.pth"):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UsageError, match=message) as caught:
+            load_model(f"./{name}:{ARCH}")
+        assert "\n" not in str(caught.value)
+
+
+def test_a_broken_safetensors_file_is_refused(weights, tmp_path):
+    save_file(weights, "net.safetensors")
+    whole = (tmp_path / "net.safetensors").read_bytes()
+    for content in (whole[:1000], b"hello world", b"\x80\x02"):
+        (tmp_path / "net.safetensors").write_bytes(content)
+        with pytest.raises(UsageError, match=r"is no \.safetensors file"):
+            load_model(f"./net.safetensors:{ARCH}")
+
+
+def test_a_cut_checkpoint_is_refused(weights, tmp_path):
+    torch.save(weights, "net.pt")
+    content = (tmp_path / "net.pt").read_bytes()
+    (tmp_path / "net.pt").write_bytes(content[: len(content) // 2])
+    with pytest.raises(UsageError, match=r"is no checkpoint that torch can read \(cut short\?\)"):
+        load_model(f"./net.pt:{ARCH}")
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_a_pickled_network_is_never_loaded(weights, zipped):
+    torch.save(nn.Linear(2, 2), "net.pt", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(UsageError, match=r"needs the Python class torch\.nn\.modules\.linear\.Linear, .*state_dict"):
+        load_model(f"./net.pt:{ARCH}")
+
+
+@pytest.mark.parametrize(
+    ("saved", "message"),
+    [
+        (torch.zeros(2), "holds an object of type Tensor; save model.state_dict"),
+        ({"epoch": 1, "loss": 0.2}, "holds a dict of epoch, loss, which is no state dict"),
+        ({}, "holds a dict of nothing"),
+        ({"state_dict": {}}, "holds a dict of nothing"),
+    ],
+)
+def test_a_checkpoint_without_weights_is_refused(weights, saved, message):
+    torch.save(saved, "net.pt")
+    with pytest.raises(UsageError, match=message):
+        load_model(f"./net.pt:{ARCH}")
+
+
+def test_a_file_spec_needs_a_file_and_an_arch(weights, tmp_path):
+    save_file(weights, "net.safetensors")
+    for spec, message in (
+        ("./absent.pt", "there is no file absent.pt"),
+        (f"{tmp_path}:{ARCH}", "is a folder"),
+        ("./net.safetensors", r"say of which network: ./net.safetensors:arch=python.*digits-cnn"),
+        ("./net.safetensors:arc=digits-cnn", "no option called 'arc'; did you mean arch"),
+        ("./net.safetensors:arch=digits-cn", "no zoo network called 'digits-cn'; did you mean digits-cnn"),
+        ("net.safetensors", r"to load the file, write ./net.safetensors:arch="),
+    ):
+        with pytest.raises(UsageError, match=message):
+            load_model(spec)
+
+
+def test_an_unknown_source_says_which_there_are():
+    with pytest.raises(UsageError, match="no model source called 'pyton'; did you mean python"):
+        load_model("pyton/a.b")
+
+
+MODULE = """
+from torch import nn
+
+from robustkit.api import ModelCard
+
+NUMBER = 3
+
+def make(width: int = 2, bias: bool = True, kind=None, rate: "float | None" = None):
+    assert kind is None or isinstance(kind, str)
+    module = nn.Linear(3, width, bias=bias)
+    module.rate = rate
+    return module
+
+def with_card():
+    return nn.Identity(), ModelCard("mine", classes=5)
+
+def anything(**settings):
+    return nn.Sequential(*[nn.ReLU() for _ in settings])
+
+def wrong():
+    return "a network"
+"""
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """A module in the current folder, with a name of its own."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_networks_here.py").write_text(MODULE)
+    return "python/my_networks_here"
+
+
+def test_a_callable_in_the_current_folder_makes_a_network(module):
+    made, card = load_model(f"{module}.make:width=4,bias=no,rate=1/4,kind=8")
+    assert made.out_features == 4
+    assert made.bias is None
+    assert made.rate == 0.25
+    assert not made.training
+    assert card == ModelCard("my_networks_here.make", "python")
+    assert load_model(f"{module}.with_card")[1].classes == 5
+    assert len(load_model(f"{module}.anything:a=1,b=2")[0]) == 2
+
+
+@pytest.mark.parametrize(
+    ("rest", "message"),
+    [
+        (".mak", "no callable of my_networks_here called 'mak'; did you mean make"),
+        (".NUMBER", "my_networks_here.NUMBER is an object of type int, which cannot be called"),
+        (".wrong", r"returned an object of type str; it must return an nn.Module"),
+        (".make:widht=3", "model my_networks_here.make: no option called 'widht'; did you mean width"),
+        (".make:width=wide", "width must be a whole number, not 'wide'"),
+        ("", "'my_networks_here' is no callable's name; write python/package.module.callable"),
+        ("/make", "is no callable's name"),
+        ("s.make", "no module called 'my_networks_heres' for my_networks_heres.make"),
+    ],
+)
+def test_a_callable_that_cannot_be_used_says_why(module, rest, message):
+    with pytest.raises(UsageError, match=message):
+        load_model(module + rest)
+
+
+def test_a_module_that_does_not_import_says_why(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_broken_here.py").write_text("def make(:\n")
+    (tmp_path / "my_needy_here.py").write_text("import surely_not_installed\n")
+    with pytest.raises(UsageError, match="my_broken_here does not import: SyntaxError"):
+        load_model("python/my_broken_here.make")
+    with pytest.raises(UsageError, match=r"my_needy_here needs a module that is not installed: .*surely_not_installed"):
+        load_model("python/my_needy_here.make")
+
+
+def test_importing_leaves_the_import_path_as_it_was(module, monkeypatch):
+    import sys
+
+    before = list(sys.path)
+    import_callable("my_networks_here.make")
+    assert sys.path == before
+
+
+@kit.needs_kit
+@pytest.mark.parametrize("name", ["cifar10_cnn_a_adv", "mnist_lenet5_adv"])
+def test_a_kit_network_loads_as_a_model_spec_and_has_its_measured_accuracy(name):
+    entry = kit.manifest()[name]
+    module, card = load_model(f"python/tests.kit.model:name={name}")
+    x, y = (kit.cifar10 if entry["dataset"] == "cifar10" else kit.mnist)(range(2000))
+    assert card.source == "python"
+    assert clean(module, x, y) == next(fact["value"] for fact in entry["measured"] if fact["metric"] == "clean")
+
+
+@kit.needs_kit
+@pytest.mark.slow
+@pytest.mark.parametrize("name", kit.manifest() if (kit.ROOT / "manifest.json").is_file() else [])
+def test_every_kit_network_has_its_measured_accuracy(name):
+    entry = kit.manifest()[name]
+    x, y = (kit.cifar10 if entry["dataset"] == "cifar10" else kit.mnist)(range(2000))
+    assert clean(kit.model(name), x, y) == next(f["value"] for f in entry["measured"] if f["metric"] == "clean")
+
+
+@torch.no_grad()
+def clean(module, x, y):
+    right = sum(int((module(x[i : i + 200]).argmax(1) == y[i : i + 200]).sum()) for i in range(0, len(y), 200))
+    return 100 * right / len(y)
