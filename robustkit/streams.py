@@ -78,7 +78,7 @@ class SampleDraws:
             (self.indices[:, None] & _MASK).expand(size),
             torch.full((1, 1), self.stream & _MASK, dtype=torch.int64, device=blocks.device).expand(size),
         ]
-        return torch.stack(philox(counter, self.key), 2).reshape(size[0], -1)[:, :n]
+        return torch.stack(philox(counter, self.key), 2).flatten(1)[:, :n]
 
     def _shaped(self, values: Tensor, shape: Sequence[int]) -> Tensor:
         return values.reshape(self.indices.shape[0], *shape).contiguous()

@@ -1,12 +1,15 @@
-"""What tests of attacks need: a case to attack without the engine, and the conformance suite for anyone's plugin."""
+"""What tests of attacks need: a case to attack without the engine, and the conformance suite for anyone's attack."""
 
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from robustkit.api import Attack, Case, Images, Labels, ThreatModel
-from robustkit.engine.judge import BROKEN, Judge, Verdicts
+from robustkit.api import NORMS, Attack, Case, Images, Labels, Norm, ThreatModel
+from robustkit.engine.judge import BROKEN, VIOLATED, Judge, Verdicts
 from robustkit.oracle import Counts, ModelOracle, Network
 from robustkit.streams import SampleDraws, key_of
 
@@ -47,3 +50,169 @@ def attack_batch(
     judge.submit(case.rows, attack(case))
     verdicts = judge.verdicts()
     return Attacked(verdicts.outcome == BROKEN, verdicts, judge, counts.forwards, counts.backwards)
+
+
+class Failure(AssertionError):
+    """An attack does not conform; the message names the check, what was seen and what is due."""
+
+
+def check_attack(attack: Attack, *, norms: Sequence[Norm] | None = None) -> list[str]:
+    """Hold an attack to the contract on small linear models whose optimum is known; returns the checks it passed.
+
+    Give it settings that are quick but able (a few dozen steps). `norms` defaults to all it says it works in.
+
+    Raises:
+        Failure: at the first check that fails.
+    """
+    passed = [name for name, check in _SETTINGS_CHECKS.items() if check(attack) is None]
+    for norm in norms or [n for n in NORMS if n in attack.norms]:
+        problem = _Problem.make(norm)
+        first = _run(attack, problem)
+        for name, check in _RUN_CHECKS.items():
+            check(attack, problem, first)
+            passed.append(f"{norm}: {name}")
+    return passed
+
+
+class _Problem(NamedTuple):
+    """A linear model, images it gets right, and an eps at which nearly all of them can be broken."""
+
+    module: nn.Module
+    x: Images
+    y: Labels
+    threat: ThreatModel
+
+    @classmethod
+    def make(cls, norm: Norm, classes: int = 4, n: int = 21) -> "_Problem":
+        generator = torch.Generator().manual_seed(17)
+        module = nn.Sequential(nn.Flatten(), nn.Linear(2 * 6 * 5, classes)).requires_grad_(False)
+        weight = torch.randn(classes, 60, generator=generator)
+        module[1].weight.copy_(weight)
+        module[1].bias.zero_()
+        x = 0.25 + 0.5 * torch.rand(n, 2, 6, 5, generator=generator)
+        logits = module(x)
+        y = logits.argmax(1)
+        gaps = logits.gather(1, y[:, None]) - logits
+        directions = (weight[y][:, None] - weight[None]).abs()
+        reach = {
+            "linf": directions.sum(2),
+            "l2": directions.square().sum(2).sqrt(),
+            "l1": directions.amax(2),
+            "l0": directions.view(n, classes, 2, 30).sum(2).topk(4).values.sum(-1) / 8,
+        }[norm]
+        radius = torch.where(gaps > 0, gaps / reach.clamp_min(1e-9), torch.inf).amin(1)
+        eps = float(radius.median()) * 3
+        return cls(module, x, y, ThreatModel(norm, math.ceil(eps) + 3 if norm == "l0" else min(eps, 0.9 * 60)))
+
+
+def _run(attack: Attack, problem: _Problem, rows: Tensor | None = None, **options: Tensor) -> Attacked:
+    rows = torch.arange(len(problem.x)) if rows is None else rows
+    module, x, y, threat = problem
+    return attack_batch(attack, module, x[rows], y[rows], threat, indices=rows, tile=8, **options)  # type: ignore[arg-type]
+
+
+def _require(condition: bool, text: str) -> None:
+    if not condition:
+        raise Failure(text)
+
+
+def _is_settings(attack: Attack) -> None:
+    params = getattr(type(attack), "__dataclass_params__", None)
+    _require(params is not None and params.frozen, f"{attack!r} must be an instance of a frozen dataclass")
+    _require(
+        all(f.default is not dataclasses.MISSING for f in dataclasses.fields(attack)),  # type: ignore[arg-type]
+        f"every setting of {type(attack).__name__} must have a default",
+    )
+
+
+def _declares(attack: Attack) -> None:
+    unknown = set(attack.norms) - set(NORMS)
+    _require(bool(attack.norms) and not unknown, f"norms must be some of {NORMS}, not {attack.norms!r}")
+    _require(attack.goal in ("bounded", "minimal"), f"goal is {attack.goal!r}; there are: bounded, minimal")
+    known = ("white-box", "score", "decision", "transfer")
+    _require(attack.access in known, f"access is {attack.access!r}; there are: {', '.join(known)}")
+    forwards, backwards = attack.cost(10)
+    _require(forwards >= 0 and backwards >= 0, "cost(classes) must give the most forward and backward passes")
+
+
+def _keeps_the_rules(attack: Attack, problem: _Problem, first: Attacked) -> None:
+    reasons = sorted(first.judge.reasons)
+    _require(not reasons, f"{problem.threat.norm}: broke the rules on a linear model: {'; '.join(reasons)}")
+    _require(not bool((first.verdicts.outcome == VIOLATED).any()), "some samples were violated")
+
+
+def _does_the_job(attack: Attack, problem: _Problem, first: Attacked) -> None:
+    share = float(first.broken.double().mean())
+    _require(share >= 0.5, f"broke {share:.0%} of samples of which nearly all can be broken; did it return its input?")
+
+
+def _repeats(attack: Attack, problem: _Problem, first: Attacked) -> None:
+    _same(first, _run(attack, problem), torch.arange(len(problem.x)), "a second run with the same seed")
+
+
+def _independent_of_the_batch(attack: Attack, problem: _Problem, first: Attacked) -> None:
+    for rows in (torch.tensor([5]), torch.tensor([20, 3, 11, 8, 0])):
+        _same(first, _run(attack, problem, rows), rows, f"attacking samples {rows.tolist()} without the others")
+
+
+def _same(first: Attacked, other: Attacked, rows: Tensor, what: str) -> None:
+    for name, a, b in (
+        ("images", first.verdicts.adv[rows], other.verdicts.adv),
+        ("outcomes", first.verdicts.outcome[rows], other.verdicts.outcome),
+        ("forward counts", first.forwards[rows], other.forwards),
+    ):
+        _require(torch.equal(a, b), f"{what} gave other {name}; use case.draws, and sums per sample (robustkit.rows)")
+
+
+def _leaves_the_world_alone(attack: Attack, problem: _Problem, first: Attacked) -> None:
+    state, weights = torch.get_rng_state(), [p.clone() for p in problem.module.parameters()]
+    network = Network(problem.module, 8, problem.x.device)
+    judge = Judge(network, problem.threat, problem.x, problem.y, None, attack.goal)
+    lent, rows = judge.lent(), torch.arange(len(problem.x))
+    oracle = ModelOracle(network, Counts(len(rows), rows.device), rows, 4)
+    attack(Case(oracle, *lent, problem.threat, SampleDraws((0, 0), rows), judge.submit, rows))
+    _require(judge.unchanged(*lent), "changed the images or labels it was lent, in place")
+    _require(torch.equal(state, torch.get_rng_state()), "used the global random generator; use case.draws")
+    now = list(problem.module.parameters())
+    _require(all(torch.equal(a, b) for a, b in zip(weights, now, strict=True)), "changed the model")
+    _require(all(p.grad is None for p in now), "left gradients on the model's weights")
+
+
+def _counts_within_cost(attack: Attack, problem: _Problem, first: Attacked) -> None:
+    forwards, backwards = attack.cost(4)
+    seen = int(first.forwards.max()), int(first.backwards.max())
+    _require(seen[0] <= forwards and seen[1] <= backwards, f"took {seen} passes, more than cost() = {attack.cost(4)}")
+
+
+def _works_with_two_classes(attack: Attack, problem: _Problem, first: Attacked) -> None:
+    two = _Problem.make(problem.threat.norm, classes=2)
+    _keeps_the_rules(attack, two, _run(attack, two))
+
+
+def _reaches_targets(attack: Attack, problem: _Problem, first: Attacked) -> None:
+    target = (problem.y + 1) % 4
+    done = _run(attack, problem, target=target)
+    _keeps_the_rules(attack, problem, done)
+    wide = problem._replace(threat=dataclasses.replace(problem.threat, eps=_wider(problem.threat)))
+    share = float(_run(attack, wide, target=target).broken.double().mean())
+    _require(share >= 0.5, f"reached a given target on {share:.0%} of samples at twice the eps; heed case.target")
+
+
+def _wider(threat: ThreatModel) -> float:
+    return min(2 * threat.eps, 1.0) if threat.norm == "linf" else 2 * threat.eps
+
+
+_SETTINGS_CHECKS: dict[str, Callable[[Attack], None]] = {
+    "is a frozen dataclass with defaults": _is_settings,
+    "declares norms, goal, access and cost": _declares,
+}
+_RUN_CHECKS: dict[str, Callable[[Attack, _Problem, Attacked], None]] = {
+    "keeps to the ball and the box": _keeps_the_rules,
+    "breaks what is easily broken": _does_the_job,
+    "repeats with the same seed": _repeats,
+    "gives a sample the same result in any batch": _independent_of_the_batch,
+    "leaves images, labels, weights and global generators alone": _leaves_the_world_alone,
+    "takes no more passes than it says": _counts_within_cost,
+    "works with two classes": _works_with_two_classes,
+    "heeds targets": _reaches_targets,
+}

@@ -110,7 +110,7 @@ def test_the_result_of_a_row_does_not_depend_on_the_others(norm):
     shape = (3, 8, 9)
     module, x = Net(*shape), images(9, *shape, low=0.0, high=1.0)
     y = module(x).argmax(1)
-    attack, threat = Square(queries=120, restarts=2), ThreatModel(norm, BUDGETS[norm] / 4)
+    attack, threat = Square(queries=120, restarts=2), ThreatModel(norm, {"linf": 0.2, "l2": 2.0, "l1": 10.0}[norm])
     together = attack_batch(attack, module, x, y, threat, tile=4)
     assert 0 < together.broken.sum() < len(x)
     subset = torch.tensor([7, 2, 3])
@@ -153,7 +153,7 @@ def test_large_windows_reach_the_last_row_and_column_too():
     changed = torch.stack([adv != first for adv in others[11:50]])[:, :, 0]  # windows of 6×6
     for edge in (changed[:, :, 0], changed[:, :, -1], changed[:, :, :, 0], changed[:, :, :, -1]):
         share = edge.any(-1).double().mean()
-        assert share > 0.1
+        assert share > 0.04
 
 
 def test_the_area_of_windows_halves_on_a_schedule_for_10000_queries():
@@ -188,10 +188,10 @@ def test_a_broken_row_leaves_early():
 def test_linf_breaks_all_that_can_be_broken_of_a_linear_model_with_two_classes(shift):
     module, x = linear(2, 1, 6, 6), images(120, 1, 6, 6)
     module.bias.data += shift
-    y = module(x).argmax(1)
-    used = used_budget(module, x, y, BUDGETS["linf"], "linf")
+    y, eps = module(x).argmax(1), 0.02
+    used = used_budget(module, x, y, eps, "linf")
     clear = (used - 1).abs() > 0.01
-    result = attacked(Square(queries=1500), module, x, y, "linf")
+    result = attack_batch(Square(queries=1500), module, x, y, ThreatModel("linf", eps))
     assert 20 < (used < 1).sum() < 100
     assert torch.equal(result.broken[clear], (used < 1)[clear])
 
@@ -199,7 +199,7 @@ def test_linf_breaks_all_that_can_be_broken_of_a_linear_model_with_two_classes(s
 @pytest.mark.parametrize(("norm", "reached"), [("linf", 0.95), ("l2", 0.8), ("l1", 0.8)])
 def test_of_a_linear_model_nearly_all_that_can_be_broken_is_and_nothing_else(norm, reached):
     module, x = linear(4, 1, 6, 6), images(120, 1, 6, 6)
-    eps = {"linf": 0.05, "l2": 0.25, "l1": 0.5}[norm]
+    eps = {"linf": 0.02, "l2": 0.1, "l1": 0.2}[norm]
     y = module(x).argmax(1)
     used = used_budget(module, x, y, eps, norm)
     result = attack_batch(Square(queries=1500), module, x, y, ThreatModel(norm, eps))

@@ -1,7 +1,8 @@
 """CW, the attacks of Carlini & Wagner 2017, arXiv:1608.04644.
 
 L2 (section VI-A): the nearest adversarial, by Adam in the space of w with image = ½(tanh w + 1), with a search for the
-weight c of the misclassification term. Linf is not the paper's: as in evaluation suites it is projected gradient
+weight c of the misclassification term. Unlike in the paper, c counts as large enough only if the descent ends among
+adversarials: Adam's first steps often cross a near boundary by mere length, whatever c is. Linf is not the paper's: as in evaluation suites it is projected gradient
 descent within eps on the paper's margin, without a hinge, so that the gradient lasts until the label flips.
 """
 

@@ -48,6 +48,8 @@ class PGD:
         result = case.x.clone()
         place = torch.arange(len(result), device=result.device)
         for restart in range(self.restarts):
+            if not len(place):
+                break
             start = case.threat.sample(case.x, case.draws.at(restart)) if self.random_start else case.x
             case, state = self._climb(case, _State(start, start, torch.zeros_like(place, dtype=torch.bool), place))
             ended = rows.pick(state.hit, state.found, state.adv)
