@@ -1,17 +1,17 @@
-# make eval · make test · make check · make bench: each sets up what it needs in .venv
+# make eval · make test · make check · make bench · make gate: each sets up what it needs in .venv
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: eval test test-slow check bench zoo clean
+.PHONY: eval test test-slow check bench gate baselines zoo clean
 
 eval: .venv/.installed
 	$(BIN)/robustkit eval --model digits-cnn-at --attack autoattack --eps 0.2
 
 test: .venv/.installed-test
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n auto -m "not slow"
 
 test-slow: .venv/.installed-test
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -n auto -m slow
 
 check: .venv/.installed-test
 	$(BIN)/ruff check .
@@ -21,6 +21,18 @@ check: .venv/.installed-test
 
 bench: .venv/.installed-test
 	$(BIN)/python -m benchmarks.peers
+
+# The bundled networks against their baselines; `make baselines` writes these anew when an attack has changed.
+GATE = $(BIN)/robustkit gate --quiet --baseline reports/baselines
+SUITE := (apgd:steps=20)+(apgd:loss=dlr-targeted,steps=20,targets=3)+(square:queries=200)
+
+gate: .venv/.installed
+	$(GATE)/digits-cnn.json
+	$(GATE)/digits-cnn-at.json
+
+baselines: .venv/.installed
+	$(GATE)/digits-cnn.json --update --model digits-cnn --eps 0.1 --attack "$(SUITE)" --device cpu --threads 1
+	$(GATE)/digits-cnn-at.json --update --model digits-cnn-at --eps 0.2 --attack "$(SUITE)" --device cpu --threads 1
 
 zoo: .venv/.installed
 	$(BIN)/python -m robustkit.sources.zoo.make digits-cnn

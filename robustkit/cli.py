@@ -2,16 +2,14 @@
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn
 
 import click
 
-from robustkit import __version__, plugins
+from robustkit import __version__, cli_options, plugins
 from robustkit.errors import RobustkitError, UsageError
 
-DEFAULT_EPS = {"linf": "8/255", "l2": "0.5", "l1": "12", "l0": "10"}
 RUNS = Path("robustkit-runs")
 
 
@@ -32,15 +30,6 @@ def _fail(text: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
-def _complete(kind: plugins.Kind) -> Callable[..., list[str]]:
-    return lambda ctx, param, incomplete: [name for name in plugins.table(kind) if name.startswith(incomplete)]
-
-
-def _complete_model(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    names = plugins.load("sources", "zoo")().names()
-    return [name for name in names if name.startswith(incomplete)]
-
-
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="robustkit")
 def main() -> None:
@@ -50,43 +39,22 @@ def main() -> None:
     robustkit eval --model digits-cnn-at --attack autoattack --eps 0.1
     robustkit list attacks
     robustkit show robustkit-runs/<run>
+    robustkit compare robustkit-runs/<run> robustkit-runs/<other run>
+    robustkit gate --baseline reports/baselines/digits-cnn-at.json
     """  # noqa: D301 (click's own escape for a block that keeps its lines)
 
 
 @main.command("eval")
-@click.option("--model", required=True, metavar="SPEC", shell_complete=_complete_model,
-              help="digits-cnn-at, ./net.safetensors:arch=…, python/my_package.make:width=2")  # fmt: skip
-@click.option("--dataset", "--data", metavar="SPEC", shell_complete=_complete("datasets"),
-              help="digits, cifar10:path=…, ./images.npz; by default what the model was trained on.")  # fmt: skip
-@click.option("--attack", default="autoattack", show_default=True, metavar="SPEC", shell_complete=_complete("attacks"),
-              help="pgd:steps=40,restarts=5; (a)+(b) runs both.")  # fmt: skip
-@click.option("--norm", type=click.Choice(["linf", "l2", "l1", "l0"]), default="linf", show_default=True)
-@click.option("--eps", metavar="8/255", help="Radius, pixels in [0,1]; default 8/255 (linf), 0.5 (l2), 12 (l1).")
-@click.option("--target", metavar="CLASS|least-likely|random", help="Targeted: only this class breaks a sample.")
-@click.option("-n", "n", type=int, metavar="N", help="The first N samples.")
-@click.option("--indices", metavar="0-199,400", help="These samples; also a JSON list, or @FILE with one.")
-@click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--outputs", type=click.Choice(["logits", "probs"]), default="logits", show_default=True,
-              help="What the model returns.")  # fmt: skip
+@cli_options.evaluation(model_required=True)
 @click.option("--quantize", type=click.Choice(["8bit"]), help="Also judge each adversarial rounded to 8 bits.")
 @click.option("--save-adversarial", is_flag=True, help="Keep the adversarial images in the run's folder.")
-@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda:0")
-@click.option(
-    "--batch-size", default="auto", show_default=True, metavar="auto|N", help="Most samples at once; changes no result."
-)
-@click.option("--threads", type=click.IntRange(1), help="CPU threads; part of the run's identity.")
-@click.option("--tile", type=click.IntRange(1), help="Width of the batches the model sees; part of the run's identity.")
-@click.option("--shard-size", type=click.IntRange(1), default=512, show_default=True, help="Samples a journal file.")
 @click.option("--out", type=click.Path(path_type=Path), help=f"The run's folder; default {RUNS}/<what is run>.")
 @click.option("--fresh", is_flag=True, help="Forget what the folder holds of this run and compute it again.")
-@click.option("--json", "json_to", metavar="-|FILE", help="Write run.json there too; - is stdout, with nothing else.")
-@click.option("--quiet", is_flag=True, help="No progress.")
+@click.option("--json", "json_to", metavar="-|FILE", callback=cli_options.json_target,
+              help="Write run.json there too; - is stdout, with nothing else.")  # fmt: skip
 def evaluate(
-    model: str, dataset: str | None, attack: str, norm: str, eps: str | None, target: str | None, n: int | None,
-    indices: str | None, seed: int, outputs: str, quantize: str | None, save_adversarial: bool, device: str,
-    batch_size: str, threads: int | None, tile: int | None, shard_size: int, out: Path | None, fresh: bool,
-    json_to: str | None, quiet: bool,
-) -> None:  # fmt: skip
+    quantize: str | None, save_adversarial: bool, out: Path | None, fresh: bool, json_to: str | None, **asked: Any
+) -> None:
     """Measure a model's robust accuracy. Killed and run again, it continues.
 
     \b
@@ -95,81 +63,31 @@ def evaluate(
     \b
     Exit codes: 0 done, 2 bad usage, 3 the robust accuracy could not be established, 130 interrupted.
     """  # noqa: D301
-    if batch_size != "auto" and not (batch_size.isdigit() and int(batch_size)):
-        raise UsageError(f"--batch-size {batch_size!r} must be auto or a positive number")
-    if json_to and json_to != "-" and not Path(json_to).parent.is_dir():
-        raise UsageError(f"--json {json_to}: there is no folder {Path(json_to).parent}")
-    if indices and indices.startswith("@"):
-        indices = _read(Path(indices[1:]))
-    data = dataset or _dataset_of(model)
-    chosen_eps = eps or DEFAULT_EPS[norm]
-
-    from robustkit import engine
-    from robustkit.report import live
-
-    if threads:
-        import torch
-
-        torch.set_num_threads(threads)
+    checked = cli_options.check(asked)
     folder: list[Path] = []
 
     def place(job: Any) -> Path:
-        folder.append(out or RUNS / _folder_name(job, chosen_eps))
+        folder.append(out or RUNS / _folder_name(job, checked["eps"]))
         return folder[0]
 
-    progress = live.Progress()
     try:
-        with progress:
-            record = engine.evaluate(
-                model,
-                data,
-                attack,
-                norm=cast(Any, norm),
-                eps=chosen_eps,
-                seed=seed,
-                target=target,
-                n=n,
-                indices=indices,
-                outputs=cast(Any, outputs),
-                quantize=cast(Any, quantize),
-                save_adversarial=save_adversarial,
-                device=device,
-                batch_size="auto" if batch_size == "auto" else int(batch_size),
-                tile=tile,
-                shard_size=shard_size,
-                out=place,
-                fresh=fresh,
-                on_event=None if quiet else progress,
-            )
+        record = cli_options.measure(
+            checked, quantize=quantize, save_adversarial=save_adversarial, out=place, fresh=fresh
+        )
     except KeyboardInterrupt:
         kept = f"; what was computed is kept in {folder[0]}" if folder else ""
         _fail(f"interrupted{kept}; run the same command to continue", 130)
-    text = json.dumps(record.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
-    if json_to == "-":
-        click.echo(text)
-    else:
-        click.echo(record.summary())
-        click.echo(f"in {record.folder}")
-        if json_to:
-            Path(json_to).write_text(text + "\n", encoding="utf-8")
+    _print(record.to_json(), f"{record.summary()}\nin {record.folder}", json_to)
     if record.robust_accuracy is None:
         sys.exit(3)
 
 
-def _dataset_of(model: str) -> str:
-    from robustkit import sources
-
-    name = sources.card_dataset(model)
-    if not name:
-        raise UsageError(f"--dataset is needed: {model} has no card that says what it was trained on; try digits")
-    return name
-
-
-def _read(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"--indices @{file}: {error.strerror or error}") from None
+def _print(data: Any, text: str, json_to: str | None) -> None:
+    """The JSON where it was asked for; the text, unless the JSON has taken stdout."""
+    as_json = json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False)
+    click.echo(as_json if json_to == "-" else text)
+    if json_to and json_to != "-":
+        Path(json_to).write_text(as_json + "\n", encoding="utf-8")
 
 
 def _folder_name(job: Any, eps: str) -> str:
@@ -216,6 +134,80 @@ def show(run: Path, as_json: bool) -> None:
 
     record = load_run(run)
     click.echo(json.dumps(record.to_json(), indent=1, ensure_ascii=False) if as_json else record.summary())
+
+
+@main.command()
+@click.argument("before", type=click.Path(path_type=Path))
+@click.argument("after", type=click.Path(path_type=Path))
+@click.option("--json", "json_to", metavar="-|FILE", callback=cli_options.json_target,
+              help="Write the comparison there; - is stdout, with nothing else.")  # fmt: skip
+def compare(before: Path, after: Path, json_to: str | None) -> None:
+    """Compare two stored runs sample by sample: BEFORE and AFTER are run folders or baseline files.
+
+    \b
+    robustkit compare robustkit-runs/old robustkit-runs/new
+    robustkit compare reports/baselines/digits-cnn-at.json robustkit-runs/new --json -
+    \b
+    Exit codes: 0 compared, 2 bad usage, 3 a sample of either is UNKNOWN.
+    """  # noqa: D301
+    from robustkit import baseline
+    from robustkit.compare import compare as pair
+    from robustkit.report.comparison import comparison
+
+    first, second = baseline.read(before), baseline.read(after)
+    found = pair(first, second)
+    _print(found.to_json(), comparison(found, first, second), json_to)
+
+
+@main.command()
+@click.option("--baseline", "file", required=True, type=click.Path(path_type=Path), help="The baseline's file.")
+@click.option("--max-drop", default="0.5pp", show_default=True, metavar="0.5pp|0.5%",
+              help="Robust accuracy that other weights may lose; a larger and significant drop fails.")  # fmt: skip
+@click.option("--run", type=click.Path(path_type=Path), help="Judge this stored run instead of evaluating.")
+@click.option("--time-budget", metavar="60s|2m",
+              help="Only as many of the first samples as fit, by the baseline's counted costs.")  # fmt: skip
+@click.option("--update", is_flag=True, help="Write the baseline anew, or for the first time, with the options below.")
+@click.option("--out", type=click.Path(path_type=Path), help="Keep the run in this folder.")
+@click.option("--json", "json_to", metavar="-|FILE", callback=cli_options.json_target,
+              help="Write the verdict there; - is stdout, with nothing else.")  # fmt: skip
+@cli_options.evaluation(model_required=False)
+def gate(
+    file: Path, max_drop: str, run: Path | None, time_budget: str | None, update: bool, out: Path | None,
+    json_to: str | None, **asked: Any,
+) -> None:  # fmt: skip
+    """Fail when a model got less robust than its baseline. What is not given is as in the baseline.
+
+    \b
+    robustkit gate --baseline base.json --update --model ./net.safetensors:arch=digits-cnn --dataset digits --eps 0.1
+    robustkit gate --baseline base.json
+    robustkit gate --baseline base.json --model ./new.safetensors:arch=digits-cnn --max-drop 1pp --time-budget 60s
+    \b
+    Other weights fail if the drop is significant (exact paired test, p < 0.05) and larger than --max-drop.
+    The same weights fail if any sample flips.
+    Exit codes: 0 passed, 1 failed, 2 bad usage, 3 a sample is UNKNOWN.
+    """  # noqa: D301
+    from robustkit import baseline
+    from robustkit import gate as rule
+    from robustkit.report.comparison import verdict
+
+    source = click.get_current_context().get_parameter_source
+    given = {name for name in asked if source(name) is click.core.ParameterSource.COMMANDLINE} - {"quiet"}
+    allowed, budget = rule.parse_drop(max_drop), rule.parse_seconds(time_budget) if time_budget else None
+    cli_options.check_gate(given, file=file, run=run is not None, update=update, out=out is not None,
+                           budget=budget is not None, json_to=json_to is not None)  # fmt: skip
+    before = baseline.load(file) if file.exists() else None
+    if run is not None:
+        record = baseline.read(run)
+    else:
+        record = cli_options.measure(cli_options.as_baseline(asked, given, before, budget), out=out)
+    if update or before is None:
+        baseline.save(record, file)
+        click.echo(f"{record.summary()}\nbaseline written to {file}")
+        return
+    found = rule.judge(before, record, allowed)
+    _print(found.to_json(), verdict(found, before, record), json_to)
+    if not found.passed:
+        sys.exit(1)
 
 
 @main.command()

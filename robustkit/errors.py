@@ -13,6 +13,12 @@ class UsageError(RobustkitError):
     exit_code = 2
 
 
+class NotEstablishedError(RobustkitError):
+    """The answer rests on samples that could not be decided (exit code 3)."""
+
+    exit_code = 3
+
+
 class NoGradientError(RobustkitError):
     """A gradient was asked of a model through which none flows."""
 

@@ -58,7 +58,10 @@ def mcnemar_p(worse: int, better: int) -> float:
         better: samples that were wrong before and are right now.
     """
     flips = worse + better
-    ways = sum(math.comb(flips, k) for k in range(worse, flips + 1))
+    ways, term = 0, math.comb(flips, worse)
+    for k in range(worse, flips + 1):
+        ways += term
+        term = term * (flips - k) // (k + 1)
     return float(Fraction(ways, 2**flips))
 
 

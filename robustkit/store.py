@@ -137,8 +137,8 @@ class RunFolder:
         write_text(self.path / "run.json", dumps({**record.to_json(), "seconds": seconds}))
 
 
-def read_json(file: Path, keys: tuple[str, ...]) -> dict[str, Any]:
-    """A JSON object of a run folder.
+def read_json(file: Path, keys: tuple[str, ...], schema: str = SCHEMA) -> dict[str, Any]:
+    """A JSON object of a run folder, or another file of ours with a `schema`.
 
     Raises:
         UsageError: if it is absent, is no JSON, lacks a key, or is of a schema this version does not know.
@@ -149,9 +149,9 @@ def read_json(file: Path, keys: tuple[str, ...]) -> dict[str, Any]:
         raise UsageError(f"{file} cannot be read as JSON: {error}") from error
     missing = [key for key in ("schema", *keys) if not isinstance(data, dict) or key not in data]
     if missing:
-        raise UsageError(f"{file} is no robustkit run: it lacks {', '.join(missing)}")
-    if data["schema"] != SCHEMA:
-        raise UsageError(f"{file} has schema {data['schema']!r}; this version reads {SCHEMA!r}: update robustkit")
+        raise UsageError(f"{file} is no robustkit {schema.split('/')[1]}: it lacks {', '.join(missing)}")
+    if data["schema"] != schema:
+        raise UsageError(f"{file} has schema {data['schema']!r}; here this version reads {schema!r}")
     return dict(data)
 
 

@@ -5,12 +5,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from robustkit_attacks.fgsm import FGSM
+
 from robustkit import plugins
 from robustkit.api import Attack, ModelFacts, Suite, ThreatModel
 from robustkit.engine.plan import make_attack, name_of
 from robustkit.testing import Failure, check_attack
-from robustkit_attacks.fgsm import FGSM
-
 from tests import toys
 
 QUICK = {

@@ -78,7 +78,7 @@ def test_pixels_that_are_exactly_0_or_1_can_move():
     module, x = linear(3, 48), images(6, 3, 4, 4).round()
     assert set(x.unique().tolist()) == {0.0, 1.0}
     y = module(x).argmax(1)
-    result = attack_batch(CW(steps=600), module, x, y, L2)
+    result = attack_batch(CW(), module, x, y, L2)
     assert result.judge.fooled.all()
     moved = (result.verdicts.adv - x).abs() > 0.01
     assert (moved.flatten(1).sum(1) > 5).all()

@@ -1,4 +1,7 @@
-"""APGD, PGD with momentum that finds its step size. Croce & Hein 2020, arXiv:2003.01690, section 3 and algorithm 1."""
+"""APGD, PGD with momentum that finds its step size. Croce & Hein 2020, arXiv:2003.01690, section 3 and algorithm 1.
+
+In L1 it is another algorithm, that of `apgd_l1`.
+"""
 
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
@@ -9,7 +12,7 @@ from torch import Tensor
 from robustkit import rows
 from robustkit.api import Access, Case, Goal, Images, Loss, Norm
 from robustkit.errors import UsageError
-from robustkit_attacks import losses, parts
+from robustkit_attacks import apgd_l1, losses, parts
 
 _MOMENTUM = 0.75
 _RHO = 0.75  # the share of steps between checkpoints that must raise the loss
@@ -34,23 +37,29 @@ class _State(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class APGD:
-    """Auto-PGD on a loss. `dlr-targeted` runs once for each of the `targets` nearest wrong classes (APGD-T)."""
+    """Auto-PGD on a loss. `dlr-targeted` runs once for each of the `targets` nearest wrong classes (APGD-T).
+
+    `radii` is for L1: 3 spends 30 % of the steps in a ball of 3·eps, 30 % in one of 2·eps, the rest in that of eps.
+    """
 
     loss: losses.Name = "ce"
     steps: int = 100
     restarts: int = 1
     targets: int = 9
+    radii: int = 1
 
-    norms: ClassVar[frozenset[Norm]] = frozenset({"linf", "l2"})
+    norms: ClassVar[frozenset[Norm]] = frozenset({"linf", "l2", "l1"})
     goal: ClassVar[Goal] = "bounded"
     access: ClassVar[Access] = "white-box"
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.restarts < 1 or self.targets < 1:
-            raise UsageError("apgd: steps, restarts and targets must be positive")
+        if min(self.steps, self.restarts, self.targets, self.radii) < 1:
+            raise UsageError("apgd: steps, restarts, targets and radii must be positive")
 
     def __call__(self, case: Case) -> Images:
         """The last candidate of each sample; what the judge confirms on the way leaves."""
+        if self.radii > 1 and case.threat.norm != "l1":
+            raise UsageError(f"apgd: several radii are for l1, not {case.threat.norm}")
         result = case.x.clone()
         place = torch.arange(len(result), device=result.device)
         aims = parts.wrong_classes(case, self.targets) if self.loss == "dlr-targeted" else None
@@ -67,6 +76,11 @@ class APGD:
 
     def _climb(self, case: Case, aim: Tensor | None, place: Tensor, stream: int) -> tuple[Case, Tensor, Images]:
         """One run of algorithm 1: the case, places and candidates of what is not confirmed broken before its end."""
+        if case.threat.norm == "l1":
+            return apgd_l1.climb(
+                case, aim, place, draws=stream, steps=self.steps, radii=self.radii,
+                loss=lambda case, aim: losses.make(self.loss, case.y, aim),
+            )  # fmt: skip
         state = self._start(case, losses.make(self.loss, case.y, aim), place, stream)
         interval, since = max(int(0.22 * self.steps), 1), 0
         for i in range(1, self.steps + 1):
@@ -124,7 +138,8 @@ class APGD:
     def cost(self, classes: int) -> tuple[int, int]:
         """One forward and backward a step and one at each start; a forward to rank the classes."""
         runs = self.restarts * (min(self.targets, classes - 1) if self.loss == "dlr-targeted" else 1)
-        return runs * (self.steps + 1) + (self.loss == "dlr-targeted"), runs * (self.steps + 1)
+        passes = runs * (self.steps + len(apgd_l1.stages(self.steps, self.radii)))
+        return passes + (self.loss == "dlr-targeted"), passes
 
 
 def _adapted(state: _State, interval: int) -> _State:

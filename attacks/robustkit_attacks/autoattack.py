@@ -16,31 +16,32 @@ class AutoAttack:
     """`standard`: APGD-CE, APGD-T, FAB-T, Square. `plus` adds restarts and untargeted forms. `rand`: APGD with EOT.
 
     `rand` drops what a randomised model could hide from, so it alone establishes no robust accuracy. `queries`,
-    `steps` and `targets` are the reference's by default; smaller ones make a weaker attack and show in the names.
+    `steps` and `targets` are the reference's by default (9 targets; 5 for APGD-T of `standard` in L1, where APGD has
+    several radii and APGD-CE 5 restarts); smaller ones make a weaker attack and show in the names.
     """
 
     version: Literal["standard", "plus", "rand"] = "standard"
     steps: int = 100
     queries: int = 5000
-    targets: int = 9
+    targets: int | None = None
 
     def attacks(self, threat: ThreatModel, facts: ModelFacts) -> Sequence[Attack]:
         """The attacks, in the reference's order."""
-        if threat.norm not in ("linf", "l2"):
-            raise UsageError(f"autoattack has no {threat.norm} form here yet; there are: linf, l2")
-        targets = min(self.targets, facts.classes - 1)
-        targeted = APGD("dlr-targeted", self.steps, targets=targets)
-        fab_t = FAB(targets=targets, steps=self.steps, minimise=False)
-        square = Square(queries=self.queries)
+        if threat.norm == "l0":
+            raise UsageError("autoattack has no l0 form; there are: linf, l2, l1")
         if self.version == "rand":
             return [Expected(APGD("ce", self.steps), 20), Expected(APGD("dlr", self.steps), 20)]
-        if self.version == "plus":
-            return [
-                APGD("ce", self.steps, restarts=5),
-                APGD("dlr", self.steps, restarts=5),
-                FAB(targeted=False, steps=self.steps, restarts=5, minimise=False),
-                square,
-                targeted,
-                fab_t,
-            ]
-        return [APGD("ce", self.steps), targeted, fab_t, square]
+        sparse, plus = threat.norm == "l1", self.version == "plus"
+        radii = 3 if sparse else 1
+        restarts = 5 if sparse or plus else 1
+        nearest = min(9 if self.targets is None else self.targets, facts.classes - 1)
+        fewer = min(nearest, 5) if sparse and not plus and self.targets is None else nearest
+        apgd_ce = APGD("ce", self.steps, restarts, radii=radii)
+        apgd_t = APGD("dlr-targeted", self.steps, targets=fewer, radii=radii)
+        fab_t = FAB(targets=nearest, steps=self.steps, minimise=False)
+        square = Square(queries=self.queries)
+        if plus:
+            apgd_dlr = APGD("dlr", self.steps, restarts, radii=radii)
+            fab = FAB(targeted=False, steps=self.steps, restarts=5, minimise=False)
+            return [apgd_ce, apgd_dlr, fab, square, apgd_t, fab_t]
+        return [apgd_ce, apgd_t, fab_t, square]

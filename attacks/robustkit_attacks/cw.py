@@ -2,8 +2,9 @@
 
 L2 (section VI-A): the nearest adversarial, by Adam in the space of w with image = ½(tanh w + 1), with a search for the
 weight c of the misclassification term. Unlike in the paper, c counts as large enough only if the descent ends among
-adversarials: Adam's first steps often cross a near boundary by mere length, whatever c is. Linf is not the paper's: as in evaluation suites it is projected gradient
-descent within eps on the paper's margin, without a hinge, so that the gradient lasts until the label flips.
+adversarials: Adam's first steps often cross a near boundary by mere length, whatever c is. Linf is not the paper's: as
+in evaluation suites it is projected gradient descent within eps on the paper's margin, without a hinge, so that the
+gradient lasts until the label flips.
 """
 
 import math

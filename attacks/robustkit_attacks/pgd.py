@@ -1,8 +1,9 @@
 """PGD, projected gradient descent. Madry, Makelov, Schmidt, Tsipras, Vladu 2018, arXiv:1706.06083, section 2.1.
 
-With `random_start=false` and `step` = eps/steps it is BIM (Kurakin, Goodfellow, Bengio 2017, arXiv:1607.02533).
+In L1 the step is sparse: SLIDE, Tramèr & Boneh 2019, arXiv:1904.13000, section 4.1. With `random_start=false` and `step` = eps/steps it is BIM (Kurakin, Goodfellow, Bengio 2017, arXiv:1607.02533).
 """
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from robustkit import rows
 from robustkit.api import Access, Case, Goal, Images, Norm
 from robustkit.errors import UsageError
-from robustkit_attacks import losses, parts
+from robustkit_attacks import apgd_l1, losses, parts
 
 
 class _State(NamedTuple):
@@ -26,7 +27,8 @@ class _State(NamedTuple):
 class PGD:
     """Steps along the gradient of a loss, projected back; each restart starts at another point of the ball.
 
-    `step` is absolute, in [0,1] units (0.01); by default 2.5·eps/steps, which can cross the ball.
+    `step` is absolute, in [0,1] units (0.01); by default 2.5·eps/steps, which can cross the ball. A step in L1 moves
+    only a share `density` of the entries, those of largest gradient, all by the same amount.
     """
 
     steps: int = 40
@@ -34,14 +36,17 @@ class PGD:
     step: float | None = None
     loss: losses.Name = "ce"
     random_start: bool = True
+    density: float = 0.05
 
-    norms: ClassVar[frozenset[Norm]] = frozenset({"linf", "l2"})
+    norms: ClassVar[frozenset[Norm]] = frozenset({"linf", "l2", "l1"})
     goal: ClassVar[Goal] = "bounded"
     access: ClassVar[Access] = "white-box"
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.restarts < 1 or (self.step is not None and self.step <= 0):
             raise UsageError("pgd: steps, restarts and step must be positive")
+        if not 0 < self.density <= 1:
+            raise UsageError(f"pgd: density is a share of the entries, above 0 and at most 1, not {self.density}")
 
     def __call__(self, case: Case) -> Images:
         """The last candidate of each sample; what the judge confirms on the way leaves."""
@@ -66,9 +71,8 @@ class PGD:
             loss = losses.make(self.loss, case.y, case.target)
             outputs, _, grad = case.oracle.gradient(state.adv, loss)
             hit = case.reached(outputs.logits)
-            move = grad.sign() if case.threat.norm == "linf" else rows.unit(grad)
             state = _State(
-                adv=case.threat.project(case.x, state.adv + size * move),
+                adv=case.threat.project(case.x, state.adv + size * self._direction(grad, case.threat.norm)),
                 found=rows.pick(hit, state.adv, state.found),
                 hit=state.hit | hit,
                 place=state.place,
@@ -80,6 +84,15 @@ class PGD:
                 if not len(state.place):
                     break
         return case, state
+
+    def _direction(self, grad: Images, norm: Norm) -> Images:
+        """The step of length 1 in `norm`."""
+        if norm == "linf":
+            return grad.sign()
+        if norm == "l2":
+            return rows.unit(grad)
+        keep = math.ceil(self.density * grad[0].numel())
+        return apgd_l1.sparse(grad, torch.full((len(grad),), keep, device=grad.device), keep)
 
     def cost(self, classes: int) -> tuple[int, int]:
         """One forward and backward a step."""

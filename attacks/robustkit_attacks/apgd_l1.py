@@ -1,0 +1,130 @@
+"""APGD in L1, where a good step is sparse and the box matters. Croce & Hein 2021, arXiv:2103.01208, sections 3 and 4.
+
+A step moves the entries of largest gradient; how many follows from how many the best point so far has changed. There
+is no momentum. With several radii the search starts in a larger ball, where it is easier, and ends in that of eps.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from robustkit import rows
+from robustkit.api import Case, Images, Loss
+from robustkit_attacks import parts
+
+_DENSITY = 0.2  # the share of entries that the first steps move
+_SHRUNK = 0.95  # the sparsity still changes while the entries changed fall below this share of the last checkpoint's
+_SLOWER = 1.5  # else the step is divided by this, down to a tenth of the radius
+_SLOWEST = 0.1
+
+
+class _State(NamedTuple):
+    adv: Tensor  # the iterate, where `grad` was taken
+    grad: Tensor
+    best: Tensor  # the iterate of highest loss, its gradient and its loss
+    best_grad: Tensor
+    best_loss: Tensor
+    step: Tensor
+    keep: Tensor  # entries that a step moves
+    changed: Tensor  # entries that `best` had changed at the last checkpoint
+    found: Tensor  # the latest iterate that fooled the model
+    hit: Tensor  # whether `found` holds one that the judge has not seen
+    place: Tensor  # the row of the whole case
+
+
+def stages(steps: int, radii: int) -> Sequence[tuple[int, int]]:
+    """(factor of eps, steps) of each stage: the larger radii share 90 %·(radii − 1)/radii of the steps."""
+    larger = 9 * steps // (10 * radii)
+    return [*((factor, larger) for factor in range(radii, 1, -1) if larger), (1, steps - (radii - 1) * larger)]
+
+
+def sparse(grad: Images, keep: Tensor, most: int) -> Images:
+    """The signs of each row's `keep` ≤ `most` largest entries, and of those equal to the last, with L1 length 1."""
+    values = rows.flat(grad)
+    size = values.abs()
+    least = size.topk(most, dim=1).values.gather(1, keep[:, None] - 1)
+    return rows.unit(torch.where(size >= least, values.sign(), torch.zeros_like(values)), "l1").view_as(grad)
+
+
+def climb(
+    case: Case, aim: Tensor | None, place: Tensor, *, draws: int, steps: int, radii: int,
+    loss: Callable[[Case, Tensor | None], Loss],
+) -> tuple[Case, Tensor, Images]:  # fmt: skip
+    """One run from noise of stream `draws`: the case, places and candidates of what is not confirmed broken before."""
+    adv = case.x + case.draws.at(draws).normal(case.x.shape[1:])
+    keep = None if radii > 1 else torch.full_like(place, math.ceil(_DENSITY * adv[0].numel()))
+    for factor, length in stages(steps, radii):
+        wide = replace(case, threat=replace(case.threat, eps=factor * case.threat.eps))
+        state = _start(wide, loss(case, aim), adv, place, keep)
+        interval, most = max(length // 25, 1), int(state.keep.amax())
+        for i in range(1, length + 1):
+            state = _step(wide, loss(wide, aim), state, most)
+            if i % interval == 0:
+                state = _adapted(wide, state)
+                most = int(state.keep.amax())
+            if factor == 1 and parts.checkpoint(i):  # what is found in a larger ball does not count
+                broken = parts.confirmed(case, state.found, state.hit)
+                state = parts.select(state._replace(hit=torch.zeros_like(state.hit)), ~broken)
+                case = wide = case.select(~broken)
+                aim = None if aim is None else aim[~broken]
+                if not len(state.place):
+                    break
+        adv, place = state.best, state.place
+    return case, place, rows.pick(state.hit, state.found, state.best)
+
+
+def _changed(case: Case, adv: Images) -> Tensor:
+    return torch.count_nonzero(rows.flat(adv != case.x), 1)
+
+
+def _kept(changed: Tensor) -> Tensor:
+    """Two thirds of the entries that are changed, and at least one; rounded up, two would never become one."""
+    return (2 * changed // 3).clamp_min(1)
+
+
+def _start(case: Case, loss: Loss, adv: Images, place: Tensor, keep: Tensor | None) -> _State:
+    start = case.threat.project(case.x, adv)
+    outputs, value, grad = case.oracle.gradient(start, loss)
+    changed = _changed(case, start)
+    return _State(
+        adv=start, grad=grad, best=start, best_grad=grad, best_loss=value,
+        step=torch.full_like(value, case.threat.eps),
+        keep=_kept(changed) if keep is None else keep,
+        changed=changed if keep is None else torch.full_like(changed, start[0].numel()),
+        found=start, hit=case.reached(outputs.logits), place=place,
+    )  # fmt: skip
+
+
+def _step(case: Case, loss: Loss, state: _State, most: int) -> _State:
+    move = rows.spread(state.step, state.adv) * sparse(state.grad, state.keep, most)
+    adv = case.threat.project(case.x, state.adv + move)
+    outputs, value, grad = case.oracle.gradient(adv, loss)
+    hit = case.reached(outputs.logits)
+    better = value > state.best_loss
+    return state._replace(
+        adv=adv,
+        grad=grad,
+        best=rows.pick(better, adv, state.best),
+        best_grad=rows.pick(better, grad, state.best_grad),
+        best_loss=torch.where(better, value, state.best_loss),
+        found=rows.pick(hit, adv, state.found),
+        hit=state.hit | hit,
+    )
+
+
+def _adapted(case: Case, state: _State) -> _State:
+    """Match the sparsity to the best point; go back there with a full step while it falls, else take smaller steps."""
+    eps, changed = case.threat.eps, _changed(case, state.best)
+    falling = changed < _SHRUNK * state.changed
+    smaller = (state.step / _SLOWER).clamp_min(_SLOWEST * eps)
+    return state._replace(
+        adv=rows.pick(falling, state.best, state.adv),
+        grad=rows.pick(falling, state.best_grad, state.grad),
+        step=torch.where(falling, torch.full_like(smaller, eps), smaller),
+        keep=_kept(changed),
+        changed=changed,
+    )

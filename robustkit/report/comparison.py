@@ -1,0 +1,51 @@
+"""A comparison and a gate's verdict as plain text."""
+
+from robustkit.compare import Change, Comparison, Flip
+from robustkit.gate import Verdict
+from robustkit.record import ROBUST, RunRecord
+from robustkit.report.text import heading
+
+SHOWN = 40
+
+
+def comparison(found: Comparison, before: RunRecord, after: RunRecord) -> str:
+    """What changed from one record to the other."""
+    lines = [f"before  {heading(before)}", f"after   {heading(after)}", *_numbers(found), *_flips(found.flips)]
+    lines += [f"note: not the same: {what}" for what in found.differs]
+    return "\n".join(lines)
+
+
+def verdict(found: Verdict, before: RunRecord, after: RunRecord) -> str:
+    """What the gate says, and what it rests on."""
+    lines = [comparison(found.comparison, before, after)]
+    if found.reproduce:
+        lines.append(f"see one again: {found.reproduce}")
+    lines.append(f"{'PASS' if found.passed else 'FAIL'}: {found.reason}")
+    return "\n".join(lines)
+
+
+def _numbers(found: Comparison) -> list[str]:
+    left = [f"{count} only {side}" for count, side in ((found.only_before, "before"), (found.only_after, "after"))
+            if count]  # fmt: skip
+    rows = [("clean accuracy", found.clean)]
+    rows += [(f"  after {name}", change) for name, change in found.attacks.items()]
+    rows += [("robust accuracy", found.robust)]
+    width = max(len(name) for name, _ in rows)
+    table = [f"{name:<{width}}  {_row(change)}" for name, change in rows]
+    head = f"{'':<{width}}  {'before':>8}  {'after':>8}  {'difference, 95 % interval':<25}  worse  better  one-sided p"
+    return [f"n = {found.robust.n} paired samples" + (f" ({', '.join(left)})" if left else ""), head, *table]
+
+
+def _row(change: Change) -> str:
+    interval = f"{100 * change.difference:+.2f} [{100 * change.low:+.2f}, {100 * change.high:+.2f}]"
+    shares = f"{100 * float(change.before):>6.2f} %  {100 * float(change.after):>6.2f} %"
+    return f"{shares}  {interval:<25}  {len(change.worse):>5}  {len(change.better):>6}  {change.p:.3g}"
+
+
+def _flips(flips: tuple[Flip, ...]) -> list[str]:
+    if not flips:
+        return ["no sample flipped"]
+    flips = tuple(sorted(flips, key=lambda f: f.before != ROBUST))  # what got worse first
+    lines = ["flipped:  index  label  before  after   broken by"]
+    lines += [f"{f.index:>15}  {f.label:>5}  {f.before:<6}  {f.after:<6}  {f.broken_by}" for f in flips[:SHOWN]]
+    return lines + ([f"… and {len(flips) - SHOWN} more; --json - names them all"] if len(flips) > SHOWN else [])
