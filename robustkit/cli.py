@@ -60,25 +60,44 @@ def evaluate(
     \b
     robustkit eval --model digits-cnn-at --attack autoattack --eps 0.1
     robustkit eval --model python/my_package.make --dataset cifar10:path=./data --norm l2 --eps 0.5 -n 1000
+    robustkit eval --model digits-cnn-at --eps 0.05,0.1,0.2     (what breaks at one eps is carried to the next)
     \b
     Exit codes: 0 done, 2 bad usage, 3 the robust accuracy could not be established, 130 interrupted.
     """  # noqa: D301
+    from robustkit import sweep
+
     checked = cli_options.check(asked)
+    radii = sweep.parse_eps(checked["eps"])
+    if len(radii) > 1 and out:
+        sweep.check_place(out)
     folder: list[Path] = []
+    records: list[Any] = []
 
     def place(job: Any) -> Path:
-        folder.append(out or RUNS / _folder_name(job, checked["eps"]))
-        return folder[0]
+        if not folder:
+            folder.append(out or RUNS / _folder_name(job, checked["eps"]))
+        return sweep.run_folder(folder[0], len(records)) if len(radii) > 1 else folder[0]
 
     try:
-        record = cli_options.measure(
-            checked, quantize=quantize, save_adversarial=save_adversarial, out=place, fresh=fresh
-        )
+        for eps in radii:
+            records.append(
+                cli_options.measure(
+                    {**checked, "eps": eps},
+                    quantize=quantize,
+                    save_adversarial=save_adversarial,
+                    out=place,
+                    fresh=fresh,
+                    carry=records[-1] if records else None,
+                )
+            )
     except KeyboardInterrupt:
         kept = f"; what was computed is kept in {folder[0]}" if folder else ""
         _fail(f"interrupted{kept}; run the same command to continue", 130)
-    _print(record.to_json(), f"{record.summary()}\nin {record.folder}", json_to)
-    if record.robust_accuracy is None:
+    result = records[0] if len(radii) == 1 else sweep.Sweep(tuple(radii), tuple(records))
+    if isinstance(result, sweep.Sweep):
+        result.save(folder[0])
+    _print(result.to_json(), f"{result.summary()}\nin {folder[0]}", json_to)
+    if any(record.robust_accuracy is None for record in records):
         sys.exit(3)
 
 
@@ -130,9 +149,10 @@ def show(run: Path, as_json: bool) -> None:
     \b
     robustkit show robustkit-runs/digits-cnn-at-digits-autoattack-linf-0.1-0123456789
     """  # noqa: D301
+    from robustkit import sweep
     from robustkit.store import load_run
 
-    record = load_run(run)
+    record = sweep.load_sweep(run) if (run / sweep.FILE).is_file() else load_run(run)
     click.echo(json.dumps(record.to_json(), indent=1, ensure_ascii=False) if as_json else record.summary())
 
 

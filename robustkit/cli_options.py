@@ -32,7 +32,7 @@ _OPTIONS = (
     click.option("--attack", default="autoattack", show_default=True, metavar="SPEC",
                  shell_complete=_complete("attacks"), help="pgd:steps=40,restarts=5; (a)+(b) runs both."),
     click.option("--norm", type=click.Choice(["linf", "l2", "l1", "l0"]), default="linf", show_default=True),
-    click.option("--eps", metavar="8/255", help="Radius, pixels in [0,1]; default 8/255 (linf), 0.5 (l2), 12 (l1)."),
+    click.option("--eps", metavar="8/255", help="Radius, pixels in [0,1]; 2/255,4/255 sweeps. Default 8/255 (linf), 0.5 (l2), 12 (l1)."),
     click.option("--target", metavar="CLASS|least-likely|random",
                  help="Targeted: only this class breaks a sample."),
     click.option("-n", "n", type=int, metavar="N", help="The first N samples."),

@@ -20,7 +20,9 @@ SCHEMA = "robustkit/run/1"
 WRONG, BROKEN, ROBUST, UNKNOWN = "WRONG", "BROKEN", "ROBUST", "UNKNOWN"
 SURVIVED, BROKE, VIOLATED = "survived", "broken", "violated"
 
-SAMPLE_COLUMNS = ("index", "label", "status", "broken_by", "distance", "sha256", "prediction", "margin", "target")
+SAMPLE_COLUMNS = (
+    "index", "label", "status", "broken_by", "distance", "sha256", "prediction", "margin", "target", "broken_at",
+)  # fmt: skip
 ATTACK_COLUMNS = ("index", "attack", "outcome", "distance", "margin", "forwards", "backwards")
 Columns = Mapping[str, np.ndarray]
 
@@ -56,7 +58,8 @@ class AttackSummary:
 class RunRecord:
     """One evaluation. `samples` and `attacks` are columns of equal length; see SAMPLE_COLUMNS and ATTACK_COLUMNS.
 
-    `distance` and `margin` are NaN where there is none. `seconds` maps an attack's name to its wall time.
+    `distance`, `margin` and `broken_at` (the eps of the run that broke a sample) are NaN where there is none. `seconds`
+    maps an attack's name to its wall time.
     """
 
     job: Mapping[str, Any]
@@ -84,6 +87,11 @@ class RunRecord:
     def unknown(self) -> int:
         """How many samples could not be decided."""
         return self.counts[UNKNOWN]
+
+    @property
+    def carried(self) -> int:
+        """How many samples count as broken because they were at a smaller eps of the same sweep."""
+        return int((self.samples["broken_at"] < self.job["eps"]).sum()) if self.job.get("carried") else 0
 
     @property
     def randomised(self) -> bool:
@@ -129,7 +137,7 @@ class RunRecord:
     @cached_property
     def by_attack(self) -> list[AttackSummary]:
         """Each attack in the order it ran."""
-        standing = self.n - self.counts[WRONG]
+        standing = self.n - self.counts[WRONG] - self.carried
         rows = []
         undecided: set[int] = set()
         for name in self.job["attacks"]:

@@ -227,6 +227,8 @@ def digest(value: Any) -> str:
 class Job:
     """All that decides a run's numbers; its hash is the run's identity. Plain data, JSON both ways.
 
+    `carried` is the identity of the run at a smaller eps whose broken samples count as broken here, or empty.
+
     The batch size, the shard size and the folder are not part of it, since they change nothing.
     """
 
@@ -245,6 +247,7 @@ class Job:
     seed: int
     outputs: str
     quantize: str
+    carried: str
     device: str
     threads: int
     tile: int

@@ -147,11 +147,11 @@ def read_json(file: Path, keys: tuple[str, ...], schema: str = SCHEMA) -> dict[s
         data = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UsageError(f"{file} cannot be read as JSON: {error}") from error
+    if isinstance(data, dict) and data.get("schema", schema) != schema:
+        raise UsageError(f"{file} has schema {data['schema']!r}; here this version reads {schema!r}")
     missing = [key for key in ("schema", *keys) if not isinstance(data, dict) or key not in data]
     if missing:
         raise UsageError(f"{file} is no robustkit {schema.split('/')[1]}: it lacks {', '.join(missing)}")
-    if data["schema"] != schema:
-        raise UsageError(f"{file} has schema {data['schema']!r}; here this version reads {schema!r}")
     return dict(data)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from robustkit import datasets, sources, spec
 from robustkit.api import Attack, Dataset, ModelCard, Suite, ThreatModel
 from robustkit.engine import assemble, events, plan
-from robustkit.engine.run import Run
+from robustkit.engine.run import Carried, Run
 from robustkit.engine.subject import CallableModule, as_module, examine, lent
 from robustkit.errors import UsageError
 from robustkit.oracle import Network
@@ -43,6 +43,7 @@ def evaluate(
     out: str | os.PathLike[str] | Callable[[spec.Job], Path] | None = None,
     fresh: bool = False,
     on_event: Callable[[events.Event], None] | None = None,
+    carry: RunRecord | None = None,
 ) -> RunRecord:
     """Measure the robust accuracy of a model, judged on every sample.
 
@@ -66,6 +67,7 @@ def evaluate(
         out: a folder that is continued if it holds this very run; None writes nothing.
         fresh: forget what `out` holds.
         on_event: told of progress, see `robustkit.engine.events`.
+        carry: the same evaluation at a smaller eps: what it broke is not attacked again and counts as broken.
 
     Raises:
         UsageError: for anything that cannot be run as given, before anything is written.
@@ -108,6 +110,7 @@ def evaluate(
             seed=seed,
             outputs=outputs,
             quantize=quantize or "",
+            carried=_carried_job(carry, threat, quantize),
             device=subject.reference.device.type,
             threads=torch.get_num_threads(),
             tile=subject.reference.tile,
@@ -145,6 +148,7 @@ def evaluate(
             folder=folder,
             tell=tell,
             weights={k: v.detach().clone() for k, v in module.state_dict().items()},
+            carried=_carried(carry),
         )
         run.execute()
         samples, attack_rows, seconds = assemble.columns(run)
@@ -163,6 +167,29 @@ def evaluate(
         folder.save(record)
     tell(events.Finished(str(path) if path else None))
     return record
+
+
+def _carried_job(carry: RunRecord | None, threat: ThreatModel, quantize: str | None) -> str:
+    """The identity of the run that is carried.
+
+    Raises:
+        UsageError: if its threat model does not lie inside this one.
+    """
+    if carry is None:
+        return ""
+    if carry.job["norm"] != threat.norm or carry.job["eps"] >= threat.eps:
+        raise UsageError(f"only a run in {threat.norm} at an eps below {threat.eps:g} can be carried over")
+    if quantize:
+        raise UsageError("a sweep over eps does not combine with quantize; run the eps one by one")
+    return str(carry.job["id"])
+
+
+def _carried(carry: RunRecord | None) -> dict[int, Carried]:
+    if carry is None:
+        return {}
+    columns = (carry.samples[name] for name in ("index", "status", "broken_by", "distance", "broken_at"))
+    rows = zip(*columns, strict=True)
+    return {int(i): Carried(str(by), float(d), float(at)) for i, status, by, d, at in rows if status == "BROKEN"}
 
 
 def _left_out(target: str, n: int, left_out: int) -> list[dict[str, Any]]:

@@ -24,7 +24,11 @@ def columns(run: Run) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dic
     status = np.where(clean["correct"], record.ROBUST, record.WRONG).astype("<U7")
     quantized = status.copy()
     broken_by = np.full(n, "", dtype=np.object_)
-    distance = np.full(n, np.nan)
+    distance, broken_at = np.full(n, np.nan), np.full(n, np.nan)
+    for position, i in enumerate(run.samples.indices):
+        if i in run.carried:
+            status[position] = record.BROKEN
+            broken_by[position], distance[position], broken_at[position] = run.carried[i]
     rows: list[dict[str, np.ndarray]] = []
     seconds: dict[str, float] = {}
     for step, named in enumerate(run.attacks, start=1):
@@ -33,7 +37,7 @@ def columns(run: Run) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dic
             at = facts["position"].astype(np.int64) + start
             broken, violated = facts["outcome"] == BROKEN, facts["outcome"] == VIOLATED
             status[at[broken]] = record.BROKEN
-            broken_by[at[broken]] = named.name
+            broken_by[at[broken]], broken_at[at[broken]] = named.name, run.threat.eps
             distance[at[broken]] = facts["distance"][broken]
             open_rows = at[violated]
             status[open_rows[status[open_rows] == record.ROBUST]] = record.UNKNOWN
@@ -61,6 +65,7 @@ def columns(run: Run) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dic
         "prediction": clean["prediction"],
         "margin": clean["margin"],
         "target": clean["target"],
+        "broken_at": broken_at,
     }
     if run.quantize:
         samples["quantized_status"] = np.where(status == record.UNKNOWN, record.UNKNOWN, quantized).astype(np.str_)

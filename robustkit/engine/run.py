@@ -6,6 +6,7 @@ The journal holds the facts of each (shard, attack) and grows batch by batch; wh
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -29,6 +30,14 @@ Facts = dict[str, np.ndarray]
 _ATTACK_FACTS = ("position", "outcome", "distance", "margin", "forwards", "backwards", "quantized")
 
 
+class Carried(NamedTuple):
+    """How a sample was broken at a smaller eps."""
+
+    broken_by: str
+    distance: float
+    eps: float
+
+
 @dataclass
 class Run:
     """All that one run needs; `execute` gives the facts of each shard and attack."""
@@ -47,6 +56,7 @@ class Run:
     folder: RunFolder | None
     tell: Callable[[events.Event], None]
     weights: Mapping[str, Tensor]
+    carried: Mapping[int, "Carried"]
     errors: list[dict[str, object]] = field(default_factory=list)
     done: dict[tuple[int, int], Facts] = field(default_factory=dict)
     progress: dict[int, "_Progress"] = field(default_factory=dict)
@@ -64,6 +74,9 @@ class Run:
             correct += int(clean["correct"].sum())
             self.tell(events.CleanDone(Proportion(correct, stop)))
             standing = torch.from_numpy(clean["correct"]).to(x.device)
+            for position, index in enumerate(self.samples.indices[start:stop]):
+                if index in self.carried:
+                    standing[position] = False
             target = torch.from_numpy(clean["target"]).to(x.device) if self.target else None
             for step, named in enumerate(self.attacks, start=1):
                 facts = self._attack(shard, step, named, start, x, y, target, standing)

@@ -50,8 +50,13 @@ class Progress:
         left = event.seconds * (1 - event.fraction) / event.fraction if event.fraction > 0.01 else None
         eta = "done" if event.fraction >= 1 else "…" if left is None else clock(left)
         share = event.robust_accuracy
+        before = self.rows.get(event.attack)
         self.rows[event.attack] = [str(event.broken), str(share), f"{event.queries:,}", clock(event.seconds), eta]
-        if self.live is None and (event.fraction >= 1 or time.monotonic() - self.plain_at > 15):
+        if (
+            self.live is None
+            and self.rows[event.attack] != before
+            and (event.fraction >= 1 or time.monotonic() - self.plain_at > 15)
+        ):
             self.plain_at = time.monotonic()
             self._say(
                 f"  {event.attack}: {100 * event.fraction:.0f} %, broke {event.broken}, robust accuracy so far "
