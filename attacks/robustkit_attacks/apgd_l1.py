@@ -1,7 +1,8 @@
 """APGD in L1, where a good step is sparse and the box matters. Croce & Hein 2021, arXiv:2103.01208, sections 3 and 4.
 
 A step moves the entries of largest gradient; how many follows from how many the best point so far has changed. There
-is no momentum. With several radii the search starts in a larger ball, where it is easier, and ends in that of eps.
+is no momentum. Other than in the paper, entries that the box holds do not use up the step, which otherwise stalls where
+the largest gradients point out of the box. With several radii the search starts in a larger ball, where it is easier, and ends in that of eps.
 """
 
 import math
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from robustkit import rows
-from robustkit.api import Case, Images, Loss
+from robustkit.api import Case, Images, Loss, ThreatModel
 from robustkit_attacks import parts
 
 _DENSITY = 0.2  # the share of entries that the first steps move
@@ -42,12 +43,19 @@ def stages(steps: int, radii: int) -> Sequence[tuple[int, int]]:
     return [*((factor, larger) for factor in range(radii, 1, -1) if larger), (1, steps - (radii - 1) * larger)]
 
 
-def sparse(grad: Images, keep: Tensor, most: int) -> Images:
-    """The signs of each row's `keep` ≤ `most` largest entries, and of those equal to the last, with L1 length 1."""
-    values = rows.flat(grad)
+def sparse(threat: ThreatModel, adv: Images, grad: Images, keep: Tensor, most: int) -> Images:
+    """A step of L1 length 1 along the signs of each row's `keep` ≤ `most` largest gradients that the box lets move.
+
+    Entries equal to the last are moved too. What is at the end of its box and has as large a gradient is pushed against
+    the end by the same amount, which keeps it there when the projection shrinks all changes, and is not counted.
+    """
+    values, at = rows.flat(grad), rows.flat(adv)
     size = values.abs()
-    least = size.topk(most, dim=1).values.gather(1, keep[:, None] - 1)
-    return rows.unit(torch.where(size >= least, values.sign(), torch.zeros_like(values)), "l1").view_as(grad)
+    free = _free(threat, at, values)
+    room = torch.where(free, size, torch.zeros_like(size))
+    least = room.topk(most, dim=1).values.gather(1, keep[:, None] - 1)
+    number = torch.count_nonzero(room.ge(least) & room.gt(0), 1).clamp_min(1)
+    return torch.where(size >= least, values.sign() / number[:, None], torch.zeros_like(values)).view_as(grad)
 
 
 def climb(
@@ -81,9 +89,15 @@ def _changed(case: Case, adv: Images) -> Tensor:
     return torch.count_nonzero(rows.flat(adv != case.x), 1)
 
 
-def _kept(changed: Tensor) -> Tensor:
-    """Two thirds of the entries that are changed, and at least one; rounded up, two would never become one."""
-    return (2 * changed // 3).clamp_min(1)
+def _free(threat: ThreatModel, adv: Tensor, grad: Tensor) -> Tensor:
+    """Which entries the box lets follow the gradient."""
+    return torch.where(grad > 0, adv < threat.high, adv > threat.low)
+
+
+def _kept(case: Case, adv: Images, grad: Images) -> Tensor:
+    """Two thirds of the changed entries that are free, and at least one; rounded up, two would never become one."""
+    moving = (adv != case.x) & _free(case.threat, adv, grad)
+    return (2 * torch.count_nonzero(rows.flat(moving), 1) // 3).clamp_min(1)
 
 
 def _start(case: Case, loss: Loss, adv: Images, place: Tensor, keep: Tensor | None) -> _State:
@@ -93,14 +107,14 @@ def _start(case: Case, loss: Loss, adv: Images, place: Tensor, keep: Tensor | No
     return _State(
         adv=start, grad=grad, best=start, best_grad=grad, best_loss=value,
         step=torch.full_like(value, case.threat.eps),
-        keep=_kept(changed) if keep is None else keep,
+        keep=_kept(case, start, grad) if keep is None else keep,
         changed=changed if keep is None else torch.full_like(changed, start[0].numel()),
         found=start, hit=case.reached(outputs.logits), place=place,
     )  # fmt: skip
 
 
 def _step(case: Case, loss: Loss, state: _State, most: int) -> _State:
-    move = rows.spread(state.step, state.adv) * sparse(state.grad, state.keep, most)
+    move = rows.spread(state.step, state.adv) * sparse(case.threat, state.adv, state.grad, state.keep, most)
     adv = case.threat.project(case.x, state.adv + move)
     outputs, value, grad = case.oracle.gradient(adv, loss)
     hit = case.reached(outputs.logits)
@@ -125,6 +139,6 @@ def _adapted(case: Case, state: _State) -> _State:
         adv=rows.pick(falling, state.best, state.adv),
         grad=rows.pick(falling, state.best_grad, state.grad),
         step=torch.where(falling, torch.full_like(smaller, eps), smaller),
-        keep=_kept(changed),
+        keep=_kept(case, state.best, state.best_grad),
         changed=changed,
     )
