@@ -24,8 +24,13 @@ def save(record: RunRecord, path: Path) -> None:
     """Write a record as a baseline; `forwards` and `backwards` of a sample hold one number for each attack it met.
 
     Raises:
+        UsageError: for a run of a sweep, which did not attack what a smaller eps broke.
         NotEstablishedError: if its robust accuracy is not established.
     """
+    if record.job.get("carried"):
+        raise UsageError(
+            "a run of a sweep is no baseline: what a smaller eps broke was not attacked; run its eps alone"
+        )
     if record.robust_accuracy is None:
         raise NotEstablishedError(f"no baseline was written to {path}: {record.why_no_robust_accuracy}")
     costs: dict[int, tuple[list[int], list[int]]] = {int(i): ([], []) for i in record.samples["index"]}

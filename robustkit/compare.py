@@ -11,7 +11,7 @@ from robustkit.record import ROBUST, UNKNOWN, WRONG, Columns, RunRecord
 from robustkit.stats import Proportion, difference_interval, mcnemar_p
 
 SCHEMA = "robustkit/comparison/1"
-QUESTION = ("attack", "norm", "eps", "target", "seed", "outputs")
+QUESTION = ("attack", "norm", "eps", "target", "seed", "outputs", "carried")
 MACHINE = ("device", "threads", "tile", "precision")
 
 
@@ -165,8 +165,8 @@ def _refuse_undecided(side: str, record: RunRecord, status: np.ndarray) -> None:
 def _differs(before: RunRecord, after: RunRecord) -> Iterator[str]:
     a, b = before.job, after.job
     for key in ("model", "data", *QUESTION, *MACHINE):
-        if a[key] != b[key]:
-            yield f"{key} {a[key] or 'none'} -> {b[key] or 'none'}"
+        if (old := a.get(key) or "none") != (new := b.get(key) or "none"):
+            yield f"{key} {old} -> {new}"
     for key, what in (("model_sha256", "the weights"), ("probe_sha256", "the logits on the probe images")):
         if a.get(key) != b.get(key):
             yield what

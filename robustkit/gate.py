@@ -58,10 +58,10 @@ def judge(before: RunRecord, after: RunRecord, max_drop: Fraction) -> Verdict:
         NotEstablishedError: if a shared sample is UNKNOWN.
     """
     for key in QUESTION:
-        if before.job[key] != after.job[key]:
+        if (new := after.job.get(key) or "none") != (old := before.job.get(key) or "none"):
             raise UsageError(
-                f"{key} is {after.job[key] or 'none'} in the run but {before.job[key] or 'none'} in the baseline; "
-                "run the baseline's job, or write the baseline anew with --update"
+                f"{key} is {new} in the run but {old} in the baseline; run the baseline's job, or write the baseline "
+                "anew with --update"
             )
     comparison = compare(before, after)
     change, flips = comparison.robust, comparison.flips

@@ -65,6 +65,48 @@ def test_out_of_memory_halves_the_samples_in_flight_and_changes_no_result():
     assert not hungry.errors
 
 
+def test_a_continued_run_computes_what_was_unknown_again(tmp_path):
+    model, x, y = linear_case()
+    broken_machine = [True]
+
+    class Flaky(toys._Settings):
+        def __call__(self, case):
+            if broken_machine[0]:
+                raise OSError("on purpose")
+            return FGSM()(case)
+
+    first = evaluate(model, (x, y), [FGSM("margin"), Flaky()], eps=0.03, out=tmp_path / "run")
+    assert first.unknown > 0
+    broken_machine[0] = False
+    second = evaluate(model, (x, y), [FGSM("margin"), Flaky()], eps=0.03, out=tmp_path / "run")
+    calm = evaluate(model, (x, y), [FGSM("margin"), Flaky()], eps=0.03)
+    assert second.robust_accuracy is not None
+    assert not second.errors
+    assert second.to_frame().equals(calm.to_frame())
+    assert second.attacks_frame().equals(calm.attacks_frame())
+
+
+def test_a_dataset_that_augments_at_random_is_refused():
+    model, x, y = linear_case(20)
+
+    class Jitter(torch.utils.data.Dataset):
+        def __len__(self):
+            return 20
+
+        def __getitem__(self, i):
+            return (x[i] + 0.01 * torch.rand(1)).clamp(0, 1), y[i]
+
+    with pytest.raises(UsageError, match="augmentation"):
+        evaluate(model, Jitter(), "fgsm", eps=0.1)
+
+
+def test_a_late_label_that_the_model_has_no_output_for_is_refused():
+    model, x, y = linear_case(100)
+    y[99] = 7
+    with pytest.raises(UsageError, match="labels go up to 7"):
+        evaluate(model, (x, y), "fgsm", eps=0.1)
+
+
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_records_are_bit_identical_for_any_batch_and_shard_size(norm):
     model = robustkit.load_model("digits-cnn-at")[0]

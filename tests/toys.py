@@ -218,6 +218,15 @@ class BreaksModel(_Settings):
 
 
 @dataclass(frozen=True)
+class TrainsModel(_Settings):
+    """Leaves the model in training mode."""
+
+    def __call__(self, case):
+        case.oracle.module.train()
+        return case.x
+
+
+@dataclass(frozen=True)
 class Raises(_Settings):
     def __call__(self, case):
         raise ZeroDivisionError("on purpose")
@@ -241,7 +250,7 @@ class RunsOutOfMemory(_Settings):
 
 CHEATERS = [
     LeavesBall(), LeavesBox(), ReturnsNaN(), ChangesShape(), DropsRows(), MovesCentre(), Relabels(), MovesOriginal(),
-    BreaksModel(), Raises(), ReturnsNothing(), RunsOutOfMemory(),
+    BreaksModel(), TrainsModel(), Raises(), ReturnsNothing(), RunsOutOfMemory(),
 ]  # fmt: skip
 
 

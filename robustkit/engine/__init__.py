@@ -12,9 +12,8 @@ from robustkit import datasets, sources, spec
 from robustkit.api import Attack, Dataset, ModelCard, Suite, ThreatModel
 from robustkit.engine import assemble, events, plan
 from robustkit.engine.run import Carried, Run
-from robustkit.engine.subject import CallableModule, as_module, examine, lent
+from robustkit.engine.subject import CallableModule, Subject, as_module, check_labels, examine, lent
 from robustkit.errors import UsageError
-from robustkit.oracle import Network
 from robustkit.record import RunRecord
 from robustkit.store import RunFolder, load_run
 
@@ -92,6 +91,7 @@ def evaluate(
     with lent(module):
         first = chosen.batch(0, min(len(chosen.indices), 64))
         subject = examine(module, card, *first, classes=classes, outputs=outputs, tile=tile, seed=seed)
+        check_labels(chosen.labels, subject.facts.classes)
         attacks = plan.resolve_attacks(attack, threat, subject.facts)
         plan.parse_target(target, subject.facts.classes)
         job = spec.Job(
@@ -143,7 +143,7 @@ def evaluate(
             seed=seed,
             quantize=quantize or "",
             keep_adversarial=save_adversarial,
-            in_flight=_in_flight(batch_size, subject.reference, first[0]),
+            in_flight=_in_flight(batch_size, subject, first[0]),
             shard_size=shard,
             folder=folder,
             tell=tell,
@@ -222,10 +222,13 @@ def _device(wanted: str, module: nn.Module, *, named: bool) -> torch.device:
     return device
 
 
-def _in_flight(batch_size: int | Literal["auto"], network: Network, x: Tensor) -> int:
+def _in_flight(batch_size: int | Literal["auto"], subject: Subject, x: Tensor) -> int:
     """How many samples an attack works on at once: whole tiles, as many as memory for a backward pass allows."""
+    network = subject.reference
     if batch_size != "auto":
         return max(1, batch_size // network.tile) * network.tile
+    if not subject.facts.differentiable:
+        return max(1, MOST_IN_FLIGHT // network.tile) * network.tile
     kept = 0
 
     def pack(saved: Tensor) -> Tensor:

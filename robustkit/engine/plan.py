@@ -127,8 +127,24 @@ class Samples:
         return spec.digest([list(self.hashes), self.labels.tolist()])
 
     def batch(self, start: int, stop: int) -> tuple[Images, Labels]:
-        """The images and labels from position `start` to `stop`."""
-        return self.dataset.batch(self.indices[start:stop])
+        """The images and labels from position `start` to `stop`.
+
+        Raises:
+            UsageError: if the dataset gives other images than when their hashes were taken.
+        """
+        x, y = self.dataset.batch(self.indices[start:stop])
+        for index, image, known in zip(self.indices[start:stop], x, self.hashes[start:stop], strict=True):
+            if image_sha256(image) != known:
+                raise UsageError(
+                    f"{self.dataset.name} gave another image for sample {index} the second time; an evaluation needs "
+                    "fixed images, without random augmentation"
+                )
+        return x, y
+
+
+def image_sha256(image: Tensor) -> str:
+    """sha256 of an image's float32 bytes."""
+    return hashlib.sha256(image.contiguous().numpy().tobytes()).hexdigest()
 
 
 def choose_samples(dataset: Dataset, n: int | None, indices: Any, skip_label: int | None) -> Samples:
@@ -155,7 +171,7 @@ def choose_samples(dataset: Dataset, n: int | None, indices: Any, skip_label: in
     for start in range(0, len(chosen), CHUNK):
         x, y = dataset.batch(chosen[start : start + CHUNK])
         labels.append(y)
-        hashes += [hashlib.sha256(image.contiguous().numpy().tobytes()).hexdigest() for image in x]
+        hashes += [image_sha256(image) for image in x]
     y = torch.cat(labels)
     keep = list(range(len(chosen))) if skip_label is None else (y != skip_label).nonzero()[:, 0].tolist()
     if not keep:

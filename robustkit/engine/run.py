@@ -92,7 +92,7 @@ class Run:
             self.folder.write_part(shard, step, facts)
 
     def _clean(self, shard: int, start: int, x: Tensor, y: Tensor) -> Facts:
-        logits = self.subject.reference.logits(x)
+        logits = self._network("clean", start).logits(x)
         if not torch.isfinite(logits).all():
             bad = int((~torch.isfinite(logits).all(1)).nonzero()[0, 0])
             raise UsageError(f"the model's outputs on clean sample {self.samples.indices[start + bad]} are not finite")
@@ -106,6 +106,11 @@ class Run:
         }
         self._save(shard, CLEAN, facts)
         return facts
+
+    def _network(self, *key: object) -> Network:
+        """The reference network; of a randomised one, with noise of its own for this key."""
+        reference = self.subject.reference
+        return reference if reference.noise is None else reference.seeded(self.seed, *key)
 
     def _indices(self, start: int, n: int, device: torch.device) -> Tensor:
         return torch.tensor(self.samples.indices[start : start + n], dtype=torch.int64, device=device)
@@ -157,13 +162,12 @@ class Run:
     ) -> Facts:  # fmt: skip
         """Attack one batch and judge what comes back. Nothing an attack does can make this raise, memory aside."""
         name, attack = named
-        judge = Judge(self.subject.reference, self.threat, x, y, target, attack.goal)
+        first = int(indices[0])
+        judge = Judge(self._network(name, "judge", first), self.threat, x, y, target, attack.goal)
         counts = Counts(len(x), x.device)
         counts.on_call = lambda: progress.tell(counts, judge)
         everyone = torch.arange(len(x), device=x.device)
-        search = self.search
-        if search.noise is not None:
-            search = search.seeded(self.seed, name, int(indices[0]))
+        search = self.search if self.search.noise is None else self.search.seeded(self.seed, name, first)
         facts = self.subject.facts
         oracle = ModelOracle(search, counts, everyone, facts.classes, facts.randomised, facts.differentiable)
         lent = judge.lent()

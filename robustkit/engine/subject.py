@@ -51,7 +51,9 @@ class Subject:
         return "" if self.facts.randomised else _sha256(self.probe_logits)
 
     def untouched(self) -> bool:
-        """Whether the model still answers as it did at the start."""
+        """Whether the model is still in eval mode and answers as it did at the start."""
+        if any(module.training for module in self.reference.module.modules()):
+            return False
         return self.facts.randomised or torch.equal(self.reference.logits(self.probes), self.probe_logits)
 
 
@@ -101,7 +103,8 @@ def lent(module: nn.Module) -> Iterator[None]:
 
 
 def restore(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Undo what was done to the weights; untouched ones are not written to."""
+    """Undo what was done to the mode and the weights; untouched weights are not written to."""
+    module.eval()
     with torch.no_grad():
         for name, value in module.state_dict().items():
             if not torch.equal(value, weights[name]):
@@ -187,8 +190,7 @@ def check_outputs(raw: Any, y: Labels, classes: int | None, outputs: Outputs) ->
         raise UsageError("the model's outputs on the clean images are not finite (NaN or inf); check its weights")
     if classes is not None and classes != k:
         raise UsageError(f"the model has {k} outputs but the dataset has {classes} classes; choose ones that fit")
-    if int(y.max()) >= k:
-        raise UsageError(f"labels go up to {int(y.max())} but the model has {k} outputs (classes 0 to {k - 1})")
+    check_labels(y, k)
     hard = bool(((raw == 0) | (raw == 1)).all())
     distribution = bool((raw >= 0).all() and (raw <= 1).all() and ((raw.double().sum(1) - 1).abs() < 1e-3).all())
     if distribution and not hard and outputs == "logits":
@@ -199,6 +201,16 @@ def check_outputs(raw: Any, y: Labels, classes: int | None, outputs: Outputs) ->
     if outputs == "probs" and not distribution:
         raise UsageError("outputs='probs' was said, but the model's rows are not in [0,1] or do not sum to 1")
     return k
+
+
+def check_labels(y: Labels, k: int) -> None:
+    """Refuse labels that the model has no output for.
+
+    Raises:
+        UsageError: if there are any.
+    """
+    if int(y.max()) >= k:
+        raise UsageError(f"labels go up to {int(y.max())} but the model has {k} outputs (classes 0 to {k - 1})")
 
 
 def _differs(network: Network, x: Images, probes: Images) -> bool:
