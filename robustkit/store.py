@@ -29,6 +29,9 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
         write(part)
         with part.open("rb") as file:
             os.fsync(file.fileno())
+        mask = os.umask(0)
+        os.umask(mask)
+        part.chmod(0o666 & ~mask)  # mkstemp is private; a run folder is as readable as any file
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)

@@ -85,10 +85,11 @@ class _Problem(NamedTuple):
     @classmethod
     def make(cls, norm: Norm, classes: int = 4, n: int = 21) -> "_Problem":
         generator = torch.Generator().manual_seed(17)
-        module = nn.Sequential(nn.Flatten(), nn.Linear(2 * 6 * 5, classes)).requires_grad_(False)
+        linear = nn.Linear(2 * 6 * 5, classes)
+        module = nn.Sequential(nn.Flatten(), linear).requires_grad_(False)
         weight = torch.randn(classes, 60, generator=generator)
-        module[1].weight.copy_(weight)
-        module[1].bias.zero_()
+        linear.weight.copy_(weight)
+        linear.bias.zero_()
         x = 0.25 + 0.5 * torch.rand(n, 2, 6, 5, generator=generator)
         logits = module(x)
         y = logits.argmax(1)

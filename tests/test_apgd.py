@@ -29,6 +29,19 @@ class Net(nn.Module):
         return self.fc(self.conv(x).relu().flatten(1))
 
 
+class Wavy(nn.Module):
+    """A landscape of many hills: where an attack starts decides where it ends."""
+
+    def __init__(self, classes=4):
+        super().__init__()
+        self.inner, self.outer = nn.Linear(48, 32), nn.Linear(32, classes)
+        for p in self.parameters():
+            p.data = torch.randn(p.shape, generator=toys.seeded(p.numel())) * 2
+
+    def forward(self, x):
+        return self.outer(self.inner(x.flatten(1)).sin())
+
+
 def images(n, low=0.0, high=1.0, seed=0):
     return low + (high - low) * torch.rand(n, *SHAPE, generator=toys.seeded(seed))
 
@@ -88,22 +101,20 @@ def test_a_linear_model_is_broken_exactly_where_margin_over_dual_norm_is_below_e
     assert torch.equal(found.broken[clear], can[clear])
 
 
-@pytest.mark.parametrize("norm", ["linf", "l1"])
-@pytest.mark.parametrize("radii", [1, 3])
-def test_a_linear_model_is_broken_exactly_where_ball_and_box_allow_it(norm, radii):
-    if norm == "linf" and radii > 1:
-        return
-    model, x = linear(), images(160)
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.04), ("l1", 0.3), ("l1", 0.5), ("l1", 0.8)])
+@pytest.mark.parametrize("classes", [2, 4])
+def test_a_linear_model_is_broken_exactly_where_ball_and_box_allow_it(norm, eps, classes):
+    model, x = linear(classes), images(160)
     ends = torch.rand(x.shape, generator=toys.seeded(8))
     x = torch.where(ends < 0.3, 0.0, torch.where(ends > 0.7, 1.0, x))
     y = model(x).argmax(1)
-    eps = {"linf": 0.06, "l1": 2.5}[norm]
     gap = slack(model, x, y, eps, norm)
-    clear = gap.abs() > 0.01 * (model.weight.abs().amax() * eps)
+    can, clear = gap > 0, gap.abs() > 0.01 * eps * model.weight.abs().amax()
     assert clear.sum() >= 150
-    assert 30 <= (gap > 0).sum() <= 130
-    found = attacked(APGD("dlr-targeted", targets=3, radii=radii), model, x, y, norm, eps)
-    assert torch.equal(found.broken[clear], (gap > 0)[clear])
+    assert 25 <= can.sum() <= 130
+    attack = APGD("dlr-targeted", targets=classes - 1, radii=3 if norm == "l1" else 1)
+    found = attacked(attack, model, x, y, norm, eps)
+    assert torch.equal(found.broken[clear], can[clear])
 
 
 @pytest.mark.parametrize("norm", ["linf", "l1"])
@@ -127,7 +138,10 @@ def test_every_loss_works_with_two_classes(loss, norm):
     eps = min(float(far.median()), 0.3)
     clear = (far / eps - 1).abs() > 1e-2
     found = attacked(APGD(loss, steps=60), model, x, y, norm, eps)
-    assert torch.equal(found.broken[clear], (far < eps)[clear])
+    if (norm, loss) == ("l1", "ce-rescaled"):  # of two classes it only knows which leads, so no point is best
+        assert not found.broken[clear & (far > eps)].any()
+    else:
+        assert torch.equal(found.broken[clear], (far < eps)[clear])
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -141,7 +155,7 @@ def test_a_targeted_attack_ends_in_its_target_and_misses_what_is_out_of_reach(no
         decided = model(found.verdicts.adv).argmax(1)
         assert found.broken.sum() > 20
         assert torch.equal(decided[found.broken], target[found.broken])
-        small = attacked(APGD(loss, steps=20), model, x, y, norm, 1e-4, target=target)
+        small = attacked(APGD(loss, steps=20), model, x, y, norm, 1e-5, target=target)
         assert not small.broken.any()
 
 
@@ -162,13 +176,13 @@ def test_black_and_white_images_are_broken_where_their_one_side_of_the_box_allow
 @pytest.mark.parametrize("norm", NORMS)
 def test_more_restarts_never_break_fewer(norm, monkeypatch):
     monkeypatch.setattr(testing, "key_of", lambda *_: (1, 2))  # the draws, whatever the settings
-    model, x = Net(), images(120)
+    model, x = Wavy(), images(120)
     y = model(x).argmax(1)
-    eps = {"linf": 0.03, "l2": 0.25, "l1": 1.2}[norm]
-    broken = [attacked(APGD(steps=3, restarts=k), model, x, y, norm, eps).broken for k in (1, 2, 5, 12)]
+    eps = {"linf": 0.2, "l2": 1.0, "l1": 0.2}[norm]
+    broken = [attacked(APGD(steps=1, restarts=k), model, x, y, norm, eps).broken for k in (1, 2, 5, 12)]
     for fewer, more in zip(broken, broken[1:], strict=False):
         assert not (fewer & ~more).any()
-    assert 0 < broken[0].sum() < broken[-1].sum() < 120
+    assert 0 < broken[0].sum() < broken[-1].sum()
 
 
 ATTACKS = [
@@ -231,7 +245,7 @@ def test_the_step_may_halve_after_22_steps_then_19_and_so_on_down_to_6(monkeypat
     assert intervals == [1, 1, 1]
 
 
-@pytest.mark.parametrize(("radii", "steps", "times"), [(1, 100, 25), (3, 100, 100), (1, 20, 20), (2, 100, 77)])
+@pytest.mark.parametrize(("radii", "steps", "times"), [(1, 100, 25), (3, 100, 100), (1, 20, 20), (2, 100, 72)])
 def test_in_l1_the_sparsity_follows_every_25th_part_of_a_stage(monkeypatch, radii, steps, times):
     calls = []
     original = apgd_l1._adapted
@@ -255,7 +269,8 @@ def test_the_radii_shrink_to_eps_and_their_steps_add_up():
 @given(st.integers(1, 48), st.integers(0, 10**6))
 def test_a_sparse_step_has_length_one_and_moves_the_largest_entries_by_the_same_amount(keep, seed):
     grad = torch.randn(3, *SHAPE, generator=toys.seeded(seed))
-    step = apgd_l1.sparse(grad, torch.tensor([keep, 1, 48]), 48)
+    inside = torch.full_like(grad, 0.5)
+    step = apgd_l1.sparse(ThreatModel("l1", 1.0), inside, grad, torch.tensor([keep, 1, 48]), 48)
     moved = step.flatten(1).ne(0)
     assert moved.sum(1).tolist() == [keep, 1, 48]
     assert torch.allclose(rows.length(step, "l1"), torch.ones(3))
@@ -265,11 +280,18 @@ def test_a_sparse_step_has_length_one_and_moves_the_largest_entries_by_the_same_
 
 
 def test_a_sparse_step_keeps_equals_and_does_not_move_without_a_gradient():
-    grad = torch.zeros(2, 1, 1, 5)
+    grad, inside = torch.zeros(2, 1, 1, 5), torch.full((2, 1, 1, 5), 0.5)
     grad[0, 0, 0] = torch.tensor([1.0, -2.0, 2.0, 2.0, 0.5])
-    step = apgd_l1.sparse(grad, torch.tensor([2, 2]), 2)
+    step = apgd_l1.sparse(ThreatModel("l1", 1.0), inside, grad, torch.tensor([2, 2]), 2)
     assert step[0, 0, 0].tolist() == pytest.approx([0, -1 / 3, 1 / 3, 1 / 3, 0])
     assert not step[1].any()
+
+
+def test_entries_that_the_box_holds_do_not_use_up_a_sparse_step():
+    adv = torch.tensor([1.0, 0.0, 0.5, 0.0, 1.0, 0.2]).view(1, 1, 1, 6)
+    grad = torch.tensor([9.0, -8.0, 3.0, 2.0, 1.5, 1.0]).view(1, 1, 1, 6)  # the first two point out of the box
+    step = apgd_l1.sparse(ThreatModel("l1", 1.0), adv, grad, torch.tensor([2]), 2)
+    assert step.flatten().tolist() == [0.5, -0.5, 0.5, 0.5, 0.0, 0.0]
 
 
 def test_what_breaks_only_in_a_larger_radius_is_not_a_break():

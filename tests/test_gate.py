@@ -92,6 +92,10 @@ def test_the_same_weights_fail_at_any_flip_and_what_differs_is_said():
 def test_another_question_is_refused():
     with pytest.raises(UsageError, match=r"eps is 0.2 in the run but 0.1 in the baseline"):
         gate.judge(record("RR"), record("RR", eps=0.2), HALF_A_POINT)
+    with pytest.raises(UsageError, match=r"carried is ff in the run but none in the baseline"):
+        gate.judge(record("RR"), record("RR", carried="ff"), HALF_A_POINT)
+    with pytest.raises(UsageError, match="a run of a sweep is no baseline"):
+        baseline.save(record("RR", carried="ff"), Path("never.json"))
     with pytest.raises(NotEstablishedError, match="1 of 2 shared samples are UNKNOWN"):
         gate.judge(record("RR"), record("RU"), HALF_A_POINT)
 
@@ -123,9 +127,10 @@ def test_a_baseline_holds_the_facts_of_its_run_in_a_line_a_sample(inside, made):
     assert Path("again.json").read_text() == made
 
 
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("threads", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_the_untouched_model_passes_ten_times_of_ten(inside, threads):
-    assert inside.invoke(main, [*NEW, "--threads", str(threads), "-n", "128"]).exit_code == 0
+    fast = ["-n", "128", "--attack", "(apgd:steps=5)+(square:queries=25)"]
+    assert inside.invoke(main, [*NEW, "--threads", str(threads), *fast]).exit_code == 0
     assert baseline.load(Path("base.json")).job["threads"] == threads
     for _ in range(10):
         torch.set_num_threads(3 - threads)

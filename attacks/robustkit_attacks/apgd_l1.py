@@ -118,7 +118,7 @@ def _step(case: Case, loss: Loss, state: _State, most: int) -> _State:
     adv = case.threat.project(case.x, state.adv + move)
     outputs, value, grad = case.oracle.gradient(adv, loss)
     hit = case.reached(outputs.logits)
-    better = value > state.best_loss
+    better = value >= state.best_loss  # of equals the later, which is sparser as a rule
     return state._replace(
         adv=adv,
         grad=grad,

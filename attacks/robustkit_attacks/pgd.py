@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from robustkit import rows
-from robustkit.api import Access, Case, Goal, Images, Norm
+from robustkit.api import Access, Case, Goal, Images, Norm, ThreatModel
 from robustkit.errors import UsageError
 from robustkit_attacks import apgd_l1, losses, parts
 
@@ -72,7 +72,7 @@ class PGD:
             outputs, _, grad = case.oracle.gradient(state.adv, loss)
             hit = case.reached(outputs.logits)
             state = _State(
-                adv=case.threat.project(case.x, state.adv + size * self._direction(grad, case.threat.norm)),
+                adv=case.threat.project(case.x, state.adv + size * self._direction(case.threat, state.adv, grad)),
                 found=rows.pick(hit, state.adv, state.found),
                 hit=state.hit | hit,
                 place=state.place,
@@ -85,14 +85,14 @@ class PGD:
                     break
         return case, state
 
-    def _direction(self, grad: Images, norm: Norm) -> Images:
-        """The step of length 1 in `norm`."""
-        if norm == "linf":
+    def _direction(self, threat: ThreatModel, adv: Images, grad: Images) -> Images:
+        """A step of length 1 in the norm."""
+        if threat.norm == "linf":
             return grad.sign()
-        if norm == "l2":
+        if threat.norm == "l2":
             return rows.unit(grad)
         keep = math.ceil(self.density * grad[0].numel())
-        return apgd_l1.sparse(grad, torch.full((len(grad),), keep, device=grad.device), keep)
+        return apgd_l1.sparse(threat, adv, grad, torch.full((len(grad),), keep, device=grad.device), keep)
 
     def cost(self, classes: int) -> tuple[int, int]:
         """One forward and backward a step."""
