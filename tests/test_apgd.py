@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -180,7 +182,7 @@ def test_more_restarts_never_break_fewer(norm, monkeypatch):
     y = model(x).argmax(1)
     eps = {"linf": 0.2, "l2": 1.0, "l1": 0.2}[norm]
     broken = [attacked(APGD(steps=1, restarts=k), model, x, y, norm, eps).broken for k in (1, 2, 5, 12)]
-    for fewer, more in zip(broken, broken[1:], strict=False):
+    for fewer, more in itertools.pairwise(broken):
         assert not (fewer & ~more).any()
     assert 0 < broken[0].sum() < broken[-1].sum()
 

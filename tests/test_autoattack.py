@@ -1,8 +1,8 @@
 import pytest
 import torch
-from robustkit import evaluate, load_model
 from robustkit_attacks.autoattack import AutoAttack
 
+from robustkit import evaluate, load_model
 from robustkit.api import Expected, ModelFacts, ThreatModel
 from robustkit.engine.plan import resolve_attacks
 from robustkit.errors import UsageError
@@ -99,7 +99,7 @@ def test_a_small_suite_breaks_at_least_what_each_of_its_attacks_breaks(norm, eps
     suite = AutoAttack(version, steps=10, queries=40, targets=2)
     record = evaluate(model, "digits", suite, norm=norm, eps=eps, n=48)
     assert 0 < record.counts["BROKEN"] < 48
-    assert not record.counts["VIOLATED"]
+    assert set(record.counts) <= {"BROKEN", "ROBUST", "MISCLASSIFIED"}
     left = record.samples["status"] == "ROBUST"
     for named in resolve_attacks(suite, ThreatModel(norm, eps), facts()):
         alone = evaluate(model, "digits", named.attack, norm=norm, eps=eps, n=48)

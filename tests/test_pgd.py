@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 from robustkit_attacks.pgd import PGD
@@ -19,7 +21,8 @@ def test_a_linear_model_of_two_classes_is_broken_exactly_where_margin_over_dual_
     y = model(x).argmax(1)
     far = radius(model, x, y, norm)
     eps = min(float(far.median()), 0.3)
-    can, clear = far < eps, (far / eps - 1).abs() > 1e-3
+    # The way a random start leaves of the L2 ball shrinks by e^-2.5 in all: 0.3 % of the length is not used.
+    can, clear = far < eps, (far / eps - 1).abs() > (1e-2 if norm == "l2" else 1e-3)
     assert clear.sum() >= 150
     assert 40 <= can.sum() <= 120
     for random_start in (True, False):
@@ -27,11 +30,12 @@ def test_a_linear_model_of_two_classes_is_broken_exactly_where_margin_over_dual_
         assert torch.equal(attacked(attack, model, x, y, norm, eps).broken[clear], can[clear])
 
 
-@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.05), ("l2", 0.25), ("l1", 0.3)])
-def test_with_several_classes_and_restarts_next_to_nothing_is_missed_and_nothing_invented(norm, eps):
+@pytest.mark.parametrize("norm", NORMS)
+def test_with_several_classes_and_restarts_next_to_nothing_is_missed_and_nothing_invented(norm):
     model, x = linear(5), images(160, 0.3, 0.7)
     y = model(x).argmax(1)
     far = radius(model, x, y, norm)
+    eps = min(float(far.median()), 0.3)
     can = far < eps
     assert 20 <= can.sum() <= 140
     found = attacked(PGD(loss="margin", restarts=5, density=ONE_ENTRY), model, x, y, norm, eps)
@@ -84,7 +88,7 @@ def test_more_restarts_never_break_fewer(norm, monkeypatch):
     y = model(x).argmax(1)
     eps = {"linf": 0.2, "l2": 1.0, "l1": 0.2}[norm]
     broken = [attacked(PGD(steps=2, restarts=k), model, x, y, norm, eps).broken for k in (1, 2, 5)]
-    for fewer, more in zip(broken, broken[1:], strict=False):
+    for fewer, more in itertools.pairwise(broken):
         assert not (fewer & ~more).any()
     assert 0 < broken[0].sum() < broken[-1].sum()
 
@@ -133,5 +137,5 @@ def test_without_a_random_start_nothing_is_random(norm):
 
 @pytest.mark.parametrize("settings", [{"steps": 0}, {"restarts": 0}, {"step": 0.0}, {"density": 0.0}, {"density": 1.5}])
 def test_settings_that_make_no_sense_are_refused(settings):
-    with pytest.raises(UsageError, match="positive|share of the entries"):
+    with pytest.raises(UsageError, match=r"positive|share of the entries"):
         PGD(**settings)
