@@ -27,7 +27,7 @@ OURS = {
 L1_OURS = {
     **OURS,
     "apgd-ce": "apgd:restarts=5,radii=3",
-    "apgd-t": "apgd:loss=dlr-targeted,restarts=5,radii=3,targets=5",
+    "apgd-t": "apgd:loss=dlr-targeted,radii=3,targets=5",
 }
 CACHE = Path(".benchmarks")
 

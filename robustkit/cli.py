@@ -9,6 +9,7 @@ import click
 
 from robustkit import __version__, cli_options, plugins
 from robustkit.errors import RobustkitError, UsageError
+from robustkit.spec import number
 
 RUNS = Path("robustkit-runs")
 
@@ -21,6 +22,8 @@ class _Group(click.Group):
             return super().invoke(ctx)
         except RobustkitError as error:
             _fail(str(error), error.exit_code)
+        except OSError as error:
+            _fail(f"{error.filename or 'the file system'}: {error.strerror or error}", 2)
         except KeyboardInterrupt:
             _fail("interrupted; run the same command to continue", 130)
 
@@ -68,6 +71,13 @@ def evaluate(
 
     checked = cli_options.check(asked)
     radii = sweep.parse_eps(checked["eps"])
+    if len(radii) > 1 and quantize:
+        raise UsageError("--quantize does not combine with a sweep over --eps; run the eps one by one")
+    if len(radii) > 1:
+        from robustkit.api import ThreatModel
+
+        for eps in radii:
+            ThreatModel(checked["norm"], number(eps))
     if len(radii) > 1 and out:
         sweep.check_place(out)
     folder: list[Path] = []

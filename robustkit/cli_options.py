@@ -1,5 +1,7 @@
 """The options that `eval` and `gate` share: what they are, and how they become one call of the engine."""
 
+import contextlib
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,11 +10,11 @@ import click
 
 from robustkit import plugins
 from robustkit.errors import UsageError
+from robustkit.spec import DEFAULT_EPS
 
 if TYPE_CHECKING:
     from robustkit.record import RunRecord
 
-DEFAULT_EPS = {"linf": "8/255", "l2": "0.5", "l1": "12", "l0": "10"}
 _DECIDED = {"attack", "norm", "eps", "target", "n", "indices", "seed", "outputs"}
 Command = Callable[..., Any]
 
@@ -33,7 +35,7 @@ _OPTIONS = (
                  shell_complete=_complete("attacks"), help="pgd:steps=40,restarts=5; (a)+(b) runs both."),
     click.option("--norm", type=click.Choice(["linf", "l2", "l1", "l0"]), default="linf", show_default=True),
     click.option("--eps", metavar="8/255",
-                 help="Radius, pixels in [0,1]; 2/255,4/255 sweeps. Default 8/255 (linf), 0.5 (l2), 12 (l1)."),
+                 help="Radius, pixels in [0,1]; 2/255,4/255 sweeps. Default 8/255 (linf), 0.5 (l2), 12 (l1), 10 (l0)."),
     click.option("--target", metavar="CLASS|least-likely|random",
                  help="Targeted: only this class breaks a sample."),
     click.option("-n", "n", type=int, metavar="N", help="The first N samples."),
@@ -110,7 +112,7 @@ def measure(checked: Mapping[str, Any], **more: Any) -> "RunRecord":
 
         torch.set_num_threads(threads)
     progress = live.Progress()
-    with progress:
+    with progress, contextlib.redirect_stdout(sys.stderr):  # stdout is for the result: a model may print
         return engine.evaluate(data=data, **arguments, **more, on_event=None if quiet else progress)
 
 
@@ -172,5 +174,5 @@ def _dataset_of(model: str) -> str:
 def _read(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"--indices @{file}: {error.strerror or error}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--indices @{file} cannot be read: {error}") from None

@@ -21,7 +21,3 @@ class NotEstablishedError(RobustkitError):
 
 class NoGradientError(RobustkitError):
     """A gradient was asked of a model through which none flows."""
-
-
-class TamperError(RobustkitError):
-    """An attack changed the images, the labels or the network that it was lent."""

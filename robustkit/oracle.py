@@ -101,6 +101,8 @@ class Network:
     def _plain_call(self, tile: Tensor) -> Outputs:
         with_members = getattr(self.module, "forward_with_members", None)
         logits, members = with_members(tile) if callable(with_members) else (self.module(tile), None)
+        if logits.dtype not in (torch.float32, torch.float64):
+            logits = logits.float()
         if self.probabilities:
             logits = logits.clamp_min(torch.finfo(logits.dtype).tiny).log()
         return Outputs(logits, members)

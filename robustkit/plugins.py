@@ -19,10 +19,11 @@ Kind = Literal["attacks", "defenses", "sources", "datasets"]
 
 
 class Entry(NamedTuple):
-    """Where a plugged-in thing is ("package.module:Name") and one line on what it is."""
+    """Where a plugged-in thing is ("package.module:Name"), one line on what it is, and what to install for it."""
 
     path: str
     summary: str
+    install: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +77,15 @@ def load(kind: Kind, name: str) -> Any:
     names = table(kind)
     if name not in names:
         raise UsageError(suggest(name, names, kind[:-1]))
-    module, _, attribute = names[name].entry.path.partition(":")
-    return getattr(importlib.import_module(module), attribute)
+    entry = names[name].entry
+    module, _, attribute = entry.path.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        needed = entry.install or (error.name or "").partition(".")[0]
+        raise UsageError(
+            f"the {kind[:-1]} {name!r} needs {error.name!r}, which is not installed: pip install '{needed}'"
+        ) from error
 
 
 def name_of(kind: Kind, factory: type) -> str:

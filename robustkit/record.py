@@ -181,6 +181,7 @@ class RunRecord:
             "schema": SCHEMA,
             "job": dict(self.job),
             "environment": dict(self.environment),
+            "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
             "summary": summary,
             "flags": list(self.flags),
             "errors": list(self.errors),

@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 from robustkit.errors import UsageError
 
+DEFAULT_EPS = {"linf": "8/255", "l2": "0.5", "l1": "12", "l0": "10"}  # RobustBench's, and 10 pixels
 _CLOSING = {"(": ")", "[": "]"}
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Proportion:
-    """A share k of n with its 95 % Wilson interval; `float(p)` is the share. Of nothing, all three are NaN-free None.
+    """A share k of n ≥ 1 with its 95 % Wilson interval; `float(p)` is the share.
 
     Source: Wilson 1927; Brown, Cai, DasGupta 2001 recommend it for binomial shares near 0 and 1.
     """

@@ -3,10 +3,12 @@
 Every file appears whole or not at all: it is written beside its place and then moved there.
 """
 
+import contextlib
 import json
 import os
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -65,7 +67,7 @@ class RunFolder:
         """Start or continue the job's run here; returns the plan that holds (the one it was started with)."""
         if self.path.exists() and not self.path.is_dir():
             raise UsageError(f"{self.path} is a file; --out wants a folder")
-        if self.path.is_dir() and any(self.path.iterdir()):
+        if self.path.is_dir() and not self._blank():
             known = self._read_job()
             if fresh:
                 self._clear()
@@ -75,11 +77,31 @@ class RunFolder:
                     "--fresh to overwrite it"
                 )
             else:
+                (self.path / JOURNAL).mkdir(exist_ok=True)
                 held: dict[str, Any] = known["plan"]
                 return held
-        (self.path / JOURNAL).mkdir(parents=True, exist_ok=True)
+        # job.json first: what has it is ours, and a kill at any moment leaves a folder that can be used again.
+        self.path.mkdir(parents=True, exist_ok=True)
         write_text(self.path / JOB, dumps({"schema": SCHEMA, "job": dict(job), "plan": dict(plan)}))
+        (self.path / JOURNAL).mkdir(exist_ok=True)
         return dict(plan)
+
+    def _blank(self) -> bool:
+        """Whether nothing is there but what a kill can leave behind; that is removed."""
+        found = list(self.path.iterdir())
+        for part in [*self.path.glob(".*.part"), *(self.path / JOURNAL).glob(".*.part")]:
+            part.unlink(missing_ok=True)
+        return all(path.name.endswith(".part") and path.name.startswith(".") for path in found)
+
+    def discard(self) -> None:
+        """Take back a folder in which nothing came to be."""
+        self._clear()
+        with contextlib.suppress(OSError):
+            self.path.rmdir()
+
+    def begin(self) -> None:
+        """Forget an older result: until the new one is whole there is none."""
+        (self.path / "run.json").unlink(missing_ok=True)
 
     def _read_job(self) -> dict[str, Any]:
         file = self.path / JOB
@@ -88,7 +110,7 @@ class RunFolder:
         return read_json(file, ("job", "plan"))
 
     def _clear(self) -> None:
-        for name in _OURS:
+        for name in reversed(_OURS):  # job.json last
             path = self.path / name
             if path.is_dir():
                 shutil.rmtree(path)
@@ -105,9 +127,9 @@ class RunFolder:
         if not file.exists():
             return None
         try:
-            with np.load(file, allow_pickle=False) as arrays:
+            with file.open("rb") as handle, np.load(handle, allow_pickle=False) as arrays:
                 return {name: arrays[name] for name in arrays.files}
-        except (OSError, ValueError, EOFError) as error:
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
             raise UsageError(
                 f"{file} cannot be read ({error}); delete it to compute it again, or use --fresh"
             ) from error
@@ -136,8 +158,7 @@ class RunFolder:
 
             arrays = dict(record.adversarial)
             write_atomic(self.path / "adversarial.safetensors", lambda part: save_file(arrays, part))
-        seconds = {name: round(value, 3) for name, value in record.seconds.items()}
-        write_text(self.path / "run.json", dumps({**record.to_json(), "seconds": seconds}))
+        write_text(self.path / "run.json", dumps(record.to_json()))
 
 
 def read_json(file: Path, keys: tuple[str, ...], schema: str = SCHEMA) -> dict[str, Any]:
@@ -178,8 +199,17 @@ def load_run(path: str | Path) -> RunRecord:
         seconds=data.get("seconds", {}),
         flags=data["flags"],
         errors=data["errors"],
+        adversarial=_adversarial(folder / "adversarial.safetensors"),
         folder=str(folder),
     )
+
+
+def _adversarial(file: Path) -> dict[str, np.ndarray] | None:
+    if not file.exists():
+        return None
+    from safetensors.numpy import load_file
+
+    return dict(load_file(file))
 
 
 def write_table(path: Path, columns: Columns) -> None:

@@ -10,7 +10,7 @@ from robustkit_attacks.apgd import APGD
 from scipy.optimize import linprog
 from torch import nn
 
-from robustkit import rows, testing
+from robustkit import projection, rows, testing
 from robustkit.api import Expected, ThreatModel
 from robustkit.errors import UsageError
 from robustkit.testing import attack_batch
@@ -294,6 +294,26 @@ def test_entries_that_the_box_holds_do_not_use_up_a_sparse_step():
     grad = torch.tensor([9.0, -8.0, 3.0, 2.0, 1.5, 1.0]).view(1, 1, 1, 6)  # the first two point out of the box
     step = apgd_l1.sparse(ThreatModel("l1", 1.0), adv, grad, torch.tensor([2]), 2)
     assert step.flatten().tolist() == [0.5, -0.5, 0.5, 0.5, 0.0, 0.0]
+
+
+def test_the_projection_of_a_sparse_change_is_that_of_the_whole_row_and_its_own():
+    counts = [0, 1, 63, 64, 65, 200, 500, 1025, 2000, 3072, 3]
+    x = torch.rand(11, 3, 32, 32, generator=toys.seeded(1))
+    change = torch.randn(x.shape, generator=toys.seeded(2))
+    order = torch.rand(11, 3072, generator=toys.seeded(3)).argsort(1).argsort(1).view_as(x)
+    adv = x + torch.where(order < torch.tensor(counts).view(-1, 1, 1, 1), change, 0.0)
+    adv[10].view(-1)[order[10].flatten().argmin()] = torch.nan
+    for eps in (0.01, 4.0, 300.0):
+        threat = ThreatModel("l1", eps)
+        found = threat.project(x, adv)
+        whole = projection.nearest_in_l1(x.flatten(1), adv.flatten(1), eps, 0.0, 1.0).view_as(x)
+        torch.testing.assert_close(found, whole, rtol=0, atol=1e-7, equal_nan=True)
+        assert threat.contains(x, found)[:10].all()
+        assert torch.equal(threat.project(x, found)[:10], found[:10])
+        assert torch.equal(found[:10][adv[:10] == x[:10]], x[:10][adv[:10] == x[:10]])
+        for some in (*([i] for i in range(10)), [9, 2, 4], [3, 10, 5]):
+            apart = threat.project(x[some], adv[some])
+            torch.testing.assert_close(apart, found[some], rtol=0, atol=0, equal_nan=True)
 
 
 def test_what_breaks_only_in_a_larger_radius_is_not_a_break():

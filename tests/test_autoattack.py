@@ -99,7 +99,7 @@ def test_a_small_suite_breaks_at_least_what_each_of_its_attacks_breaks(norm, eps
     suite = AutoAttack(version, steps=10, queries=40, targets=2)
     record = evaluate(model, "digits", suite, norm=norm, eps=eps, n=48)
     assert 0 < record.counts["BROKEN"] < 48
-    assert set(record.counts) <= {"BROKEN", "ROBUST", "MISCLASSIFIED"}
+    assert not record.counts["UNKNOWN"]
     left = record.samples["status"] == "ROBUST"
     for named in resolve_attacks(suite, ThreatModel(norm, eps), facts()):
         alone = evaluate(model, "digits", named.attack, norm=norm, eps=eps, n=48)

@@ -100,6 +100,115 @@ def test_a_dataset_that_augments_at_random_is_refused():
         evaluate(model, Jitter(), "fgsm", eps=0.1)
 
 
+def test_the_precision_that_the_caller_chose_comes_back():
+    model, x, y = linear_case(8)
+    before = torch.get_float32_matmul_precision()
+    try:
+        for precision in ("medium", "high", "highest"):
+            torch.set_float32_matmul_precision(precision)
+            evaluate(model, (x, y), "fgsm", eps=0.1)
+            assert torch.get_float32_matmul_precision() == precision
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_a_model_whose_answers_depend_on_the_batch_is_refused():
+    model, x, y = linear_case(40)
+    coupled = nn.Sequential(nn.BatchNorm2d(1, track_running_stats=False), model)
+    with pytest.raises(UsageError, match="other images of its batch"):
+        evaluate(coupled, (x, y), "fgsm", eps=0.1)
+
+
+def test_a_failing_callback_of_the_caller_is_the_caller_s_failure():
+    model, x, y = linear_case(20)
+
+    def fails(event):
+        if type(event).__name__ == "Progress" and event.queries:
+            raise LookupError("mine")
+
+    with pytest.raises(LookupError, match="mine"):
+        evaluate(model, (x, y), "square:queries=20", eps=0.1, on_event=fails)
+
+
+def test_a_model_that_is_moved_by_its_own_forward_or_called_in_inference_mode_is_evaluated():
+    class Late(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = toys.Linear()
+
+        def forward(self, x):
+            if not hasattr(self, "pos"):
+                self.register_buffer("pos", torch.zeros(1))
+            return self.inner(x) + self.pos
+
+    _, x, y = linear_case(20)
+    model = Late()
+    with torch.inference_mode():
+        record = evaluate(model, (x, y), "fgsm", eps=0.1)
+    assert not record.errors
+    assert record.robust_accuracy is not None
+
+
+def test_a_run_killed_before_its_first_file_or_between_its_last_ones_can_be_continued(tmp_path):
+    model, x, y = linear_case(20)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / ".job.json.abc.part").write_text("{")
+    first = evaluate(model, (x, y), "fgsm", eps=0.1, out=folder)
+    (folder / "run.json").unlink()
+    (folder / "samples.parquet").unlink()
+    again = evaluate(model, (x, y), "fgsm", eps=0.1, out=folder)
+    assert again.to_frame().equals(first.to_frame())
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "attacks.parquet", "job.json", "journal", "report.md", "run.json", "samples.parquet"
+    ]  # fmt: skip
+
+
+def test_a_truncated_journal_file_is_named(tmp_path):
+    model, x, y = linear_case(20)
+    evaluate(model, (x, y), "fgsm", eps=0.1, out=tmp_path / "run")
+    (tmp_path / "run/run.json").unlink()
+    (tmp_path / "run/journal/shard-00000-01.npz").write_bytes(b"PK\x03\x04")
+    with pytest.raises(UsageError, match="shard-00000-01"):
+        evaluate(model, (x, y), "fgsm", eps=0.1, out=tmp_path / "run")
+
+
+def test_a_late_nan_leaves_no_folder(tmp_path):
+    _, x, y = linear_case(100)
+    x[99] = 1.0
+
+    class Late(toys.Linear):
+        def forward(self, images):
+            return super().forward(images) / (images.flatten(1).min(1).values < 1)[:, None]
+
+    model = Late()
+    with pytest.raises(UsageError, match="not finite"):
+        evaluate(model, (x, y), "fgsm", eps=0.1, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dataset_of_one_s_own_is_checked_like_any_other():
+    model, x, y = linear_case(20)
+
+    class Own:
+        name, classes = "own", 0
+
+        def __init__(self, x, y):
+            self.x, self.y = x, y
+
+        def __len__(self):
+            return len(self.y)
+
+        def batch(self, indices):
+            return self.x[list(indices)], self.y[list(indices)]
+
+    assert evaluate(model, Own(x, y), "fgsm", eps=0.1).n == 20
+    with pytest.raises(UsageError, match="own"):
+        evaluate(model, Own(2 * x - 1, y), "fab", eps=0.1)
+    with pytest.raises(UsageError, match="labels"):
+        evaluate(model, Own(x, y - 5), "fgsm", eps=0.1)
+
+
 def test_a_late_label_that_the_model_has_no_output_for_is_refused():
     model, x, y = linear_case(100)
     y[99] = 7
@@ -300,7 +409,8 @@ def test_quantised_adversarials_are_judged_in_a_column_of_their_own():
     record = evaluate(model, (x, y), "pgd", eps=0.6 / 255, quantize="8bit")
     assert record.counts["BROKEN"] > 0
     # No image on the 8-bit grid other than x is within 0.6/255 of it: rounding undoes every adversarial.
-    assert not (record.samples["quantized_status"] == "BROKEN").any()
+    assert set(record.samples["quantized_status"]) == {"ROBUST"}
+    assert float(record.quantized_robust_accuracy) == 1
     generous = evaluate(model, (x, y), "pgd", eps=8 / 255, quantize="8bit")
     assert (generous.samples["quantized_status"] == "BROKEN").sum() > 0
 
@@ -365,6 +475,10 @@ def bad_model(output):
         ({"n": 10**6}, "choose 1 to"),
         ({"indices": [0, 0]}, "different"),
         ({"indices": "3-1"}, "0-199,400"),
+        ({"indices": 5}, "0-199,400"),
+        ({"batch_size": "64"}, "whole number"),
+        ({"device": "meta"}, "not there"),
+        ({"attack": "autoattack:version=rand"}, "standard"),
         ({"target": "cat"}, "least-likely"),
         ({"target": 5}, "class"),
         ({"outputs": "probs"}, "do not sum to 1"),

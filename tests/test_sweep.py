@@ -66,5 +66,6 @@ def test_only_a_smaller_eps_of_the_same_norm_can_be_carried():
     small = evaluate("digits-cnn", "digits", "fgsm", eps=0.2, n=20)
     with pytest.raises(UsageError, match="carried"):
         evaluate("digits-cnn", "digits", "fgsm", eps=0.1, n=20, carry=small)
-    with pytest.raises(UsageError, match="carried"):
-        evaluate("digits-cnn", "digits", "fgsm", eps=0.5, norm="l2", n=20, carry=small)
+    for other in ({"norm": "l2"}, {"target": "random"}, {"seed": 1}, {"indices": range(1, 21), "n": None}):
+        with pytest.raises(UsageError, match="carried"):
+            evaluate("digits-cnn", "digits", "fgsm", **{"eps": 0.5, "n": 20, "carry": small, **other})

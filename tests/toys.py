@@ -218,6 +218,34 @@ class BreaksModel(_Settings):
 
 
 @dataclass(frozen=True)
+class BreaksModelForAMoment(_Settings):
+    """Makes the model wrong while the judge looks, and right again."""
+
+    def __call__(self, case):
+        for _ in range(2):
+            for parameter in case.oracle.module.parameters():
+                parameter.data.neg_()
+            case.submit(case.x)
+        return case.x + 2  # and out of the box, so that no sample merely survives
+
+
+@dataclass(frozen=True)
+class HidesItsRows(_Settings):
+    """Overwrites which samples it was lent, then crashes."""
+
+    def __call__(self, case):
+        case.rows.zero_()
+        case.draws.indices.zero_()
+        raise RuntimeError("on purpose")
+
+
+@dataclass(frozen=True)
+class Exits(_Settings):
+    def __call__(self, case):
+        raise SystemExit(0)
+
+
+@dataclass(frozen=True)
 class TrainsModel(_Settings):
     """Leaves the model in training mode."""
 
@@ -250,7 +278,8 @@ class RunsOutOfMemory(_Settings):
 
 CHEATERS = [
     LeavesBall(), LeavesBox(), ReturnsNaN(), ChangesShape(), DropsRows(), MovesCentre(), Relabels(), MovesOriginal(),
-    BreaksModel(), TrainsModel(), Raises(), ReturnsNothing(), RunsOutOfMemory(),
+    BreaksModel(), BreaksModelForAMoment(), TrainsModel(), HidesItsRows(), Exits(), Raises(), ReturnsNothing(),
+    RunsOutOfMemory(),
 ]  # fmt: skip
 
 

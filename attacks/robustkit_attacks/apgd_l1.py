@@ -1,8 +1,10 @@
 """APGD in L1, where a good step is sparse and the box matters. Croce & Hein 2021, arXiv:2103.01208, sections 3 and 4.
 
 A step moves the entries of largest gradient; how many follows from how many the best point so far has changed. There
-is no momentum. Other than in the paper, entries that the box holds do not use up the step, which otherwise stalls where
-the largest gradients point out of the box. With several radii the search starts in a larger ball, where it is easier, and ends in that of eps.
+is no momentum. With several radii the search starts in a larger ball, where it is easier, and ends in that of eps.
+
+Other than in the paper, entries that the box holds neither use up the step nor count as changed: where the largest
+gradients point out of the box, the search would stall.
 """
 
 import math
@@ -67,7 +69,7 @@ def climb(
     keep = None if radii > 1 else torch.full_like(place, math.ceil(_DENSITY * adv[0].numel()))
     for factor, length in stages(steps, radii):
         wide = replace(case, threat=replace(case.threat, eps=factor * case.threat.eps))
-        state = _start(wide, loss(case, aim), adv, place, keep)
+        state = _start(wide, loss(wide, aim), adv, place, keep)
         interval, most = max(length // 25, 1), int(state.keep.amax())
         for i in range(1, length + 1):
             state = _step(wide, loss(wide, aim), state, most)

@@ -30,6 +30,8 @@ class AutoAttack:
         if threat.norm == "l0":
             raise UsageError("autoattack has no l0 form; there are: linf, l2, l1")
         if self.version == "rand":
+            if not facts.randomised:
+                raise UsageError("autoattack:version=rand is for randomised models and weaker on others; use standard")
             return [Expected(APGD("ce", self.steps), 20), Expected(APGD("dlr", self.steps), 20)]
         sparse, plus = threat.norm == "l1", self.version == "plus"
         radii = 3 if sparse else 1

@@ -1,6 +1,7 @@
 """PGD, projected gradient descent. Madry, Makelov, Schmidt, Tsipras, Vladu 2018, arXiv:1706.06083, section 2.1.
 
-In L1 the step is sparse: SLIDE, Tramèr & Boneh 2019, arXiv:1904.13000, section 4.1. With `random_start=false` and `step` = eps/steps it is BIM (Kurakin, Goodfellow, Bengio 2017, arXiv:1607.02533).
+In L1 the step is sparse (SLIDE, Tramèr & Boneh 2019, arXiv:1904.13000), among the entries that the box lets move. With
+`random_start=false` and `step` = eps/steps it is BIM (Kurakin, Goodfellow, Bengio 2017, arXiv:1607.02533).
 """
 
 import math

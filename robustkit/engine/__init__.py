@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from robustkit import datasets, sources, spec
-from robustkit.api import Attack, Dataset, ModelCard, Suite, ThreatModel
+from robustkit.api import Attack, Dataset, Suite, ThreatModel
 from robustkit.engine import assemble, events, plan
 from robustkit.engine.run import Carried, Run
-from robustkit.engine.subject import CallableModule, Subject, as_module, check_labels, examine, lent
+from robustkit.engine.subject import CallableModule, Subject, as_module, check_labels, examine, lent, snapshot
 from robustkit.errors import UsageError
 from robustkit.record import RunRecord
 from robustkit.store import RunFolder, load_run
@@ -27,7 +27,7 @@ def evaluate(
     attack: str | Attack | Suite | Sequence[Any] = "autoattack",
     *,
     norm: Literal["linf", "l2", "l1", "l0"] = "linf",
-    eps: float | str = 8 / 255,
+    eps: float | str | None = None,
     seed: int = 0,
     target: int | str | None = None,
     n: int | None = None,
@@ -51,7 +51,8 @@ def evaluate(
         data: a spec, a Dataset, or a pair (x, y) of tensors or arrays, x (n, channels, height, width) in [0,1].
         attack: a spec (`+` makes a list), an Attack, a Suite, or a list of these; each runs on what still stands.
         norm: of the threat model.
-        eps: its radius in [0,1] units, 8/255 or "8/255"; for l0 a number of pixels.
+        eps: its radius in [0,1] units, 8/255 or "8/255"; for l0 a number of pixels. None is 8/255 in linf, 0.5 in l2,
+            12 in l1, 10 in l0.
         seed: of all random numbers.
         target: None, a class, "least-likely" or "random": then only reaching it breaks a sample.
         n: the first n samples.
@@ -71,18 +72,21 @@ def evaluate(
     Raises:
         UsageError: for anything that cannot be run as given, before anything is written.
     """
-    threat = ThreatModel(norm, spec.number(eps) if isinstance(eps, str) else float(eps))
+    if eps is None:
+        eps = spec.DEFAULT_EPS.get(norm, "")
+    threat = ThreatModel(norm, spec.number(eps) if isinstance(eps, str) and eps else float(eps or 0))
     if quantize not in (None, "8bit"):
         raise UsageError(f"quantize={quantize!r}; there is: 8bit")
     if outputs not in ("logits", "probs"):
         raise UsageError(f"outputs={outputs!r}; there are: logits, probs")
-    if shard_size < 1 or (tile is not None and tile < 1) or (batch_size != "auto" and batch_size < 1):
-        raise UsageError("batch_size, shard_size and tile must be at least 1")
+    for what, value in (("batch_size", batch_size), ("shard_size", shard_size), ("tile", tile)):
+        if value not in ("auto", None) and not (isinstance(value, int) and value >= 1):
+            raise UsageError(f"{what} must be a whole number of at least 1, not {value!r}")
     dataset = datasets.resolve(data)
     classes = dataset.classes or None
     target_text = plan.parse_target(target, classes)
     plan.check_attack(attack)
-    module, card = (sources.load_model(model)) if isinstance(model, str) else (as_module(model), ModelCard(""))
+    module = sources.load_model(model)[0] if isinstance(model, str) else as_module(model)
     name = model if isinstance(model, str) else _name_of(module)
     chosen = plan.choose_samples(dataset, n, indices, int(target_text) if target_text.isdigit() else None)
     where = _device(device, module, named=isinstance(model, str))
@@ -90,7 +94,7 @@ def evaluate(
         module.to(where)
     with lent(module):
         first = chosen.batch(0, min(len(chosen.indices), 64))
-        subject = examine(module, card, *first, classes=classes, outputs=outputs, tile=tile, seed=seed)
+        subject = examine(module, *first, classes=classes, outputs=outputs, tile=tile, seed=seed, device=where)
         check_labels(chosen.labels, subject.facts.classes)
         attacks = plan.resolve_attacks(attack, threat, subject.facts)
         plan.parse_target(target, subject.facts.classes)
@@ -110,13 +114,14 @@ def evaluate(
             seed=seed,
             outputs=outputs,
             quantize=quantize or "",
-            carried=_carried_job(carry, threat, quantize),
+            carried=str(carry.job["id"]) if carry else "",
             device=subject.reference.device.type,
             threads=torch.get_num_threads(),
             tile=subject.reference.tile,
             precision=str(subject.reference.dtype).removeprefix("torch."),
             versions=plan.versions(),
         )
+        _check_carry(carry, job)
         tell = on_event or (lambda event: None)
         path = out(job) if callable(out) else Path(out) if out is not None else None
         folder, shard = None, shard_size
@@ -130,7 +135,7 @@ def evaluate(
         title = f"{name} · {dataset.name} · {norm} {_eps_text(eps)} · {plan.attack_text(attack)}"
         resumed = folder is not None and folder.has_parts()
         tell(events.Started(title, len(chosen.indices), job.attacks, resumed))
-        if folder is not None and (known := _finished(folder)) is not None:
+        if folder is not None and (known := _finished(folder, carry)) is not None:
             tell(events.Finished(str(path)))
             return known
         run = Run(
@@ -147,10 +152,17 @@ def evaluate(
             shard_size=shard,
             folder=folder,
             tell=tell,
-            weights={k: v.detach().clone() for k, v in module.state_dict().items()},
+            weights=snapshot(module),
             carried=_carried(carry),
         )
-        run.execute()
+        if folder is not None:
+            folder.begin()
+        try:
+            run.execute()
+        except UsageError:
+            if folder is not None and not resumed:
+                folder.discard()
+            raise
         samples, attack_rows, seconds = assemble.columns(run)
         record = RunRecord(
             job=job.to_json(),
@@ -169,19 +181,26 @@ def evaluate(
     return record
 
 
-def _carried_job(carry: RunRecord | None, threat: ThreatModel, quantize: str | None) -> str:
-    """The identity of the run that is carried.
+_CARRIED_AS_IS = (
+    "norm", "model_sha256", "probe_sha256", "data_sha256", "indices", "attacks", "target", "seed", "outputs",
+)  # fmt: skip
+
+
+def _check_carry(carry: RunRecord | None, job: spec.Job) -> None:
+    """Refuse to carry over what another evaluation broke.
 
     Raises:
-        UsageError: if its threat model does not lie inside this one.
+        UsageError: unless it is this evaluation at a smaller eps.
     """
     if carry is None:
-        return ""
-    if carry.job["norm"] != threat.norm or carry.job["eps"] >= threat.eps:
-        raise UsageError(f"only a run in {threat.norm} at an eps below {threat.eps:g} can be carried over")
-    if quantize:
+        return
+    wanted = job.to_json()
+    if other := [key for key in _CARRIED_AS_IS if carry.job[key] != wanted[key]]:
+        raise UsageError(f"only this evaluation at a smaller eps can be carried over; {other[0]} differs")
+    if carry.job["eps"] >= job.eps:
+        raise UsageError(f"only a run at an eps below {job.eps:g} can be carried over, not {carry.job['eps']:g}")
+    if job.quantize:
         raise UsageError("a sweep over eps does not combine with quantize; run the eps one by one")
-    return str(carry.job["id"])
 
 
 def _carried(carry: RunRecord | None) -> dict[int, Carried]:
@@ -212,13 +231,17 @@ def _device(wanted: str, module: nn.Module, *, named: bool) -> torch.device:
     if wanted == "auto":
         if named:
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        return next((p.device for p in module.parameters()), torch.device("cpu"))
+        return _home(module) or torch.device("cpu")
     try:
         device = torch.device(wanted)
     except RuntimeError:
         raise UsageError(f"unknown device {wanted!r}; there are: auto, cpu, cuda, cuda:0 …") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"device {wanted!r} was asked for, but torch sees no CUDA device; use --device cpu")
+    there = {"cpu": 1, "cuda": torch.cuda.device_count()}
+    if (device.index or 0) >= there.get(device.type, 0):
+        raise UsageError(f"device {wanted!r} is not there; torch sees cpu and {torch.cuda.device_count()} CUDA devices")
+    home = _home(module)
+    if not named and home is not None and home.type != device.type:
+        raise UsageError(f"the model is on {home}, but device={wanted!r} was asked for; move it: model.to({wanted!r})")
     return device
 
 
@@ -250,9 +273,14 @@ def _free_memory(device: torch.device) -> int:
     return 4 << 30
 
 
-def _finished(folder: RunFolder) -> RunRecord | None:
+def _finished(folder: RunFolder, carry: RunRecord | None) -> RunRecord | None:
     """The record of a finished run in this folder, if nothing in it is left to decide."""
     if not (folder.path / "run.json").exists():
         return None
     record = load_run(folder.path)
-    return None if record.unknown else record
+    broken = set(record.samples["index"][record.samples["status"] == "BROKEN"].tolist())
+    return None if record.unknown or not broken.issuperset(_carried(carry)) else record
+
+
+def _home(module: nn.Module) -> torch.device | None:
+    return next((tensor.device for tensor in [*module.parameters(), *module.buffers()]), None)

@@ -82,9 +82,8 @@ def adversarial(run: Run) -> Mapping[str, Any] | None:
     for (shard, step), facts in sorted(run.done.items()):
         if step == CLEAN or "adv" not in facts:
             continue
-        for position, outcome, adv in zip(facts["position"], facts["outcome"], facts["adv"], strict=True):
-            if outcome == BROKEN:
-                found[run.samples.indices[int(position) + shard * run.shard_size]] = adv
+        for position, adv in zip(facts["adv_position"], facts["adv"], strict=True):
+            found[run.samples.indices[int(position) + shard * run.shard_size]] = adv
     images = list(found.values())
     return {
         "index": np.array(list(found), dtype=np.int64),

@@ -111,6 +111,18 @@ class Judge:
         before = self.reasons.get(reason)
         self.reasons[reason] = samples if before is None else torch.cat([before, samples])
 
+    def confirm_again(self) -> None:
+        """Ask the model once more about every break: one that it does not repeat was not made by the image."""
+        at = self.broken.nonzero()[:, 0]
+        if len(at):
+            logits = self.reference.logits(self.adv[at])
+            target = None if self.target is None else self.target[at]
+            lost = at[~rows.reached(logits, self.y[at], target)]
+            self.broken[lost] = False
+            self.fooled[lost] = False
+            self.distance[lost] = self.margin[lost] = torch.nan
+            self.violate(lost, "the model was fooled only while the attack ran; did it change the model's state?")
+
     def revoke(self, reason: str) -> None:
         """Take back every verdict: what was confirmed was not confirmed by the model as given."""
         self.broken.zero_()

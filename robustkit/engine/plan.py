@@ -2,10 +2,12 @@
 
 import hashlib
 import importlib.metadata
-import inspect
+import operator
 import platform
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +17,7 @@ from torch import Tensor
 import robustkit
 from robustkit import plugins, spec
 from robustkit.api import Attack, Dataset, Expected, Images, Labels, ModelFacts, Suite, ThreatModel
+from robustkit.datasets.pair import check_images
 from robustkit.errors import UsageError
 from robustkit.streams import SampleDraws, key_of
 
@@ -142,6 +145,15 @@ class Samples:
         return x, y
 
 
+def _as_indices(indices: Any) -> tuple[int, ...]:
+    if isinstance(indices, str):
+        return spec.parse_indices(indices)
+    try:
+        return tuple(operator.index(i) for i in indices)
+    except TypeError:
+        raise UsageError(f"indices must be whole numbers or text such as '0-199,400', not {indices!r:.60}") from None
+
+
 def image_sha256(image: Tensor) -> str:
     """sha256 of an image's float32 bytes."""
     return hashlib.sha256(image.contiguous().numpy().tobytes()).hexdigest()
@@ -156,9 +168,7 @@ def choose_samples(dataset: Dataset, n: int | None, indices: Any, skip_label: in
     size = len(dataset)
     if n is not None and indices is not None:
         raise UsageError("give n or indices, not both")
-    chosen = (
-        spec.parse_indices(indices) if isinstance(indices, str) else tuple(indices) if indices is not None else None
-    )
+    chosen = None if indices is None else _as_indices(indices)
     if n is not None:
         if not 1 <= n <= size:
             raise UsageError(f"n = {n}, but {dataset.name} has {size} samples; choose 1 to {size}")
@@ -169,7 +179,7 @@ def choose_samples(dataset: Dataset, n: int | None, indices: Any, skip_label: in
         raise UsageError(f"indices must be different numbers from 0 to {size - 1}; {dataset.name} has {size} samples")
     labels, hashes = [], []
     for start in range(0, len(chosen), CHUNK):
-        x, y = dataset.batch(chosen[start : start + CHUNK])
+        x, y = check_images(*dataset.batch(chosen[start : start + CHUNK]), dataset.name, dataset.classes or None)
         labels.append(y)
         hashes += [image_sha256(image) for image in x]
     y = torch.cat(labels)
@@ -213,16 +223,24 @@ def targets_for(target: str, y: Labels, logits: Tensor, indices: Tensor, seed: i
 
 
 def source_hashes(attacks: Sequence[Named]) -> dict[str, str]:
-    """sha256 of the file that defines each attack; empty where there is no file."""
-    found = {}
+    """sha256 of the code behind each attack (all of its package), and of the harness; empty where there is no file."""
+    found = {"robustkit": _package_sha256("robustkit")}
     for name, attack in attacks:
         inner = attack.attack if isinstance(attack, Expected) else attack
-        try:
-            file = inspect.getsourcefile(type(inner))
-        except TypeError:
-            file = None
-        found[name] = hashlib.sha256(Path(file).read_bytes()).hexdigest() if file and Path(file).is_file() else ""
+        found[name] = _package_sha256(type(inner).__module__.partition(".")[0])
     return found
+
+
+@cache
+def _package_sha256(package: str) -> str:
+    """sha256 of a package's Python files by name and content; of one file, if it is a module."""
+    file = getattr(sys.modules.get(package), "__file__", None)
+    if not file or not Path(file).is_file():
+        return ""
+    root = Path(file).parent
+    files = sorted(root.rglob("*.py")) if Path(file).name == "__init__.py" else [Path(file)]
+    parts = [f"{path.relative_to(root)}:{hashlib.sha256(path.read_bytes()).hexdigest()}" for path in files]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def versions() -> dict[str, str]:

@@ -5,7 +5,7 @@ The journal holds the facts of each (shard, attack) and grows batch by batch; wh
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +18,7 @@ from robustkit.engine import events
 from robustkit.engine.judge import BROKEN, SURVIVED, VIOLATED, Judge
 from robustkit.engine.plan import Named, Samples, targets_for
 from robustkit.engine.subject import Subject, restore
-from robustkit.errors import UsageError
+from robustkit.errors import RobustkitError, UsageError
 from robustkit.oracle import Counts, ModelOracle, Network
 from robustkit.stats import Proportion
 from robustkit.store import RunFolder
@@ -73,7 +73,7 @@ class Run:
             self.done[shard, CLEAN] = clean
             correct += int(clean["correct"].sum())
             self.tell(events.CleanDone(Proportion(correct, stop)))
-            standing = torch.from_numpy(clean["correct"]).to(x.device)
+            standing = torch.tensor(clean["correct"], device=x.device)  # a copy: the facts stay as they are
             for position, index in enumerate(self.samples.indices[start:stop]):
                 if index in self.carried:
                     standing[position] = False
@@ -133,10 +133,13 @@ class Run:
                 fresh = self._batch(named, self._indices(start, len(x), x.device)[now], x[now], y[now], now,
                                     None if target is None else target[now], progress)  # fmt: skip
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                tile = self.subject.reference.tile
                 if not _out_of_memory(error):
                     raise
-                # A single tile's failure is judged in _batch, so there is always something to halve here.
-                tile = self.subject.reference.tile
+                if len(now) <= tile:
+                    raise RobustkitError(
+                        f"out of memory with one tile of {tile} samples; choose a smaller tile"
+                    ) from error
                 self.in_flight = max(1, min(self.in_flight, len(now)) // 2 // tile) * tile
                 continue
             fresh["seconds"] = np.array([time.perf_counter() - began])
@@ -151,42 +154,49 @@ class Run:
         """What the journal has, less what a continued run must compute again or no longer needs."""
         facts = self._part(shard, step)
         if facts is None:
-            return _no_facts(self.keep_adversarial)
+            return _no_facts()
         usable = (facts["outcome"] != VIOLATED) & standing.cpu().numpy()[facts["position"]]
-        rowwise = (*_ATTACK_FACTS, *(["adv"] if "adv" in facts else []))
-        return {name: values[usable] if name in rowwise else values for name, values in facts.items()}
+        known = {name: values[usable] if name in _ATTACK_FACTS else values for name, values in facts.items()}
+        if "adv" in facts:
+            kept = np.isin(facts["adv_position"], known["position"])
+            known["adv"], known["adv_position"] = facts["adv"][kept], facts["adv_position"][kept]
+        return known
 
     def _batch(
         self, named: Named, indices: Tensor, x: Tensor, y: Tensor, positions: Tensor, target: Tensor | None,
         progress: "_Progress",
     ) -> Facts:  # fmt: skip
-        """Attack one batch and judge what comes back. Nothing an attack does can make this raise, memory aside."""
+        """Attack one batch and judge what comes back: a crash, a cheat or a lie of the attack is a fact about it."""
         name, attack = named
         first = int(indices[0])
         judge = Judge(self._network(name, "judge", first), self.threat, x, y, target, attack.goal)
         counts = Counts(len(x), x.device)
-        counts.on_call = lambda: progress.tell(counts, judge)
+        counts.on_call = progress.watching(counts, judge)
         everyone = torch.arange(len(x), device=x.device)
         search = self.search if self.search.noise is None else self.search.seeded(self.seed, name, first)
         facts = self.subject.facts
-        oracle = ModelOracle(search, counts, everyone, facts.classes, facts.randomised, facts.differentiable)
+        # What an attack is lent is a copy: nothing that it writes to is read again.
+        oracle = ModelOracle(search, counts, everyone.clone(), facts.classes, facts.randomised, facts.differentiable)
         lent = judge.lent()
-        draws = SampleDraws(key_of(self.seed, name), indices)
+        draws = SampleDraws(key_of(self.seed, name), indices.clone())
         try:
-            adv = attack(Case(oracle, *lent, self.threat, draws, judge.submit, everyone))
+            adv = attack(Case(oracle, *lent, replace(self.threat), draws, judge.submit, everyone.clone()))
             judge.submit(everyone[~judge.broken] if attack.goal == "bounded" else everyone,
                          _rows(adv, ~judge.broken) if attack.goal == "bounded" else adv)  # fmt: skip
         except UsageError:
             raise
-        except Exception as error:  # the one deliberate catch-all: an attack's crash is a fact about the attack
+        except (Exception, SystemExit) as error:  # the one deliberate catch-all: a crash is a fact about the attack
+            progress.raise_callers()
             if _out_of_memory(error) and len(x) > self.subject.reference.tile:
                 raise
             judge.violate(everyone, f"{type(error).__name__}: {_first_line(error)}")
         if not judge.unchanged(*lent):
             judge.violate(everyone, "changed the images or labels it was lent")
-        if not self.subject.untouched():
+        if not self.subject.untouched(self.weights):
             judge.revoke("changed the model")
             restore(self.subject.reference.module, self.weights)
+        elif not facts.randomised:
+            judge.confirm_again()
         for reason, samples in judge.reasons.items():
             open_rows = samples[~judge.broken[samples]]
             if len(open_rows):
@@ -202,7 +212,8 @@ class Run:
             "quantized": self._quantized(judge).cpu().numpy(),
         }
         if self.keep_adversarial:
-            found["adv"] = verdicts.adv.cpu().numpy()
+            found["adv"] = verdicts.adv[judge.broken].cpu().numpy()
+            found["adv_position"] = positions[judge.broken].cpu().numpy()
         return found
 
     def _quantized(self, judge: Judge) -> Tensor:
@@ -238,6 +249,24 @@ class _Progress:
         self.seconds = self.told = 0.0
         self.total = self.finished = 0.0
         self.began = time.perf_counter()
+        self.failure: Exception | None = None
+
+    def watching(self, counts: Counts, judge: Judge) -> Callable[[], None]:
+        """What to call at each pass; a failure of the caller's callback is kept apart from the attack's own."""
+
+        def watch() -> None:
+            try:
+                self.tell(counts, judge)
+            except Exception as error:
+                self.failure = error
+                raise
+
+        return watch
+
+    def raise_callers(self) -> None:
+        """Raise again what the caller's callback raised."""
+        if self.failure is not None:
+            raise self.failure
 
     def shard(self, size: int, standing: int, pending: int, facts: Facts) -> None:
         """A shard begins, some of it known from the journal."""
@@ -293,10 +322,10 @@ class _Progress:
 
 def _rows(adv: object, keep: Tensor) -> object:
     """The rows of an attack's answer, if it is one that has rows; the judge looks at the rest."""
-    return adv[keep] if isinstance(adv, Tensor) and adv.shape[:1] == keep.shape else adv
+    return adv.to(keep.device)[keep] if isinstance(adv, Tensor) and adv.shape[:1] == keep.shape else adv
 
 
-def _no_facts(keep_adversarial: bool) -> Facts:
+def _no_facts() -> Facts:
     facts: Facts = {name: np.zeros(0, dtype=np.int64) for name in _ATTACK_FACTS}
     facts["distance"] = facts["margin"] = np.zeros(0, dtype=np.float64)
     facts["seconds"] = np.zeros(0, dtype=np.float64)
@@ -310,7 +339,7 @@ def _merged(known: Facts, fresh: Facts) -> Facts:
         for name, values in fresh.items()
     }
     order = np.argsort(both["position"], kind="stable")
-    return {name: values if name == "seconds" else values[order] for name, values in both.items()}
+    return {name: values[order] if name in _ATTACK_FACTS else values for name, values in both.items()}
 
 
 def _out_of_memory(error: BaseException) -> bool:

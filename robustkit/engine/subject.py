@@ -2,7 +2,7 @@
 
 import hashlib
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robustkit.api import Images, Labels, Logits, ModelCard, ModelFacts
+from robustkit.api import Images, Labels, Logits, ModelFacts
 from robustkit.errors import UsageError
 from robustkit.oracle import Network, Noise
 from robustkit.streams import SampleDraws, key_of
@@ -38,7 +38,6 @@ class Subject:
     """A model ready to be attacked, and what was found out about it."""
 
     reference: Network
-    card: ModelCard
     facts: ModelFacts
     weights_sha256: str
     probes: Images
@@ -50,11 +49,12 @@ class Subject:
         """Hash of the logits on the fixed probe images; empty for a randomised model, which has no fixed ones."""
         return "" if self.facts.randomised else _sha256(self.probe_logits)
 
-    def untouched(self) -> bool:
-        """Whether the model is still in eval mode and answers as it did at the start."""
-        if any(module.training for module in self.reference.module.modules()):
+    def untouched(self, weights: Mapping[str, Tensor]) -> bool:
+        """Whether the model is still in eval mode, has these weights, and answers as it did at the start."""
+        module = self.reference.module
+        if any(m.training for m in module.modules()) or not _same_weights(module, weights):
             return False
-        return self.facts.randomised or torch.equal(self.reference.logits(self.probes), self.probe_logits)
+        return self.facts.randomised or _alike(self.reference.logits(self.probes), self.probe_logits)
 
 
 def as_module(model: Any) -> nn.Module:
@@ -79,20 +79,28 @@ def lent(module: nn.Module) -> Iterator[None]:
     """
     modes = [(m, m.training) for m in module.modules()]
     wanted = [(p, p.requires_grad) for p in module.parameters()]
-    weights = {name: value.detach().clone() for name, value in module.state_dict().items()}
-    cuda, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    switches = (cuda.allow_tf32, cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic)
+    weights = snapshot(module)
+    cudnn, precision = torch.backends.cudnn, torch.get_float32_matmul_precision()
+    switches = (cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic)
+    devices = {p.device for p in module.parameters() if p.device.type == "cuda"}
     python_state, numpy_state = random.getstate(), np.random.get_state()
     try:
-        with torch.random.fork_rng(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+        with (
+            torch.random.fork_rng(devices),
+            torch.inference_mode(False),
+            torch.autocast("cpu", enabled=False),
+            torch.autocast("cuda", enabled=False),
+        ):
             module.eval()
             for parameter, _ in wanted:
                 parameter.requires_grad_(False)
-            cuda.allow_tf32 = cudnn.allow_tf32 = cudnn.benchmark = False
+            torch.set_float32_matmul_precision("highest")
+            cudnn.allow_tf32 = cudnn.benchmark = False
             cudnn.deterministic = True
             yield
     finally:
-        cuda.allow_tf32, cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic = switches
+        torch.set_float32_matmul_precision(precision)
+        cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic = switches
         random.setstate(python_state)
         np.random.set_state(numpy_state)
         restore(module, weights)
@@ -103,17 +111,32 @@ def lent(module: nn.Module) -> Iterator[None]:
 
 
 def restore(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Undo what was done to the mode and the weights; untouched weights are not written to."""
+    """Undo what was done to the mode and the weights; untouched weights are not written to, new buffers stay."""
     module.eval()
     with torch.no_grad():
         for name, value in module.state_dict().items():
-            if not torch.equal(value, weights[name]):
-                value.copy_(weights[name])
+            known = weights.get(name)
+            if known is not None and known.shape == value.shape and not torch.equal(value, known):
+                value.copy_(known)
+
+
+def snapshot(module: nn.Module) -> dict[str, Tensor]:
+    """A copy of the weights."""
+    return {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+
+def _same_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> bool:
+    state = module.state_dict()
+    return all(name in state and torch.equal(state[name], value) for name, value in weights.items())
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    """Equal but for rounding: some kernels are not deterministic."""
+    return torch.allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
 def examine(
     module: nn.Module,
-    card: ModelCard,
     x: Images,
     y: Labels,
     *,
@@ -121,23 +144,23 @@ def examine(
     outputs: Outputs,
     tile: int | None,
     seed: int,
+    device: torch.device,
 ) -> Subject:
     """Check a model on the first images of the data, and find out what an attack must know.
 
     Args:
         module: on its device, in eval mode.
-        card: what its source says of it.
         x: the first images.
         y: their labels.
         classes: what the dataset says, or None.
         outputs: "logits" or "probs".
         tile: width of a tile, or None for 64 (16 for images larger than 3×64×64).
         seed: the run's seed, which also seeds a randomised model.
+        device: where the images go.
 
     Raises:
         UsageError: if the outputs are no N×K finite logits that fit the labels.
     """
-    device = next((p.device for p in [*module.parameters(), *module.buffers()]), torch.device("cpu"))
     dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
     width = tile or (64 if x[0].numel() <= SMALL_IMAGE else 16)
     network = Network(module, width, device, dtype, outputs == "probs")
@@ -147,9 +170,11 @@ def examine(
 
     raw = _raw_outputs(module, x.to(dtype))
     k = check_outputs(raw, y, classes, outputs)
-    randomised = bool(getattr(module, "randomised", False)) or _differs(network, x, probes)
+    randomised = bool(getattr(module, "randomised", False)) or _differs(network, [x, probes])
     if randomised:
         network = replace(network, noise=Noise(seed, "examine"))
+    else:
+        _check_rows_are_independent(network, x, probes)
     gradient = gradient_flow(network, x[:PROBES])
     sub = getattr(module, "members", None)
     stand_ins = getattr(module, "surrogates", None)
@@ -161,7 +186,7 @@ def examine(
         surrogates=tuple(stand_ins()) if callable(stand_ins) else (),
     )
     return Subject(
-        network, card, facts, weights_sha256(module), probes, network.logits(probes), tuple(_flags(facts, gradient))
+        network, facts, weights_sha256(module), probes, network.logits(probes), tuple(_flags(facts, gradient))
     )
 
 
@@ -169,7 +194,9 @@ def _raw_outputs(module: nn.Module, x: Images) -> Any:
     try:
         with torch.no_grad():
             return module(x)
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever a foreign network raises on images that it was not made for
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UsageError(f"the model does not accept images of shape {tuple(x.shape[1:])}: {first}") from error
 
@@ -184,6 +211,7 @@ def check_outputs(raw: Any, y: Labels, classes: int | None, outputs: Outputs) ->
         given = f"shape {tuple(raw.shape)}" if isinstance(raw, Tensor) else type(raw).__name__
         raise UsageError(f"the model must return logits of shape ({y.shape[0]}, classes); it returned {given}")
     k = raw.shape[1]
+    raw = raw.float()
     if k < 2:
         raise UsageError("the model has one output; a classifier needs at least 2 (stack −z and z for one logit)")
     if not torch.isfinite(raw).all():
@@ -213,13 +241,29 @@ def check_labels(y: Labels, k: int) -> None:
         raise UsageError(f"labels go up to {int(y.max())} but the model has {k} outputs (classes 0 to {k - 1})")
 
 
-def _differs(network: Network, x: Images, probes: Images) -> bool:
-    for images in (x, probes):
+def _differs(network: Network, batches: Sequence[Tensor]) -> bool:
+    for images in batches:
         first = network.logits(images)
         for _ in range(4):
-            if not torch.allclose(network.logits(images), first, rtol=1e-6, atol=1e-6):
+            if not _alike(network.logits(images), first):
                 return True
     return False
+
+
+def _check_rows_are_independent(network: Network, x: Images, probes: Images) -> None:
+    """Refuse a model whose answer for an image depends on the other images of its batch.
+
+    Raises:
+        UsageError: if it does.
+    """
+    alone, among = network.logits(x[:1]), network.logits(x)[:1]
+    beside = network.logits(torch.cat([x[:1], probes[: network.tile - 1]]))[:1]
+    scale = 1e-3 * float(among.abs().amax()) + 1e-6
+    if max(float((alone - among).abs().amax()), float((alone - beside).abs().amax())) > scale:
+        raise UsageError(
+            "the model's outputs for an image depend on the other images of its batch; is it in eval mode, and does "
+            "its BatchNorm track running statistics?"
+        )
 
 
 def gradient_flow(network: Network, x: Images) -> str:
@@ -232,6 +276,8 @@ def gradient_flow(network: Network, x: Images) -> str:
         weights = SampleDraws(key_of("robustkit gradient probe"), torch.arange(x.shape[0], device=x.device))
         cotangent = weights.normal((logits.shape[1],)).to(logits)
         (grad,) = torch.autograd.grad(logits, tile.x, cotangent, allow_unused=True)
+    except torch.OutOfMemoryError:
+        raise
     except (RuntimeError, NotImplementedError):
         return "none"
     if grad is None:

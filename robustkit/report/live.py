@@ -18,8 +18,6 @@ class Progress:
         self.title, self.n = "", 0
         self.live: Live | None = None
         self.plain_at = 0.0
-        self.done: dict[str, tuple[int, int, float]] = {}  # per attack, over finished shards: broken, queries, seconds
-        self.last: dict[str, Any] = {}
 
     def __enter__(self) -> "Progress":
         if self.console.is_terminal:
