@@ -83,8 +83,11 @@ def test_looking_at_the_table_imports_nothing_and_loading_imports_the_one_named(
     installed(point("mine", attacks(good="fractions:Fraction", bad="no.such.module:Thing")))
     assert list(plugins.table("attacks")) == ["good", "bad"]
     assert plugins.load("attacks", "good").__name__ == "Fraction"
-    with pytest.raises(ModuleNotFoundError):
+    with pytest.raises(UsageError, match=r"needs 'no', which is not installed: pip install 'no'"):
         plugins.load("attacks", "bad")
+    installed(point("mine", Plugin(attacks={"far": Entry("no.such:Thing", "", "robustkit[zoo]")})))
+    with pytest.raises(UsageError, match=r"pip install 'robustkit\[zoo\]'"):
+        plugins.load("attacks", "far")
 
 
 def test_a_class_has_its_name_in_the_table_or_its_own_in_lower_case(installed):
