@@ -271,7 +271,8 @@ def job(**changes) -> Job:
         "model": "zoo/digits", "model_sha256": "a1", "probe_sha256": "b2", "data": "digits", "data_sha256": "c3",
         "indices": (0, 1, 5), "attack": "auto", "attacks": ("pgd", "square:queries=100"),
         "attack_sources": {"pgd": "d4", "square": "e5"}, "norm": "linf", "eps": 8 / 255, "target": "", "seed": 0,
-        "outputs": "logits", "quantize": "", "carried": "", "device": "cpu", "threads": 2, "tile": 32, "precision": "float32",
+        "outputs": "logits", "quantize": "", "carried": "",
+        "device": "cpu", "threads": 2, "tile": 32, "precision": "float32",
         "versions": {"torch": "2.6", "robustkit": "0.1.0"},
     }  # fmt: skip
     return Job(**{**fields, **changes})

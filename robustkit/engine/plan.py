@@ -22,6 +22,14 @@ from robustkit.errors import UsageError
 from robustkit.streams import SampleDraws, key_of
 
 CHUNK = 256
+DECIDING = (
+    "api.py",
+    "rows.py",
+    "projection.py",
+    "streams.py",
+    "oracle.py",
+    "engine/*.py",
+)  # the harness's part in a number
 
 
 class Named(NamedTuple):
@@ -223,8 +231,8 @@ def targets_for(target: str, y: Labels, logits: Tensor, indices: Tensor, seed: i
 
 
 def source_hashes(attacks: Sequence[Named]) -> dict[str, str]:
-    """sha256 of the code behind each attack (all of its package), and of the harness; empty where there is no file."""
-    found = {"robustkit": _package_sha256("robustkit")}
+    """sha256 of the code behind each attack (all of its package), and of what judges it; empty where there is no file."""
+    found = {"robustkit": _package_sha256("robustkit", DECIDING)}
     for name, attack in attacks:
         inner = attack.attack if isinstance(attack, Expected) else attack
         found[name] = _package_sha256(type(inner).__module__.partition(".")[0])
@@ -232,13 +240,17 @@ def source_hashes(attacks: Sequence[Named]) -> dict[str, str]:
 
 
 @cache
-def _package_sha256(package: str) -> str:
-    """sha256 of a package's Python files by name and content; of one file, if it is a module."""
+def _package_sha256(package: str, only: tuple[str, ...] = ()) -> str:
+    """sha256 of a package's Python files (or of `only` some) by name and content; of one file, if it is a module."""
     file = getattr(sys.modules.get(package), "__file__", None)
     if not file or not Path(file).is_file():
         return ""
     root = Path(file).parent
-    files = sorted(root.rglob("*.py")) if Path(file).name == "__init__.py" else [Path(file)]
+    files = (
+        sorted(p for pattern in only or ("**/*.py",) for p in root.glob(pattern))
+        if Path(file).name == "__init__.py"
+        else [Path(file)]
+    )
     parts = [f"{path.relative_to(root)}:{hashlib.sha256(path.read_bytes()).hexdigest()}" for path in files]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
