@@ -5,7 +5,7 @@ BIN := .venv/bin
 .PHONY: eval test test-slow check bench gate baselines zoo clean
 
 eval: .venv/.installed
-	$(BIN)/robustkit eval --model digits-cnn-at --attack autoattack --eps 0.2
+	$(BIN)/robustkit eval --model digits-cnn-at --attack autoattack --eps 0.2 --threads 1
 
 test: .venv/.installed-test
 	$(BIN)/python -m pytest -n auto -m "not slow"

@@ -88,6 +88,11 @@ def test_given_targets_hold_for_both_targeted_attacks_in_every_norm():
     ]  # fmt: skip
 
 
+def test_rand_is_refused_where_nothing_is_random():
+    with pytest.raises(UsageError, match="rand is for randomised models and weaker on others"):
+        AutoAttack("rand").attacks(ThreatModel("linf", 0.1), facts())
+
+
 def test_l0_is_refused():
     with pytest.raises(UsageError, match="autoattack has no l0 form; there are: linf, l2, l1"):
         AutoAttack().attacks(ThreatModel("l0", 4), facts())

@@ -231,7 +231,7 @@ def targets_for(target: str, y: Labels, logits: Tensor, indices: Tensor, seed: i
 
 
 def source_hashes(attacks: Sequence[Named]) -> dict[str, str]:
-    """sha256 of the code behind each attack (all of its package), and of what judges it; empty where there is no file."""
+    """sha256 of the code behind each attack (all of its package) and of what judges it; empty if there is no file."""
     found = {"robustkit": _package_sha256("robustkit", DECIDING)}
     for name, attack in attacks:
         inner = attack.attack if isinstance(attack, Expected) else attack
