@@ -423,6 +423,14 @@ def test_a_minimal_attack_may_end_beyond_eps_and_its_sample_stands():
     assert (record.attacks["margin"] <= 0).all()
 
 
+def test_a_minimal_attack_that_finds_nothing_has_no_distance():
+    x = torch.rand(5, 1, 4, 4, generator=toys.seeded())
+    model = toys.Linear(scale=0.0)  # nothing an image can do changes the decision
+    model.bias.data[2] = 1.0
+    record = evaluate(model, (x, model(x).argmax(1)), "fab:steps=3", eps=0.1)
+    assert np.isnan(record.attacks["distance"]).all()
+
+
 def test_passes_are_counted_for_every_sample():
     model, x, y = linear_case(20)
     record = evaluate(model, (x, y), "fgsm", eps=1e-6)

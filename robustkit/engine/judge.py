@@ -18,7 +18,8 @@ class Verdicts:
     """What an attack achieved on a batch, one row a sample.
 
     `distance` and `margin` belong to the best valid adversarial if there is one (broken, or beyond eps of an attack
-    that seeks the nearest), else to the last valid candidate; NaN where there is none.
+    that seeks the nearest), else to the last valid candidate; NaN where there is none. An attack
+    that seeks the nearest and finds none has no distance.
     """
 
     outcome: Tensor
@@ -146,4 +147,7 @@ class Judge:
         outcome[self.violated] = VIOLATED
         outcome[self.broken] = BROKEN
         # A violation leaves no candidate of its own: distance and margin stay those of the last valid one.
-        return Verdicts(outcome, self.distance, self.margin, self.adv)
+        distance = self.distance
+        if self.goal == "minimal":  # the distance of an image that fools nobody is not one to the nearest adversarial
+            distance = torch.where(self.fooled, distance, torch.full_like(distance, torch.nan))
+        return Verdicts(outcome, distance, self.margin, self.adv)
