@@ -326,13 +326,19 @@ class Recipe(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
-    """What is known of a model: where it is from and how its input is meant. Empty means unknown."""
+    """What is known of a model: where it is from and how its input is meant. Empty means unknown.
+
+    `mean` and `std` are what the module itself does to [0,1] images; `threat` is what it was trained against.
+    """
 
     name: str
     source: str = ""
     dataset: str = ""
     classes: int | None = None
     input_shape: tuple[int, ...] = ()
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    threat: str = ""
     licence: str = ""
     paper: str = ""
     sha256: str = ""
@@ -365,3 +371,36 @@ class Dataset(Protocol):
 
     def batch(self, indices: Sequence[int]) -> tuple[Images, Labels]:
         """The images (float32 in [0,1]) and labels (int64) at `indices`."""
+
+
+@runtime_checkable
+class AttackSource(Protocol):
+    """Makes attacks by name from another library: `torchattacks/PGD:steps=10`."""
+
+    def names(self) -> Sequence[str]:
+        """The names that can be listed."""
+
+    def make(self, name: str, options: Mapping[str, str]) -> "Attack | Suite":
+        """The attack with these settings.
+
+        Raises:
+            UsageError: for an unknown name or option.
+        """
+
+    def card(self, name: str) -> str:
+        """What a user should know of it, known defects first."""
+
+
+@runtime_checkable
+class DatasetSource(Protocol):
+    """Makes datasets by name from elsewhere: `folder/PATH`, `hf/ORG/NAME`, `samples/cifar10`."""
+
+    def names(self) -> Sequence[str]:
+        """The names that can be listed; empty where they are the user's."""
+
+    def make(self, name: str, options: Mapping[str, str]) -> "Dataset":
+        """The dataset with these settings.
+
+        Raises:
+            UsageError: for an unknown name or option, or data that cannot be read.
+        """

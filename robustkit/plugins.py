@@ -15,7 +15,8 @@ from robustkit.errors import UsageError
 from robustkit.spec import suggest
 
 GROUP = "robustkit.plugins"
-Kind = Literal["attacks", "defenses", "sources", "datasets"]
+Kind = Literal["attacks", "defenses", "sources", "datasets", "attack_sources", "dataset_sources"]
+_SINGULAR = {"sources": "model source"}
 
 
 class Entry(NamedTuple):
@@ -28,12 +29,17 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Plugin:
-    """What a package adds: tables from a name to an `Entry`. Suites stand among the attacks."""
+    """What a package adds: tables from a name to an `Entry`. Suites stand among the attacks.
+
+    `sources` give models; a name of another source is written source/name: `timm/resnet18`, `torchattacks/PGD`.
+    """
 
     attacks: Mapping[str, Entry] = field(default_factory=dict)
     defenses: Mapping[str, Entry] = field(default_factory=dict)
     sources: Mapping[str, Entry] = field(default_factory=dict)
     datasets: Mapping[str, Entry] = field(default_factory=dict)
+    attack_sources: Mapping[str, Entry] = field(default_factory=dict)
+    dataset_sources: Mapping[str, Entry] = field(default_factory=dict)
 
 
 class Found(NamedTuple):
@@ -41,6 +47,11 @@ class Found(NamedTuple):
 
     entry: Entry
     plugin: str
+
+
+def singular(kind: Kind) -> str:
+    """What one thing of a kind is called."""
+    return _SINGULAR.get(kind, kind[:-1].replace("_", " "))
 
 
 @cache
@@ -62,7 +73,7 @@ def table(kind: Kind) -> Mapping[str, Found]:
         for name, entry in getattr(plugin, kind).items():
             if name in found:
                 raise UsageError(
-                    f"two plugins give the {kind[:-1]} {name!r}: {found[name].plugin} and {point.name}; uninstall one"
+                    f"two plugins give the {singular(kind)} {name!r}: {found[name].plugin} and {point.name}; uninstall one"
                 )
             found[name] = Found(entry, point.name)
     return found
@@ -76,7 +87,7 @@ def load(kind: Kind, name: str) -> Any:
     """
     names = table(kind)
     if name not in names:
-        raise UsageError(suggest(name, names, kind[:-1]))
+        raise UsageError(suggest(name, names, singular(kind)))
     entry = names[name].entry
     module, _, attribute = entry.path.partition(":")
     try:
@@ -84,7 +95,7 @@ def load(kind: Kind, name: str) -> Any:
     except ModuleNotFoundError as error:
         needed = entry.install or (error.name or "").partition(".")[0]
         raise UsageError(
-            f"the {kind[:-1]} {name!r} needs {error.name!r}, which is not installed: pip install '{needed}'"
+            f"the {singular(kind)} {name!r} needs {error.name!r}, which is not installed: pip install '{needed}'"
         ) from error
 
 
