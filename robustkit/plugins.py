@@ -73,7 +73,8 @@ def table(kind: Kind) -> Mapping[str, Found]:
         for name, entry in getattr(plugin, kind).items():
             if name in found:
                 raise UsageError(
-                    f"two plugins give the {singular(kind)} {name!r}: {found[name].plugin} and {point.name}; uninstall one"
+                    f"two plugins give the {singular(kind)} {name!r}: {found[name].plugin} and {point.name}; "
+                    "uninstall one"
                 )
             found[name] = Found(entry, point.name)
     return found
