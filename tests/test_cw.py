@@ -48,19 +48,18 @@ def nearest(module: Linear, x: Tensor, y: Tensor, dual: float) -> Tensor:
     return ((z.gather(1, y[:, None]) - z) / reach).scatter(1, y[:, None], torch.inf).amin(1).detach()
 
 
-@pytest.mark.parametrize(("classes", "share"), [(2, 1.0), (5, 0.85)])
-def test_on_a_linear_model_the_distance_is_within_3_percent_of_the_least(classes, share):
+@pytest.mark.parametrize("classes", [2, 5, 10, 30])
+def test_on_a_linear_model_the_distance_is_within_3_percent_of_the_least(classes):
     module, x = linear(classes, 48), images(40, 3, 4, 4)
     y = module(x).argmax(1)
-    result = attack_batch(CW(steps=300), module, x, y, L2)
+    result = attack_batch(CW(), module, x, y, L2)
     assert not result.judge.reasons
     least = nearest(module, x, y, 2)
     assert (least < 0.3).all()  # else the box might bind
     assert result.judge.fooled.all()
     ratio = result.verdicts.distance / least
     assert (ratio > 0.9999).all()
-    # Of several classes, a descent leads to one that is near, not always to the nearest.
-    assert (ratio < 1.03).double().mean() >= share
+    assert (ratio < 1.03).all()
 
 
 def test_shifting_all_logits_far_below_zero_changes_nothing():

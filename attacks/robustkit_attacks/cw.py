@@ -2,7 +2,9 @@
 
 L2 (section VI-A): the nearest adversarial, by Adam in the space of w with image = ½(tanh w + 1), with a search for the
 weight c of the misclassification term. Unlike in the paper, c counts as large enough only if the descent ends among
-adversarials: Adam's first steps often cross a near boundary by mere length, whatever c is. Linf is not the paper's: as
+adversarials: Adam's first steps often cross a near boundary by mere length, whatever c is. And the paper attacks every
+wrong class and keeps the nearest result; here one descent heads, at each step, for the class whose boundary would be
+the nearest if the logits were linear, which on a linear model is the nearest indeed. Linf is not the paper's: as
 in evaluation suites it is projected gradient descent within eps on the paper's margin, without a hinge, so that the
 gradient lasts until the label flips.
 """
@@ -16,12 +18,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from robustkit import rows
-from robustkit.api import Access, Case, Goal, Images, Loss, Norm
+from robustkit.api import Access, Case, Goal, Images, Labels, Loss, Norm, Outputs
 from robustkit.errors import UsageError
-from robustkit_attacks import losses
+from robustkit_attacks import losses, parts
 
 _SHRINK = 0.999999  # keeps w finite, and its gradient above zero, where a pixel is exactly 0 or 1
 _STALLED = 0.9999  # a loss above this share of the one a tenth of the steps ago has stalled
+_CANDIDATES = 9  # wrong classes among which the nearest is sought, as many as AutoAttack's targeted attacks take
 _BETA1, _BETA2, _TINY = 0.9, 0.999, 1e-8  # Adam, arXiv:1412.6980
 
 
@@ -33,6 +36,7 @@ class _Search(NamedTuple):
     upper: Tensor
     best: Images
     distance: Tensor  # squared
+    slope: Tensor  # how fast the lead of y over each class falls at the clean image, at best; 0 if it is no candidate
     refused: Tensor  # the squared distance at which the judge last refused the sample
     done: Tensor
 
@@ -46,6 +50,7 @@ class _Descent(NamedTuple):
     square: Tensor
     before: Tensor  # the loss at the last checkpoint
     c: Tensor
+    slope: Tensor
     best: Images
     distance: Tensor
     fooled: Tensor  # since the last checkpoint
@@ -96,14 +101,14 @@ class CW:
         return self._nearest(case) if case.threat.norm == "l2" else self._within(case)
 
     def cost(self, classes: int) -> tuple[int, int]:
-        """L2: one forward and backward for each step. Linf takes one forward more and searches once."""
-        return max(self.steps * self.searches, self.steps + 1), self.steps * self.searches
+        """L2: a pass each way for each step, and the slopes at the clean image. Linf: one forward more, one search."""
+        return self.steps * self.searches + 2, self.steps * self.searches + min(_CANDIDATES, classes - 1)
 
     def _nearest(self, case: Case) -> Images:
         never = torch.full_like(case.x[:, 0, 0, 0], torch.inf)
         search = _Search(
             torch.full_like(never, self.c), torch.zeros_like(never), never, case.x.clone(), never.clone(),
-            never.clone(), torch.zeros_like(never, dtype=torch.bool),
+            _slopes(case), never.clone(), torch.zeros_like(never, dtype=torch.bool),
         )  # fmt: skip
         for _ in range(self.searches):
             place = (~search.done).nonzero()[:, 0]
@@ -122,9 +127,9 @@ class CW:
         fooled = torch.zeros_like(search.done)
         state = _Descent(
             place, w, torch.zeros_like(w), torch.zeros_like(w), torch.full_like(w[:, 0, 0, 0], torch.inf),
-            search.c[place], search.best[place], search.distance[place], fooled[place],
+            search.c[place], search.slope[place], search.best[place], search.distance[place], fooled[place],
         )  # fmt: skip
-        loss = self._loss(case, state.c)
+        loss = self._loss(case, state)
         every = math.ceil(self.steps / 10)
         for step in range(1, self.steps + 1):
             tanh = state.w.tanh()
@@ -152,12 +157,24 @@ class CW:
                 if not bool(goes_on.any()):
                     break
                 case, state = case.select(goes_on), _Descent(*(value[goes_on] for value in state))
-                loss = self._loss(case, state.c)
+                loss = self._loss(case, state)
         return fooled
 
-    def _loss(self, case: Case, c: Tensor) -> Loss:
-        """The misclassification term: c times the margin that is missing."""
-        return lambda outputs: c * F.relu(rows.margin(outputs.logits, case.y, case.target) + self.confidence)
+    def _loss(self, case: Case, state: _Descent) -> Loss:
+        """The misclassification term: c times the margin that is missing to the target, or to the nearest class."""
+
+        def term(outputs: Outputs) -> Tensor:
+            z = outputs.logits
+            margin = rows.margin(z, case.y, case.target)
+            if case.target is not None:
+                return state.c * F.relu(margin + self.confidence)
+            lead = z.gather(1, case.y[:, None]) - z
+            steps = torch.where(state.slope > 0, (lead.detach() + self.confidence) / state.slope, torch.inf)
+            nearest = steps.argmin(1, keepdim=True)
+            missing = F.relu(lead.gather(1, nearest)[:, 0] + self.confidence)
+            return state.c * torch.where(margin > -self.confidence, missing, torch.zeros_like(missing))
+
+        return term
 
     def _within(self, case: Case) -> Images:
         threat, found = case.threat, case.x.clone()
@@ -175,6 +192,28 @@ class CW:
         state = _kept(state, rows.margin(case.oracle.outputs(state.adv).logits, case.y, case.target))
         found[state.place] = state.best
         return found
+
+
+def _slopes(case: Case) -> Tensor:
+    """The gradient length of each lead z_y − z_i at the clean image, shape (batch, classes); 0 for y and the far.
+
+    One for every class but y where no gradient is left, so that the nearest is then the one with the least lead.
+    """
+    slope = torch.zeros(len(case.x), case.oracle.classes, dtype=case.x.dtype, device=case.x.device)
+    if case.target is not None:
+        return slope
+    wrong = parts.wrong_classes(case, _CANDIDATES)
+    if wrong.shape[1] > 1:
+        found = case.oracle.gradient(case.x, _leads(case.y, wrong))
+        lengths = torch.stack([rows.length(grad, "l2") for grad in found.grad], 1)
+        slope.scatter_(1, wrong, lengths)
+    lost = (slope == 0).all(1)
+    return torch.where(lost[:, None], torch.ones_like(slope).scatter_(1, case.y[:, None], 0), slope)
+
+
+def _leads(y: Labels, others: Tensor) -> Loss:
+    """z_y − z_other: a loss for each column of `others`."""
+    return lambda outputs: (outputs.logits.gather(1, y[:, None]) - outputs.logits.gather(1, others)).T
 
 
 def _narrowed(search: _Search, fooled: Tensor) -> _Search:
