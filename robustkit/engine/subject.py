@@ -154,7 +154,7 @@ def examine(
         y: their labels.
         classes: what the dataset says, or None.
         outputs: "logits" or "probs".
-        tile: width of a tile, or None for 64 (16 for images larger than 3×64×64).
+        tile: width of a tile, or None for 32 on a CPU and 64 on a GPU (16 for images larger than 3×64×64).
         seed: the run's seed, which also seeds a randomised model.
         device: where the images go.
 
@@ -162,7 +162,7 @@ def examine(
         UsageError: if the outputs are no N×K finite logits that fit the labels.
     """
     dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
-    width = tile or (64 if x[0].numel() <= SMALL_IMAGE else 16)
+    width = tile or (16 if x[0].numel() > SMALL_IMAGE else 32 if device.type == "cpu" else 64)
     network = Network(module, width, device, dtype, outputs == "probs")
     x, y = x[:width].to(device), y[:width].to(device)
     draws = SampleDraws(key_of("robustkit probe images"), torch.arange(PROBES, device=device))
