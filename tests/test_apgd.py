@@ -360,3 +360,15 @@ def test_several_radii_are_refused_outside_l1(norm):
     model, x = linear(), images(2)
     with pytest.raises(UsageError, match=f"several radii are for l1, not {norm}"):
         attacked(APGD(radii=3), model, x, model(x).argmax(1), norm, 0.1)
+
+
+@pytest.mark.parametrize("loss", ["dlr", "dlr-targeted"])
+def test_a_target_must_overtake_every_class_not_only_the_true_one(loss):
+    # Raising z_target − z_y alone goes to (0.7, 0.7), where the third class leads.
+    weight = torch.tensor([[-2.0, 0.0], [1.0, 1.0], [3.0, 0.0], [0.0, 0.0]])
+    linear = nn.Linear(2, 4)
+    linear.weight.data, linear.bias.data = weight, torch.tensor([1.0, 0.0, 0.0, -5.0])
+    module, x = nn.Sequential(nn.Flatten(), linear), torch.full((3, 1, 1, 2), 0.2)
+    y, target = torch.zeros(3, dtype=torch.long), torch.ones(3, dtype=torch.long)
+    result = attack_batch(APGD(loss=loss), module, x, y, ThreatModel("linf", 0.5), target=target)
+    assert result.broken.all()

@@ -62,12 +62,13 @@ class APGD:
             raise UsageError(f"apgd: several radii are for l1, not {case.threat.norm}")
         result = case.x.clone()
         place = torch.arange(len(result), device=result.device)
-        aims = parts.wrong_classes(case, self.targets) if self.loss == "dlr-targeted" else None
+        several = self.loss == "dlr-targeted" and case.target is None
+        aims = parts.wrong_classes(case, self.targets) if several else None
         for restart in range(self.restarts):
             for rank in range(1 if aims is None else aims.shape[1]):
                 if not len(place):
                     return result
-                aim = case.target if aims is None else aims[place, rank]
+                aim = None if aims is None else aims[place, rank]
                 case, place, ended = self._climb(case, aim, place, restart * case.oracle.classes + rank)
                 result[place] = ended
                 stays = ~case.submit(ended)
@@ -79,12 +80,12 @@ class APGD:
         if case.threat.norm == "l1":
             return apgd_l1.climb(
                 case, aim, place, draws=stream, steps=self.steps, radii=self.radii,
-                loss=lambda case, aim: losses.make(self.loss, case.y, aim),
+                loss=lambda case, aim: losses.make(self.loss, case.y, case.target, aim),
             )  # fmt: skip
-        state = self._start(case, losses.make(self.loss, case.y, aim), place, stream)
+        state = self._start(case, losses.make(self.loss, case.y, case.target, aim), place, stream)
         interval, since = max(int(0.22 * self.steps), 1), 0
         for i in range(1, self.steps + 1):
-            state = self._step(case, losses.make(self.loss, case.y, aim), state, first=i == 1)
+            state = self._step(case, losses.make(self.loss, case.y, case.target, aim), state, first=i == 1)
             since += 1
             if since == interval:
                 state = _adapted(state, interval)

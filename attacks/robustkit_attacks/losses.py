@@ -19,16 +19,19 @@ from robustkit.errors import UsageError
 Name = Literal["ce", "margin", "dlr", "dlr-targeted", "ce-rescaled"]
 
 
-def make(name: Name, y: Tensor, target: Tensor | None) -> Loss:
+def make(name: Name, y: Tensor, target: Tensor | None, aim: Tensor | None = None) -> Loss:
     """The loss `name` for these labels; with a target, the loss that leads to it.
 
-    `dlr-targeted` without a target leads to the best wrong class at each point.
+    `aim` is for `dlr-targeted` where any wrong class will do: the class to overtake the true one, by default the best
+    wrong class at each point. A target must overtake all others: there `dlr-targeted` is `dlr`.
 
     Raises:
         UsageError: for an unknown name.
     """
     if name not in _LOSSES:
         raise UsageError(f"no loss called {name!r}; there are: {', '.join(_LOSSES)}")
+    if name == "dlr-targeted" and target is None:
+        return lambda outputs: targeted_difference_of_logits_ratio(outputs.logits, y, aim)
     function = _LOSSES[name]
     return lambda outputs: function(outputs.logits, y, target)
 
@@ -52,31 +55,35 @@ def negative_margin(logits: Tensor, y: Tensor, target: Tensor | None) -> Tensor:
 
 
 def difference_of_logits_ratio(logits: Tensor, y: Tensor, target: Tensor | None) -> Tensor:
-    """DLR: minus the margin, in units of the gap between the first and third logit."""
+    """DLR: minus the margin, in units of the gap between the first and third logit; with a target, as targeted DLR."""
     if target is not None:
-        return targeted_difference_of_logits_ratio(logits, y, target)
+        return negative_margin(logits, y, target) / _gap(logits)
     if logits.shape[1] < 3:
         return negative_margin(logits, y, None)
     top = logits.topk(3, dim=1).values
     return -rows.margin(logits, y) / (top[:, 0] - top[:, 2] + 1e-12)
 
 
-def targeted_difference_of_logits_ratio(logits: Tensor, y: Tensor, target: Tensor | None) -> Tensor:
-    """Targeted DLR: z_target − z_y, in units of the gap between the first and the mean of third and fourth logit."""
-    if target is None:
-        hidden = logits.detach().scatter(1, y[:, None], -torch.inf)
-        target = hidden.argmax(1)
+def targeted_difference_of_logits_ratio(logits: Tensor, y: Tensor, aim: Tensor | None) -> Tensor:
+    """Targeted DLR: z_aim − z_y, in units of the gap between the first and the mean of third and fourth logit."""
+    if aim is None:
+        aim = logits.detach().scatter(1, y[:, None], -torch.inf).argmax(1)
+    lead = logits.gather(1, aim[:, None])[:, 0] - logits.gather(1, y[:, None])[:, 0]
+    return lead / _gap(logits)
+
+
+def _gap(logits: Tensor) -> Tensor:
+    """The unit of targeted DLR, which needs 4 classes; 1 with fewer."""
     if logits.shape[1] < 4:
-        return negative_margin(logits, y, target)
+        return torch.ones_like(logits[:, 0])
     top = logits.topk(4, dim=1).values
-    lead = logits.gather(1, target[:, None])[:, 0] - logits.gather(1, y[:, None])[:, 0]
-    return lead / (top[:, 0] - 0.5 * (top[:, 2] + top[:, 3]) + 1e-12)
+    return top[:, 0] - 0.5 * (top[:, 2] + top[:, 3]) + 1e-12
 
 
 _LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor | None], Tensor]] = {
     "ce": cross_entropy,
     "margin": negative_margin,
     "dlr": difference_of_logits_ratio,
-    "dlr-targeted": targeted_difference_of_logits_ratio,
+    "dlr-targeted": difference_of_logits_ratio,  # towards a target that was asked for
     "ce-rescaled": rescaled_cross_entropy,
 }
