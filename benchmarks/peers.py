@@ -2,7 +2,8 @@
 
     make bench            # or: python -m benchmarks.peers -n 100 --rounds 3
 
-Prints a Markdown table; a ratio below 1 means that robustkit is faster.
+Prints a Markdown table; a ratio below 1 means that robustkit is faster. Seconds are the process's CPU time, which on one
+thread is the wall time of an idle machine, and is much the same on a busy one.
 """
 
 import argparse
@@ -35,7 +36,7 @@ def main():
         f"torch {torch.__version__}, {platform.machine()}, {given.threads} threads, n = {given.n}, {given.norm} "
         f"eps {EPS[given.norm]:.6f}, {given.rounds} rounds in turns\n"
     )
-    print("| network | s ours | s peer | ratio | forwards | backwards | robust % ours | peer |")
+    print("| network | CPU s ours | CPU s peer | ratio | forwards | backwards | robust % ours | peer |")
     print("|---|---|---|---|---|---|---|---|")
     for network in given.networks.split(","):
         one(network, given)
@@ -46,9 +47,9 @@ def one(network, given):
     model, (x, y) = kit.model(name=network), kit.cifar10(range(given.n))
     ours, theirs = [], []
     for _ in range(given.rounds):
-        began = time.perf_counter()
+        began = time.process_time()
         record = evaluate(model, (x, y), "autoattack", norm=given.norm, eps=EPS[given.norm])
-        ours.append(time.perf_counter() - began)
+        ours.append(time.process_time() - began)
         result = peer.run(model, x, y, given.norm, EPS[given.norm], None, 0)
         theirs.append(result.seconds)
     forwards, backwards = (sum(getattr(row, name) for row in record.by_attack) for name in ("forwards", "backwards"))
