@@ -2,8 +2,8 @@
 
     make bench            # or: python -m benchmarks.peers -n 100 --rounds 3
 
-Prints a Markdown table; a ratio below 1 means that robustkit is faster. Seconds are the process's CPU time, which on one
-thread is the wall time of an idle machine, and is much the same on a busy one.
+Prints a Markdown table; a ratio below 1 means that robustkit is faster. Seconds are CPU time of the process: on one
+thread the wall time of an idle machine, and much the same on a busy one.
 """
 
 import argparse

@@ -13,10 +13,12 @@ __version__ = "0.1.0"
 
 _LAZY = {
     "evaluate": "robustkit.engine",
+    "transfer": "robustkit.engine.transfer",
     "load_model": "robustkit.sources",
     "load_dataset": "robustkit.datasets",
     "ThreatModel": "robustkit.api",
     "RunRecord": "robustkit.record",
+    "TransferRecord": "robustkit.transfer_record",
     "RobustkitError": "robustkit.errors",
     "UsageError": "robustkit.errors",
 }
@@ -24,20 +26,24 @@ __all__ = [
     "RobustkitError",
     "RunRecord",
     "ThreatModel",
+    "TransferRecord",
     "UsageError",
     "__version__",
     "evaluate",
     "load_dataset",
     "load_model",
+    "transfer",
 ]
 
 if TYPE_CHECKING:
     from robustkit.api import ThreatModel
     from robustkit.datasets import load_dataset
     from robustkit.engine import evaluate
+    from robustkit.engine.transfer import transfer
     from robustkit.errors import RobustkitError, UsageError
     from robustkit.record import RunRecord
     from robustkit.sources import load_model
+    from robustkit.transfer_record import TransferRecord
 
 
 def __getattr__(name: str) -> Any:

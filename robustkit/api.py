@@ -195,7 +195,14 @@ class Oracle(Protocol):
 
     @property
     def module(self) -> nn.Module:
-        """The network itself, for adapters to foreign libraries; calls through it are counted by them."""
+        """The network itself; calls through it are not counted."""
+
+    @property
+    def tile(self) -> int:
+        """Width of the batches the network sees; a run attacks whole tiles of samples together."""
+
+    def counted_module(self) -> nn.Module:
+        """The network as a foreign library may have it: its passes are counted, its weights and mode out of reach."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,6 +262,19 @@ class Attack(Protocol):
         """The most forward and backward passes that one sample can take."""
 
 
+@runtime_checkable
+class ForeignAttack(Attack, Protocol):
+    """An attack that another library does: how it is written on a command line, and whose code decides its numbers."""
+
+    @property
+    def spec(self) -> str:
+        """The spec that makes it again: `torchattacks/PGD:steps=20`."""
+
+    @property
+    def library(self) -> str:
+        """The library's import name."""
+
+
 @dataclass(frozen=True, slots=True)
 class Expected:
     """An attack on the expectation over k draws of a randomised model (EOT): a wrapper for any gradient attack.
@@ -291,13 +311,19 @@ class Expected:
 
 
 class ModelFacts(NamedTuple):
-    """What a suite may know of the model before it names its attacks."""
+    """What a suite may know of the model before it names its attacks: what it declares, and what was seen of it.
+
+    `zero_gradient` and `misleading_gradient` are shares of the first images: the gradient of the cross-entropy or of
+    the margin is exactly zero there; a small step against the gradient of the margin does not lower the margin.
+    """
 
     classes: int
     randomised: bool
     differentiable: bool
     members: int
     surrogates: tuple[str, ...]
+    zero_gradient: float = 0.0
+    misleading_gradient: float = 0.0
 
 
 @runtime_checkable
@@ -361,11 +387,28 @@ class ModelSource(Protocol):
 
 
 @runtime_checkable
-class Dataset(Protocol):
-    """Labelled images in a fixed order. `classes` is 0 where it is not known."""
+class CardSource(ModelSource, Protocol):
+    """A source that knows its models without making them: for listings, and for the dataset of an evaluation."""
 
-    name: str
-    classes: int
+    def card(self, name: str, options: Mapping[str, str]) -> ModelCard:
+        """What is known of a model before it is loaded.
+
+        Raises:
+            UsageError: for an unknown name or option.
+        """
+
+
+@runtime_checkable
+class Dataset(Protocol):
+    """Labelled images in a fixed order."""
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+
+    @property
+    def classes(self) -> int:
+        """Number of classes, 0 where it is not known."""
 
     def __len__(self) -> int: ...
 

@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 import click
 
-from robustkit import __version__, cli_options, plugins
+from robustkit import __version__, cards, cli_cache, cli_corruptions, cli_doctor, cli_options, cli_transfer, plugins
 from robustkit.errors import RobustkitError, UsageError
 from robustkit.spec import number
 
@@ -18,8 +18,11 @@ class _Group(click.Group):
     """Turns our errors into one line and an exit code, and Ctrl-C into 130."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        from robustkit.report.download import shown
+
         try:
-            return super().invoke(ctx)
+            with shown():
+                return super().invoke(ctx)
         except RobustkitError as error:
             _fail(str(error), error.exit_code)
         except OSError as error:
@@ -120,7 +123,8 @@ def _print(data: Any, text: str, json_to: str | None) -> None:
 
 
 def _folder_name(job: Any, eps: str) -> str:
-    words = f"{job.model}-{job.data}-{job.attack}-{job.norm}-{eps}"
+    model = f"{job.model}-{job.defense}" if job.defense else job.model
+    words = f"{model}-{job.data}-{job.attack}-{job.norm}-{eps}"
     safe = "".join(c if c.isalnum() or c in "._=" else "-" for c in words)
     return f"{safe[:120].strip('-.')}-{job.id[:10]}"
 
@@ -128,18 +132,28 @@ def _folder_name(job: Any, eps: str) -> str:
 @main.command("list")
 @click.argument("kind", type=click.Choice(["attacks", "models", "datasets", "defenses"]))
 @click.argument("substring", default="")
-def list_(kind: str, substring: str) -> None:
+@click.option("--source", default="", metavar="NAME", help="Only of this source of models or attacks: timm, foolbox.")
+def list_(kind: str, substring: str, source: str) -> None:
     """What there is: attacks, models, datasets or defenses, with a SUBSTRING.
 
     \b
     robustkit list attacks
+    robustkit list attacks --source torchattacks
     robustkit list models digits
     """  # noqa: D301
+    if source and kind not in ("models", "attacks"):
+        raise UsageError(f"--source is of models and attacks; leave it out for {kind}")
     rows: list[tuple[str, str]]
     if kind == "models":
         from robustkit import sources
 
-        rows = sources.listing()
+        rows = sources.listing(source)
+    elif kind == "attacks":
+        rows = cards.attacks(source)
+    elif kind == "datasets":
+        from robustkit import datasets
+
+        rows = datasets.listing()
     else:
         rows = [(name, found.entry.summary) for name, found in plugins.table(kind).items()]
     rows = [row for row in rows if substring.lower() in row[0].lower()]
@@ -152,17 +166,28 @@ def list_(kind: str, substring: str) -> None:
 
 @main.command()
 @click.argument("run", type=click.Path(path_type=Path))
+@click.argument("name", required=False, metavar="")
 @click.option("--json", "as_json", is_flag=True, help="As run.json.")
-def show(run: Path, as_json: bool) -> None:
-    """Show a finished RUN from its folder, from the stored facts.
+def show(run: Path, name: str | None, as_json: bool) -> None:
+    """Show a finished RUN from its folder, from the stored facts; or the card of an attack or a defense.
 
     \b
     robustkit show robustkit-runs/digits-cnn-at-digits-autoattack-linf-0.1-0123456789
+    robustkit show attack torchattacks/CW
+    robustkit show defense crossmax
     """  # noqa: D301
+    if name is not None:
+        if str(run) not in ("attack", "defense") or as_json:
+            words = f"{run} {name}" + " --json" * as_json
+            raise UsageError(f"show takes a run's folder, attack NAME, or defense NAME; not {words}")
+        click.echo(cards.attack(name) if str(run) == "attack" else cards.defense(name))
+        return
     from robustkit import sweep
     from robustkit.store import load_run
+    from robustkit.transfer_store import RESULT, load_transfer
 
-    record = sweep.load_sweep(run) if (run / sweep.FILE).is_file() else load_run(run)
+    load = load_transfer if (run / RESULT).is_file() else load_run
+    record = sweep.load_sweep(run) if (run / sweep.FILE).is_file() else load(run)
     click.echo(json.dumps(record.to_json(), indent=1, ensure_ascii=False) if as_json else record.summary())
 
 
@@ -238,6 +263,13 @@ def gate(
     _print(found.to_json(), verdict(found, before, record), json_to)
     if not found.passed:
         sys.exit(1)
+
+
+main.add_command(cli_cache.data)
+main.add_command(cli_cache.models)
+main.add_command(cli_doctor.doctor)
+main.add_command(cli_transfer.transfer)
+main.add_command(cli_corruptions.corruptions)
 
 
 @main.command()

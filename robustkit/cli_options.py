@@ -8,19 +8,23 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from robustkit import plugins
+from robustkit import cards, cli_cache, plugins
 from robustkit.errors import UsageError
-from robustkit.spec import DEFAULT_EPS
+from robustkit.spec import DEFAULT_DRAWS, DEFAULT_EPS
 
 if TYPE_CHECKING:
     from robustkit.record import RunRecord
 
-_DECIDED = {"attack", "norm", "eps", "target", "n", "indices", "seed", "outputs"}
+_DECIDED = {"attack", "norm", "eps", "target", "n", "indices", "seed", "outputs", "draws"}
 Command = Callable[..., Any]
 
 
 def _complete(kind: plugins.Kind) -> Callable[..., list[str]]:
     return lambda ctx, param, incomplete: [name for name in plugins.table(kind) if name.startswith(incomplete)]
+
+
+def _complete_attack(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    return cards.completed(incomplete)
 
 
 def _complete_model(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
@@ -32,7 +36,9 @@ _OPTIONS = (
     click.option("--dataset", "--data", metavar="SPEC", shell_complete=_complete("datasets"),
                  help="digits, cifar10:path=…, ./images.npz; by default what the model was trained on."),
     click.option("--attack", default="autoattack", show_default=True, metavar="SPEC",
-                 shell_complete=_complete("attacks"), help="pgd:steps=40,restarts=5; (a)+(b) runs both."),
+                 shell_complete=_complete_attack, help="pgd:steps=40,restarts=5; (a)+(b) runs both."),
+    click.option("--defense", multiple=True, metavar="SPEC", shell_complete=_complete("defenses"),
+                 help="jpeg:quality=50; several stand one before the other, the last one outermost."),
     click.option("--norm", type=click.Choice(["linf", "l2", "l1", "l0"]), default="linf", show_default=True),
     click.option("--eps", metavar="8/255",
                  help="Radius, pixels in [0,1]; 2/255,4/255 sweeps. Default 8/255 (linf), 0.5 (l2), 12 (l1), 10 (l0)."),
@@ -43,14 +49,20 @@ _OPTIONS = (
     click.option("--seed", type=int, default=0, show_default=True),
     click.option("--outputs", type=click.Choice(["logits", "probs"]), default="logits", show_default=True,
                  help="What the model returns."),
+    click.option("--draws", type=click.IntRange(1), default=DEFAULT_DRAWS, show_default=True, metavar="M",
+                 help="Of a randomised model, how many fresh draws vote on a sample."),
+    click.option("--trust", is_flag=True, help="Unpickle checkpoints that are more than weights: runs code from them."),
     click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda:0"),
     click.option("--batch-size", default="auto", show_default=True, metavar="auto|N",
                  help="Most samples at once; changes no result."),
     click.option("--threads", type=click.IntRange(1), help="CPU threads; part of the run's identity."),
     click.option("--tile", type=click.IntRange(1),
                  help="Width of the batches the model sees; part of the run's identity."),
-    click.option("--shard-size", type=click.IntRange(1), default=512, show_default=True,
-                 help="Samples a journal file."),
+    click.option("--shard-size", type=click.IntRange(1),
+                 help="Samples a journal file; by default 512, fewer of large images."),
+    cli_cache.offline,
+    click.option("--doctor/--no-doctor", default=True,
+                 help="Look first whether the model gets the input it expects (mean/std, 0–255, BGR …)."),
     click.option("--quiet", is_flag=True, help="No progress."),
 )  # fmt: skip
 
@@ -103,7 +115,7 @@ def check(asked: Mapping[str, Any]) -> dict[str, Any]:
 def measure(checked: Mapping[str, Any], **more: Any) -> "RunRecord":
     """Call the engine with checked options, and `more` of its arguments; progress goes to stderr."""
     from robustkit import engine
-    from robustkit.report import live
+    from robustkit.report import download, live
 
     arguments = dict(checked)
     quiet, threads, data = (arguments.pop(name) for name in ("quiet", "threads", "dataset"))
@@ -112,7 +124,8 @@ def measure(checked: Mapping[str, Any], **more: Any) -> "RunRecord":
 
         torch.set_num_threads(threads)
     progress = live.Progress()
-    with progress, contextlib.redirect_stdout(sys.stderr):  # stdout is for the result: a model may print
+    to_stderr = contextlib.redirect_stdout(sys.stderr)  # stdout is for the result: a model may print
+    with progress, download.shown(quiet=quiet), to_stderr:
         return engine.evaluate(data=data, **arguments, **more, on_event=None if quiet else progress)
 
 

@@ -11,7 +11,7 @@ from robustkit.record import ROBUST, UNKNOWN, WRONG, Columns, RunRecord
 from robustkit.stats import Proportion, difference_interval, mcnemar_p
 
 SCHEMA = "robustkit/comparison/1"
-QUESTION = ("attack", "norm", "eps", "target", "seed", "outputs", "carried")
+QUESTION = ("attack", "norm", "eps", "target", "seed", "outputs", "carried", "draws")
 MACHINE = ("device", "threads", "tile", "precision")
 
 
@@ -111,7 +111,7 @@ def compare(before: RunRecord, after: RunRecord) -> Comparison:
 
     Raises:
         UsageError: if they share no sample, or a shared index is another image or has another label.
-        NotEstablishedError: if a shared sample is UNKNOWN in one, or a model is randomised.
+        NotEstablishedError: if a shared sample is UNKNOWN in one, or a randomised model was not voted on.
     """
     index, i, j = np.intersect1d(before.samples["index"], after.samples["index"], return_indices=True)
     if not len(index):
@@ -157,14 +157,14 @@ def _standing(samples: Columns, attacks: list[str]) -> np.ndarray:
 
 def _refuse_undecided(side: str, record: RunRecord, status: np.ndarray) -> None:
     unknown = int((status == UNKNOWN).sum())
-    if unknown or record.randomised:
+    if unknown or record.unvoted:
         what = f"{unknown} of {len(status)} shared samples are UNKNOWN" if unknown else "the model is randomised"
         raise NotEstablishedError(f"not comparable: {what} in the run {side} ({record.why_no_robust_accuracy})")
 
 
 def _differs(before: RunRecord, after: RunRecord) -> Iterator[str]:
     a, b = before.job, after.job
-    for key in ("model", "data", *QUESTION, *MACHINE):
+    for key in ("model", "defense", "data", *QUESTION, *MACHINE):
         if (old := a.get(key) or "none") != (new := b.get(key) or "none"):
             yield f"{key} {old} -> {new}"
     for key, what in (("model_sha256", "the weights"), ("probe_sha256", "the logits on the probe images")):

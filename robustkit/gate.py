@@ -66,7 +66,7 @@ def judge(before: RunRecord, after: RunRecord, max_drop: Fraction) -> Verdict:
     comparison = compare(before, after)
     change, flips = comparison.robust, comparison.flips
     same = bool(before.job["model_sha256"]) and before.job["model_sha256"] == after.job["model_sha256"]
-    if same:
+    if same and not after.draws:  # the noise of a randomised model is that of a tile: other samples, other votes
         passed, reason = not flips, _same_weights(comparison)
     else:
         passed, reason = not dropped(change, max_drop), _other_weights(change, max_drop)
@@ -110,12 +110,15 @@ def request(job: Mapping[str, Any]) -> dict[str, Any]:
         "threads": job["threads"],
         "tile": job["tile"],
         "indices": tuple(job["indices"]),
+        **({"draws": job["draws"]} if job.get("draws") else {}),
+        **({"defense": (job["defense"],)} if job.get("defense") else {}),
     }
 
 
 def command(job: Mapping[str, Any], index: int) -> str:
     """The command line that evaluates one sample of a job again."""
     options = {**request(job), "indices": index}
+    options["defense"] = job.get("defense") or None
     words = [word for name, value in options.items() if value is not None for word in (f"--{name}", str(value))]
     return shlex.join(["robustkit", "eval", *words])
 

@@ -4,16 +4,15 @@ A network's float results depend on the shape of its batch, but in tiles of one 
 so every call, the judge's too, goes through tiles, and a record is the same however many samples are in flight.
 """
 
-import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from robustkit import generators
 from robustkit.api import Gradient, Images, Logits, Loss, Oracle, Outputs
 from robustkit.errors import NoGradientError
 from robustkit.streams import key_of
@@ -35,19 +34,11 @@ class Noise:
         """Seed torch, numpy, random, and the module if it offers `reseed(seed)`, for one call."""
         self.calls += 1
         seed = key_of(*self.key, self.calls)[0]
-        python_state, numpy_state = random.getstate(), np.random.get_state()
-        try:
-            with torch.random.fork_rng([device] if device.type == "cuda" else []):
-                torch.manual_seed(seed)
-                random.seed(seed)
-                np.random.seed(seed)
-                reseed = getattr(module, "reseed", None)
-                if callable(reseed):
-                    reseed(seed)
-                yield
-        finally:
-            random.setstate(python_state)
-            np.random.set_state(numpy_state)
+        with generators.seeded(seed, device):
+            reseed = getattr(module, "reseed", None)
+            if callable(reseed):
+                reseed(seed)
+            yield
 
 
 class _Tile(NamedTuple):
@@ -77,22 +68,24 @@ class Network:
     def outputs(self, x: Images) -> Outputs:
         """Logits, and the members' where the module offers `forward_with_members`, without gradients."""
         with torch.no_grad():
-            return _joined([self._call(tile) for tile in self._tiles(x)], x.shape[0])
+            return _joined([self.call(tile) for tile in self.tiles(x)], x.shape[0])
 
     def tracked(self, x: Images) -> list[_Tile]:
         """The tiles of `x` with their outputs, recorded for a backward pass."""
         with torch.enable_grad():
-            tiles = [tile.detach().requires_grad_(True) for tile in self._tiles(x)]
-            return [_Tile(tile, self._call(tile)) for tile in tiles]
+            tiles = [tile.detach().requires_grad_(True) for tile in self.tiles(x)]
+            return [_Tile(tile, self.call(tile)) for tile in tiles]
 
-    def _tiles(self, x: Images) -> Sequence[Tensor]:
+    def tiles(self, x: Images) -> Sequence[Tensor]:
+        """A copy of some images in tiles, the last one padded with zeros."""
         missing = -x.shape[0] % self.tile
         x = x.to(self.device, self.dtype)
         # Copied even when nothing is missing: a model that writes into its input must not write into an attack's.
         x = torch.cat([x, x.new_zeros(missing, *x.shape[1:])])
         return torch.split(x, self.tile)
 
-    def _call(self, tile: Tensor) -> Outputs:
+    def call(self, tile: Tensor) -> Outputs:
+        """The outputs for some rows as they are, recorded for a backward pass where that is wanted."""
         if self.noise is not None:
             with self.noise.seeded(self.module, self.device):
                 return self._plain_call(tile)
@@ -137,7 +130,11 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class ModelOracle:
-    """The oracle of one network for the samples at `samples` of a batch; see `robustkit.api.Oracle`."""
+    """The oracle of one network for the samples at `samples` of a batch; see `robustkit.api.Oracle`.
+
+    A call counts as `passes`: as many as the networks it goes through, where passes of members are what is counted.
+    `watch` is told of each pass through the model itself: the samples, their images and the logits.
+    """
 
     network: Network
     counts: Counts
@@ -145,6 +142,8 @@ class ModelOracle:
     classes: int
     randomised: bool = False
     differentiable: bool = True
+    passes: int = 1
+    watch: Callable[[Tensor, Images, Logits], None] | None = None
 
     def select(self, rows: Tensor) -> "ModelOracle":
         """The same model for some of the samples; counters follow their samples."""
@@ -152,8 +151,11 @@ class ModelOracle:
 
     def outputs(self, x: Images) -> Outputs:
         """One forward pass without gradients."""
-        self.counts.add(self.samples, forwards=1)
-        return _as(x, self.network.outputs(x))
+        self.counts.add(self.samples, forwards=self.passes)
+        found = self.network.outputs(x)
+        if self.watch is not None:
+            self.watch(self.samples, x, found.logits)
+        return _as(x, found)
 
     def gradient(self, x: Images, loss: Loss) -> Gradient:
         """One forward, and one backward for each loss; the loss itself is evaluated on the joined outputs."""
@@ -174,7 +176,9 @@ class ModelOracle:
             # The losses of the rows are summed, so the cotangent of a row is its own.
             found = torch.autograd.grad(single, leaves, retain_graph=not last, materialize_grads=True)
             grads.append(_pulled_back(tiles, found, retain_graph=not last)[:n].to(x.dtype))
-        self.counts.add(self.samples, forwards=1, backwards=len(losses))
+        self.counts.add(self.samples, forwards=self.passes, backwards=self.passes * len(losses))
+        if self.watch is not None:
+            self.watch(self.samples, x, joined.logits)
         grad = torch.stack(grads) if values.dim() == 2 else grads[0]
         return Gradient(_as(x, Outputs(*(leaf.detach() for leaf in leaves))), values.detach().to(x.dtype), grad)
 
@@ -199,9 +203,69 @@ class ModelOracle:
         """The network itself."""
         return self.network.module
 
+    @property
+    def tile(self) -> int:
+        """Width of the network's batches."""
+        return self.network.tile
+
+    def counted_module(self) -> nn.Module:
+        """The network for a foreign library; see `CountedModule`."""
+        return CountedModule(self)
+
     def _of(self, module: nn.Module) -> "ModelOracle":
         # A stand-in is differentiable unless calling it shows otherwise: that is what it was declared for.
-        return replace(self, network=replace(self.network, module=module, probabilities=False), differentiable=True)
+        network = replace(self.network, module=module, probabilities=False)
+        return replace(self, network=network, differentiable=True, passes=1, watch=None)
+
+
+class CountedModule(nn.Module):
+    """A network lent to a foreign library: its passes are counted, and the network itself is out of reach.
+
+    Calls go through tiles like everybody's: on its own shape of batch a library would find images that only just cross
+    the boundary there, and not before the judge. Passes are shared among the samples evenly: exact for a call with one
+    row for each sample; of any other the total is exact. The one parameter only tells the device.
+    """
+
+    def __init__(self, oracle: ModelOracle) -> None:
+        super().__init__()
+        self._oracle = oracle  # no nn.Module, so train(), to() and parameters() do not find the network in it
+        self._turn = {"forwards": 0, "backwards": 0}
+        self.anchor = nn.Parameter(torch.zeros((), device=oracle.network.device), requires_grad=False)
+        self.eval()
+
+    def forward(self, x: Images) -> Logits:
+        """Logits in the images' dtype, recorded for a backward pass if the images are."""
+        network, n = self._oracle.network, len(x)
+        self._count("forwards", n)
+        seen = x.to(network.device, network.dtype).clone()
+        if seen.requires_grad:
+            seen.register_hook(lambda grad: self._count("backwards", n))  # type: ignore[no-untyped-call]
+        logits = torch.cat([network.call(tile).logits for tile in network.tiles(seen)])[:n].to(x.dtype)
+        if self._oracle.watch is not None and n == len(self._oracle.samples):  # who checks whose image each row is
+            self._oracle.watch(self._oracle.samples, x.detach().to(network.device), logits.detach())
+        return logits
+
+    def _count(self, what: str, n: int) -> None:
+        samples, turn = self._oracle.samples, self._turn[what]
+        each, more = divmod(n * self._oracle.passes, len(samples))
+        if each:
+            self._oracle.counts.add(samples, **{what: each})
+        if more:
+            self._oracle.counts.add(samples.roll(-turn)[:more], **{what: 1})
+            self._turn[what] = (turn + more) % len(samples)
+
+
+class _Averaged(nn.Module):
+    """The mean of k calls."""
+
+    def __init__(self, module: nn.Module, k: int) -> None:
+        super().__init__()
+        self.module, self.k = module, k
+        self.eval()
+
+    def forward(self, x: Images) -> Logits:
+        """Mean logits."""
+        return _average([self.module(x) for _ in range(self.k)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,6 +305,16 @@ class ExpectedOracle:
         """The network itself."""
         module: nn.Module = self.base.module
         return module
+
+    @property
+    def tile(self) -> int:
+        """Width of the network's batches."""
+        return int(self.base.tile)
+
+    def counted_module(self) -> nn.Module:
+        """The network for a foreign library, each call the mean of k."""
+        module: nn.Module = self.base.counted_module()
+        return _Averaged(module, self.k)
 
     def select(self, rows: Tensor) -> "ExpectedOracle":
         """The same for some of the samples."""

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from robustkit.stats import Proportion
+from robustkit import randomised
+from robustkit.stats import MeanShare, Proportion
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -59,7 +60,8 @@ class RunRecord:
     """One evaluation. `samples` and `attacks` are columns of equal length; see SAMPLE_COLUMNS and ATTACK_COLUMNS.
 
     `distance`, `margin` and `broken_at` (the eps of the run that broke a sample) are NaN where there is none. `seconds`
-    maps an attack's name to its wall time.
+    maps an attack's name to its wall time; `predicted` has the passes and seconds that the attacks were said to take at
+    most, before they began.
     """
 
     job: Mapping[str, Any]
@@ -69,6 +71,7 @@ class RunRecord:
     seconds: Mapping[str, float] = field(default_factory=dict)
     flags: Sequence[Mapping[str, Any]] = ()
     errors: Sequence[Mapping[str, Any]] = ()
+    predicted: Mapping[str, Any] | None = None
     adversarial: Mapping[str, Any] | None = field(default=None, repr=False)
     folder: str | None = None
 
@@ -98,6 +101,34 @@ class RunRecord:
         """Whether the model gave different outputs for the same image."""
         return any(flag["kind"] == "randomised" for flag in self.flags)
 
+    @property
+    def draws(self) -> int:
+        """How many fresh draws voted on each sample of a randomised model; 0 of any other, and in old records."""
+        return int(self.job.get("draws") or 0)
+
+    @property
+    def rule(self) -> str:
+        """The rule behind `clean_accuracy` and `robust_accuracy`, in words."""
+        return randomised.rule(self.draws)
+
+    @property
+    def worst_case_accuracy(self) -> Proportion | None:
+        """Of a randomised model: the share of samples that no pass over a valid candidate ever misclassified."""
+        return randomised.worst_case(self.samples, self.attacks) if self._has_draws else None
+
+    @property
+    def mean_accuracy(self) -> MeanShare | None:
+        """Of a randomised model: the accuracy over fresh draws on each sample's strongest candidate.
+
+        None for a run of a sweep that did not attack what a smaller eps broke.
+        """
+        has = self._has_draws and not self.carried
+        return randomised.mean_accuracy(self.samples, self.attacks) if has else None
+
+    @property
+    def _has_draws(self) -> bool:
+        return "draws" in self.samples and not self.unknown
+
     @cached_property
     def clean_accuracy(self) -> Proportion:
         """The share of samples that the model classifies correctly, unattacked."""
@@ -107,16 +138,21 @@ class RunRecord:
     def robust_accuracy(self) -> Proportion | None:
         """The share of samples that no attack broke, or None while that is not established.
 
-        It is not, as long as a sample is UNKNOWN, or if the model is randomised.
+        It is not, as long as a sample is UNKNOWN, or if a randomised model was not voted on. See `rule`.
         """
-        if self.unknown or self.randomised:
+        if self.unknown or self.unvoted:
             return None
         return Proportion(self.counts[ROBUST], self.n)
 
     @property
+    def unvoted(self) -> bool:
+        """Whether the model is randomised and its samples were judged by one pass, as in records of older versions."""
+        return self.randomised and not self.draws
+
+    @property
     def why_no_robust_accuracy(self) -> str:
         """Why `robust_accuracy` is None; empty if it is not."""
-        if self.randomised:
+        if self.unvoted:
             return (
                 "the model is randomised: one pass over the adversarials is no verdict "
                 f"({self.counts[ROBUST]} of {self.n} samples survived this one)"
@@ -148,7 +184,7 @@ class RunRecord:
             undecided |= {int(i) for i in index[outcome == VIOLATED]}
             undecided -= {int(i) for i in index[outcome == BROKE]}
             standing -= broken
-            sure = not undecided and not self.randomised
+            sure = not undecided and not self.unvoted
             rows.append(
                 AttackSummary(
                     name=name,
@@ -170,11 +206,20 @@ class RunRecord:
             "clean_accuracy": self.clean_accuracy.to_json(),
             "robust_accuracy": robust.to_json() if robust else None,
             "why_no_robust_accuracy": self.why_no_robust_accuracy or None,
+            "rule": self.rule,
             "unknown": self.unknown,
             "counts": self.counts,
             "verdict": "not audited",
             "attacks": [row.to_json() for row in self.by_attack],
         }
+        if self.draws:
+            worst, mean = self.worst_case_accuracy, self.mean_accuracy
+            summary["randomised"] = {
+                "draws": self.draws,
+                "worst_case": worst.to_json() if worst else None,
+                "mean": mean.to_json() if mean else None,
+                "majority": robust.to_json() if robust else None,
+            }
         if "quantized_status" in self.samples:
             summary["quantized_robust_accuracy"] = quantized.to_json() if quantized else None
         return {
@@ -182,6 +227,7 @@ class RunRecord:
             "job": dict(self.job),
             "environment": dict(self.environment),
             "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
+            "predicted": dict(self.predicted) if self.predicted else None,
             "summary": summary,
             "flags": list(self.flags),
             "errors": list(self.errors),

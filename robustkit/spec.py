@@ -15,7 +15,7 @@ import json
 import math
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Literal
@@ -23,6 +23,7 @@ from typing import Any, Literal
 from robustkit.errors import UsageError
 
 DEFAULT_EPS = {"linf": "8/255", "l2": "0.5", "l1": "12", "l0": "10"}  # RobustBench's, and 10 pixels
+DEFAULT_DRAWS = 10  # that vote on a sample of a randomised model
 _CLOSING = {"(": ")", "[": "]"}
 
 
@@ -146,21 +147,25 @@ def number(text: str) -> float:
     return value
 
 
-def build(factory: type, options: Mapping[str, str], what: str) -> Any:
+def build(factory: Callable[..., Any], options: Mapping[str, str], what: str) -> Any:
     """Make a settings dataclass from text options, typed by its fields.
+
+    `factory` is the class, or a preset: a function of nothing that returns one, some of whose settings are overridden.
 
     Raises:
         UsageError: for a key that the dataclass does not have, or a value that is not of the field's type.
     """
-    fields = {f.name: f for f in dataclasses.fields(factory) if f.init}
-    hints = typing.get_type_hints(factory)
+    preset = None if isinstance(factory, type) else factory()
+    settings_type: Any = factory if preset is None else type(preset)
+    fields = {f.name: f for f in dataclasses.fields(settings_type) if f.init}
+    hints = typing.get_type_hints(settings_type)
     values = {}
     for key, text in options.items():
         if key not in fields:
             raise UsageError(f"{what}: " + suggest(key, fields, "option"))
         values[key] = typed(text, hints[key], f"{what}: {key}")
     try:
-        return factory(**values)
+        return factory(**values) if preset is None else dataclasses.replace(preset, **values)
     except (ValueError, TypeError) as error:
         raise UsageError(f"{what}: {error}") from error
 
@@ -202,15 +207,16 @@ def settings(value: Any) -> dict[str, str]:
         current = getattr(value, field.name)
         if field.default is not dataclasses.MISSING and current == field.default:
             continue
-        changed[field.name] = _text(current)
+        changed[field.name] = text_of(current)
     return changed
 
 
-def _text(value: Any) -> str:
+def text_of(value: Any) -> str:
+    """A setting as option text; `typed` reads it back."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple):
-        return "+".join(_text(item) for item in value)
+        return "+".join(text_of(item) for item in value)
     return repr(value) if isinstance(value, float) else str(value)
 
 
@@ -228,7 +234,8 @@ def digest(value: Any) -> str:
 class Job:
     """All that decides a run's numbers; its hash is the run's identity. Plain data, JSON both ways.
 
-    `carried` is the identity of the run at a smaller eps whose broken samples count as broken here, or empty.
+    `carried` is the identity of the run at a smaller eps whose broken samples count as broken here, or empty. `draws`
+    is how many vote on a sample of a randomised model; 0 of any other. `defense` names what stands before the model.
 
     The batch size, the shard size and the folder are not part of it, since they change nothing.
     """
@@ -254,6 +261,8 @@ class Job:
     tile: int
     precision: str
     versions: Mapping[str, str]
+    draws: int = 0
+    defense: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """As JSON data, with its own hash under `id`."""

@@ -1,6 +1,8 @@
 """Intervals and the exact paired test, without torch or scipy."""
 
 import math
+import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from statistics import NormalDist
@@ -36,11 +38,7 @@ class Proportion:
         return 1.0 if self.k == self.n else self._wilson(+1)
 
     def _wilson(self, sign: int) -> float:
-        z = NormalDist().inv_cdf(0.5 + self.confidence / 2)
-        p, n = self.k / self.n, self.n
-        centre = p + z * z / (2 * n)
-        spread = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-        return min(1.0, max(0.0, (centre + sign * spread) / (1 + z * z / n)))
+        return _wilson(self.k / self.n, self.n, self.confidence, sign)
 
     def to_json(self) -> dict[str, Any]:
         """`value`, `low`, `high` as fractions, and `n`."""
@@ -48,6 +46,55 @@ class Proportion:
 
     def __str__(self) -> str:
         return f"{100 * float(self):.2f} % [{100 * self.low:.2f}, {100 * self.high:.2f}]"
+
+
+def _wilson(p: float, n: int, confidence: float, sign: int) -> float:
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    centre = p + z * z / (2 * n)
+    spread = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return min(1.0, max(0.0, (centre + sign * spread) / (1 + z * z / n)))
+
+
+@dataclass(frozen=True, slots=True)
+class MeanShare:
+    """The mean of a share of the same n samples over several draws, and its standard deviation from draw to draw.
+
+    The 95 % interval is Wilson's for n samples: what varies between samples is at most what it is for a yes or no, so
+    it is not too narrow. It does not shrink with the draws.
+    """
+
+    value: float
+    std: float
+    draws: int
+    n: int
+    confidence: float = 0.95
+
+    @classmethod
+    def of(cls, shares: Sequence[float], n: int) -> "MeanShare":
+        """From the share of each draw."""
+        return cls(statistics.fmean(shares), statistics.stdev(shares) if len(shares) > 1 else 0.0, len(shares), n)
+
+    def __float__(self) -> float:
+        return self.value
+
+    @property
+    def low(self) -> float:
+        """The interval's lower end."""
+        return _wilson(self.value, self.n, self.confidence, -1)
+
+    @property
+    def high(self) -> float:
+        """The interval's upper end."""
+        return _wilson(self.value, self.n, self.confidence, +1)
+
+    def to_json(self) -> dict[str, Any]:
+        """`value`, `std`, `low`, `high` as fractions; `draws` and `n`."""
+        return {
+            "value": self.value, "std": self.std, "low": self.low, "high": self.high, "draws": self.draws, "n": self.n,
+        }  # fmt: skip
+
+    def __str__(self) -> str:
+        return f"{100 * self.value:.2f} ± {100 * self.std:.2f} % [{100 * self.low:.2f}, {100 * self.high:.2f}]"
 
 
 def mcnemar_p(worse: int, better: int) -> float:

@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,20 +48,45 @@ def _write_text(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write an .npz atomically."""
+
+    def write(part: Path) -> None:
+        with part.open("wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+
+    write_atomic(path, write)
+
+
+def read_arrays(path: Path, without: Sequence[str] = ()) -> dict[str, np.ndarray] | None:
+    """The arrays of an .npz, or None if there is none; those in `without` are left in the file.
+
+    Raises:
+        UsageError: if it cannot be read.
+    """
+    if not path.exists():
+        return None
+    try:
+        with path.open("rb") as handle, np.load(handle, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files if name not in without}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UsageError(f"{path} cannot be read ({error}); delete it to compute it again, or use --fresh") from error
+
+
 def dumps(data: Any) -> str:
     """JSON for people and machines; NaN is refused."""
     return json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 class RunFolder:
-    """The folder of one run.
+    """The folder of one run. `schema` says of which kind, and `files` what such a run leaves in it.
 
     Raises:
         UsageError: if the folder holds something else, or a run of another job.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, schema: str = SCHEMA, files: Sequence[str] = _OURS) -> None:
+        self.path, self.schema, self.files = path, schema, files
 
     def open(self, job: Mapping[str, Any], plan: Mapping[str, Any], *, fresh: bool) -> dict[str, Any]:
         """Start or continue the job's run here; returns the plan that holds (the one it was started with)."""
@@ -82,7 +107,7 @@ class RunFolder:
                 return held
         # job.json first: what has it is ours, and a kill at any moment leaves a folder that can be used again.
         self.path.mkdir(parents=True, exist_ok=True)
-        write_text(self.path / JOB, dumps({"schema": SCHEMA, "job": dict(job), "plan": dict(plan)}))
+        write_text(self.path / JOB, dumps({"schema": self.schema, "job": dict(job), "plan": dict(plan)}))
         (self.path / JOURNAL).mkdir(exist_ok=True)
         return dict(plan)
 
@@ -107,10 +132,10 @@ class RunFolder:
         file = self.path / JOB
         if not file.is_file():
             raise UsageError(f"{self.path} is not empty and holds no robustkit run; choose another --out")
-        return read_json(file, ("job", "plan"))
+        return read_json(file, ("job", "plan"), self.schema)
 
     def _clear(self) -> None:
-        for name in reversed(_OURS):  # job.json last
+        for name in reversed(self.files):  # job.json last
             path = self.path / name
             if path.is_dir():
                 shutil.rmtree(path)
@@ -123,25 +148,11 @@ class RunFolder:
 
     def read_part(self, shard: int, step: int) -> dict[str, np.ndarray] | None:
         """The journal's facts of one (shard, attack), or None if there are none yet."""
-        file = self._part(shard, step)
-        if not file.exists():
-            return None
-        try:
-            with file.open("rb") as handle, np.load(handle, allow_pickle=False) as arrays:
-                return {name: arrays[name] for name in arrays.files}
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise UsageError(
-                f"{file} cannot be read ({error}); delete it to compute it again, or use --fresh"
-            ) from error
+        return read_arrays(self._part(shard, step))
 
     def write_part(self, shard: int, step: int, facts: Mapping[str, np.ndarray]) -> None:
         """Journal the facts of one (shard, attack)."""
-
-        def write(part: Path) -> None:
-            with part.open("wb") as file:
-                np.savez(file, **facts)  # type: ignore[arg-type]
-
-        write_atomic(self._part(shard, step), write)
+        write_arrays(self._part(shard, step), facts)
 
     def _part(self, shard: int, step: int) -> Path:
         return self.path / JOURNAL / f"shard-{shard:05d}-{step:02d}.npz"
@@ -199,6 +210,7 @@ def load_run(path: str | Path) -> RunRecord:
         seconds=data.get("seconds", {}),
         flags=data["flags"],
         errors=data["errors"],
+        predicted=data.get("predicted"),
         adversarial=_adversarial(folder / "adversarial.safetensors"),
         folder=str(folder),
     )

@@ -2,9 +2,12 @@
 
 import dataclasses
 import math
+import random
+import sys
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -52,18 +55,33 @@ def attack_batch(
     return Attacked(verdicts.outcome == BROKEN, verdicts, judge, counts.forwards, counts.backwards)
 
 
+Level = Literal["strict", "judge-safe"]
+
+
 class Failure(AssertionError):
     """An attack does not conform; the message names the check, what was seen and what is due."""
 
 
-def check_attack(attack: Attack, *, norms: Sequence[Norm] | None = None) -> list[str]:
-    """Hold an attack to the contract on small linear models whose optimum is known; returns the checks it passed.
+def check_attack(
+    attack: Attack, *, norms: Sequence[Norm] | None = None, level: Level = "strict", targeted: bool = False
+) -> list[str]:
+    """Hold an attack to the contract on small models; returns the checks it passed.
 
     Give it settings that are quick but able (a few dozen steps). `norms` defaults to all it says it works in.
+
+    Args:
+        attack: the attack.
+        norms: where to check it.
+        level: "strict", what this project's attacks keep, on linear models whose optimum is known; or "judge-safe", for
+            adapters to other libraries, on a small convolutional network: only what the judge needs for its verdict to
+            hold. What is then reported but not required ends the list: "linf: reported: …".
+        targeted: judge-safe with targets, for an attack that knows nothing else.
 
     Raises:
         Failure: at the first check that fails.
     """
+    if level == "judge-safe":
+        return _check_judge_safe(attack, norms, targeted)
     passed = [name for name, check in _SETTINGS_CHECKS.items() if check(attack) is None]
     for norm in norms or [n for n in NORMS if n in attack.norms]:
         problem = _Problem.make(norm)
@@ -138,7 +156,7 @@ def _declares(attack: Attack) -> None:
 
 def _keeps_the_rules(attack: Attack, problem: _Problem, first: Attacked) -> None:
     reasons = sorted(first.judge.reasons)
-    _require(not reasons, f"{problem.threat.norm}: broke the rules on a linear model: {'; '.join(reasons)}")
+    _require(not reasons, f"{problem.threat.norm}: broke the rules: {'; '.join(reasons)}")
     _require(not bool((first.verdicts.outcome == VIOLATED).any()), "some samples were violated")
 
 
@@ -197,6 +215,99 @@ def _reaches_targets(attack: Attack, problem: _Problem, first: Attacked) -> None
     wide = problem._replace(threat=dataclasses.replace(problem.threat, eps=_wider(problem.threat)))
     share = float(_run(attack, wide, target=target).broken.double().mean())
     _require(share >= 0.5, f"reached a given target on {share:.0%} of samples at twice the eps; heed case.target")
+
+
+def _check_judge_safe(attack: Attack, norms: Sequence[Norm] | None, targeted: bool) -> list[str]:
+    """Settings, shapes, budget, honesty, an untouched world, and the same answer to the same batch."""
+    _require(dataclasses.is_dataclass(attack) and _frozen(attack), f"{attack!r} must be a frozen dataclass")
+    hash(attack)
+    _declares(attack)
+    passed = ["is a frozen dataclass", "declares norms, goal, access and cost"]
+    for norm in norms or [n for n in NORMS if n in attack.norms]:
+        problem = _small_network(norm)
+        target = {"target": (problem.y + 1) % 10} if targeted else {}
+        before = _world(problem)
+        first = _run(attack, problem, **target)
+        _keeps_the_rules(attack, problem, first)
+        if attack.goal == "bounded":
+            for scale in (0.3, 4.0):
+                _keeps_its_budget(attack, norm, scale, targeted)
+        _require(torch.equal(first.judge.broken, _confirmed(first)), "the model was fooled only while the attack ran")
+        for what, then, now in zip(_WORLD, before, _world(problem), strict=True):
+            _require(then == now, f"left {what} other than it was")
+        _same(first, _run(attack, problem, **target), torch.arange(len(problem.x)), "a second run with the same seed")
+        _counted(attack, first)
+        some = torch.tensor([5, 3, 11])
+        alone = _run(attack, problem, some, **{name: wanted[some] for name, wanted in target.items()})
+        same = torch.equal(first.verdicts.adv[some], alone.verdicts.adv)
+        passed += [f"{norm}: {check}" for check in _SAFE]
+        passed += [
+            f"{norm}: reported: {'the same' if same else 'another'} result for a sample in another batch",
+            f"{norm}: reported: broke {float(first.broken.double().mean()):.0%}",
+        ]
+    return passed
+
+
+_SAFE = (
+    "keeps to the box, and to the ball unless it seeks the nearest",
+    "its breaks are confirmed by the model as it was",
+    "leaves images, labels, the model and global generators alone",
+    "repeats with the same seed and the same batch",
+    "has its passes counted",
+)
+_WORLD = ("torch's generator", "numpy's generator", "Python's generator", "the model", "the tracer", "gradient mode")
+
+
+def _keeps_its_budget(attack: Attack, norm: Norm, scale: float, targeted: bool) -> None:
+    """At another eps, on more images: what leaves the ball by rounding does so for some images only."""
+    problem = _small_network(norm, n=40)
+    eps = problem.threat.eps * scale
+    problem = problem._replace(threat=ThreatModel(norm, math.ceil(eps) if norm == "l0" else eps))
+    target = {"target": (problem.y + 1) % 10} if targeted else {}
+    _keeps_the_rules(attack, problem, _run(attack, problem, **target))
+
+
+def _frozen(attack: Attack) -> bool:
+    return bool(type(attack).__dataclass_params__.frozen)  # type: ignore[attr-defined]
+
+
+def _world(problem: "_Problem") -> tuple[object, ...]:
+    """What an attack must leave as it was, in the order of `_WORLD`."""
+    module = problem.module
+    state = [(p.tolist(), p.grad is None, p.requires_grad) for p in module.parameters()]
+    mode = [(m.training, len(m._forward_hooks)) for m in module.modules()]
+    numpy_state = np.random.get_state(legacy=False)
+    drawn = numpy_state["state"]["key"].tolist(), numpy_state["state"]["pos"], numpy_state["gauss"]
+    return (
+        torch.get_rng_state().tolist(), drawn, random.getstate(), (state, mode), sys.gettrace(),
+        torch.is_grad_enabled(),
+    )  # fmt: skip
+
+
+def _confirmed(first: Attacked) -> Tensor:
+    first.judge.confirm_again()
+    return first.judge.broken
+
+
+def _counted(attack: Attack, first: Attacked) -> None:
+    forwards, backwards = int(first.forwards.sum()), int(first.backwards.sum())
+    _require(forwards > 0 or not first.broken.any(), "broke samples and no forward pass was counted")
+    white_box = attack.access == "white-box"
+    _require(bool(backwards) == white_box, f"{backwards} backward passes were counted of a {attack.access} attack")
+
+
+def _small_network(norm: Norm, n: int = 12) -> "_Problem":
+    """A random convolutional network of ten classes, colour images with saturated pixels, and a usual eps."""
+    generator = torch.Generator().manual_seed(17)
+    with torch.random.fork_rng():
+        torch.manual_seed(17)
+        module = nn.Sequential(
+            nn.Conv2d(3, 8, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 7 * 7, 10)
+        ).requires_grad_(False)  # fmt: skip
+    module.eval()
+    x = (1.3 * torch.rand(n, 3, 16, 16, generator=generator) - 0.15).clamp(0, 1)
+    eps = {"linf": 8 / 255, "l2": 0.5, "l1": 12, "l0": 10}[norm]
+    return _Problem(module, x, module(x).argmax(1), ThreatModel(norm, eps))
 
 
 def _wider(threat: ThreatModel) -> float:

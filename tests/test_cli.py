@@ -127,7 +127,7 @@ def test_a_result_that_is_not_established_exits_3(inside):
         (["--model", "digits-cnn", "--indices", "@nowhere"], "nowhere"),
         (["--model", "digits-cnn", "--batch-size", "many"], "auto or a positive number"),
         (["--model", "digits-cnn", "--target", "12"], "least-likely"),
-        (["--model", "timm/resnet18"], "timm"),
+        (["--model", "tim/resnet18", "--dataset", "digits"], "did you mean timm"),
         (["--model", "./page.pt:arch=digits-cnn", "--dataset", "digits"], "HTML"),
         (["--model", "digits-cnn", "--dataset", "./nothing.npz"], "nothing.npz"),
         (["--model", "digits-cnn", "--json", "no/such/place.json"], "no folder"),

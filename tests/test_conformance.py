@@ -17,9 +17,22 @@ QUICK = {
     "pgd": "pgd:steps=15,restarts=2",
     "cw": "cw:steps=60,searches=5,c=1,lr=0.05",
     "apgd": "apgd:steps=15,restarts=2",
+    "multi-targeted": "multi-targeted:steps=15,targets=3",
     "fab": "fab:steps=15,restarts=2",
     "square": "square:queries=150",
+    "mora": "mora:steps=12,mixes=0.5,targets=2",
+    "surrogate-swap": "surrogate-swap:steps=15,direct=5",
     "autoattack": "autoattack:steps=12,queries=120",
+    "nes": "nes:steps=20,pairs=20",
+    "adaptive": "adaptive:budget=quick",
+    "vmi": "vmi:steps=4,gradient=(vmi:samples=3)",
+    "pgn": "pgn:steps=4,gradient=(pgn:samples=3)",
+    "admix": "admix:steps=4,input=(admix:mixes=2,scales=2)",
+    "ssa": "ssa:steps=4,input=(ssa:copies=4)",
+    "sia": "sia:steps=4,input=(sia:copies=6)",
+    "bsr": "bsr:steps=4,input=(bsr:copies=8,blocks=2,angle=6)",
+    "vmi-cwa": "vmi-cwa:steps=5,neighbours=3",
+    "ssa-cwa": "ssa-cwa:steps=5,input=(ssa:copies=3)",
 }
 
 
@@ -36,7 +49,9 @@ def test_every_attack_of_the_table_conforms(name):
             assert make_attack(name_of(member)) == member
 
 
-@pytest.mark.parametrize("loss", ["ce", "margin", "dlr", "dlr-targeted", "ce-rescaled"])
+@pytest.mark.parametrize(
+    "loss", ["ce", "margin", "dlr", "dlr-targeted", "margin-targeted", "ce-rescaled", "ce-float64"]
+)
 @pytest.mark.parametrize("attack", ["pgd", "apgd"])
 def test_every_loss_conforms(attack, loss):
     check_attack(make_attack(f"{QUICK[attack]},loss={loss}"))

@@ -18,7 +18,9 @@ Y = torch.tensor([0, 1, 2, 0, 1, 2])
 
 @pytest.fixture(autouse=True)
 def _nowhere(monkeypatch, tmp_path):
-    """No data in the environment or the current folder."""
+    """No data in the environment or the current folder, and none to be fetched."""
+    monkeypatch.setenv("ROBUSTKIT_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("ROBUSTKIT_OFFLINE", "1")
     monkeypatch.delenv("ROBUSTKIT_DATA", raising=False)
     monkeypatch.delenv("ROBUSTKIT_KIT", raising=False)
     monkeypatch.chdir(tmp_path)
@@ -159,7 +161,7 @@ def test_a_wrong_name_says_which_ones_there_are(tmp_path):
         ("digits:splits=test", "no option called 'splits'; did you mean split"),
         ("digits:split=valid", "split must be one of test, train"),
         ("mine.npz", "to read the file, write ./mine.npz"),
-        ("torchvision/CIFAR10", "no dataset source called 'torchvision'; write a name such as digits"),
+        ("torchvision/CIFAR10", "no dataset source called 'torchvision'. There are: .*folder, hf"),
         ("file", "'file' alone names no data"),
     ):
         with pytest.raises(UsageError, match=message):

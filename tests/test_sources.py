@@ -84,8 +84,9 @@ def test_weights_that_do_not_fit_are_named(weights):
         (b"", "is empty"),
         (b"\n\n<!DOCTYPE html><html>", r"is an HTML page \(a failed download\?\)"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "is a git-lfs pointer"),
-        (b"hello world", "is no checkpoint that torch can read"),
-        (bytes(range(256)), "is no checkpoint that torch can read"),
+        (b"hello world", "begins with b'hello wo', which no file saved by torch does"),
+        (bytes(range(256)), "begins with .*, which no file saved by torch does"),
+        (b"\x80\x02 nothing", r"is no checkpoint that torch can read \(cut short\?\)"),
     ],
 )
 def test_a_file_that_is_no_checkpoint_says_what_it_is(weights, tmp_path, content, message):
@@ -109,15 +110,21 @@ def test_a_cut_checkpoint_is_refused(weights, tmp_path):
     torch.save(weights, "net.pt")
     content = (tmp_path / "net.pt").read_bytes()
     (tmp_path / "net.pt").write_bytes(content[: len(content) // 2])
-    with pytest.raises(UsageError, match=r"is no checkpoint that torch can read \(cut short\?\)"):
+    with pytest.raises(UsageError, match=r"is a zip archive that was cut short"):
         load_model(f"./net.pt:{ARCH}")
 
 
 @pytest.mark.parametrize("zipped", [False, True])
-def test_a_pickled_network_is_never_loaded(weights, zipped):
-    torch.save(nn.Linear(2, 2), "net.pt", _use_new_zipfile_serialization=zipped)
-    with pytest.raises(UsageError, match=r"needs the Python class torch\.nn\.modules\.linear\.Linear, .*state_dict"):
+def test_a_pickled_network_is_loaded_only_if_trusted(weights, zipped):
+    network = digits_cnn()
+    network.load_state_dict(weights)
+    torch.save(network, "net.pt", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(UsageError, match=r"holds more than weights: it needs torch\.nn\.modules\..*add --trust"):
         load_model(f"./net.pt:{ARCH}")
+    with pytest.raises(UsageError, match="say of which network"):
+        load_model("./net.pt")
+    assert same(load_model(f"./net.pt:{ARCH}", trust=True)[0], weights)
+    assert same(load_model("./net.pt", trust=True)[0], weights)
 
 
 @pytest.mark.parametrize(

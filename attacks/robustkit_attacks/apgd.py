@@ -62,7 +62,7 @@ class APGD:
             raise UsageError(f"apgd: several radii are for l1, not {case.threat.norm}")
         result = case.x.clone()
         place = torch.arange(len(result), device=result.device)
-        several = self.loss == "dlr-targeted" and case.target is None
+        several = self.loss in losses.TOWARDS_A_CLASS and case.target is None
         aims = parts.wrong_classes(case, self.targets) if several else None
         for restart in range(self.restarts):
             for rank in range(1 if aims is None else aims.shape[1]):
@@ -138,9 +138,10 @@ class APGD:
 
     def cost(self, classes: int) -> tuple[int, int]:
         """One forward and backward a step and one at each start; a forward to rank the classes."""
-        runs = self.restarts * (min(self.targets, classes - 1) if self.loss == "dlr-targeted" else 1)
+        several = self.loss in losses.TOWARDS_A_CLASS
+        runs = self.restarts * (min(self.targets, classes - 1) if several else 1)
         passes = runs * (self.steps + len(apgd_l1.stages(self.steps, self.radii)))
-        return passes + (self.loss == "dlr-targeted"), passes
+        return passes + several, passes
 
 
 def _adapted(state: _State, interval: int) -> _State:

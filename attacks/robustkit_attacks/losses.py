@@ -16,22 +16,23 @@ from robustkit import rows
 from robustkit.api import Loss
 from robustkit.errors import UsageError
 
-Name = Literal["ce", "margin", "dlr", "dlr-targeted", "ce-rescaled"]
+Name = Literal["ce", "margin", "margin-targeted", "dlr", "dlr-targeted", "ce-rescaled", "ce-float64"]
+TOWARDS_A_CLASS = frozenset({"margin-targeted", "dlr-targeted"})  # run once for each of several wrong classes
 
 
 def make(name: Name, y: Tensor, target: Tensor | None, aim: Tensor | None = None) -> Loss:
     """The loss `name` for these labels; with a target, the loss that leads to it.
 
-    `aim` is for `dlr-targeted` where any wrong class will do: the class to overtake the true one, by default the best
-    wrong class at each point. A target must overtake all others: there `dlr-targeted` is `dlr`.
+    `aim` is for the losses ending in `-targeted` where any wrong class will do: the class to overtake the true one, by
+    default the best wrong class at each point. A target must overtake all others: there they are `dlr` and `margin`.
 
     Raises:
         UsageError: for an unknown name.
     """
     if name not in _LOSSES:
         raise UsageError(f"no loss called {name!r}; there are: {', '.join(_LOSSES)}")
-    if name == "dlr-targeted" and target is None:
-        return lambda outputs: targeted_difference_of_logits_ratio(outputs.logits, y, aim)
+    if name in TOWARDS_A_CLASS and target is None:
+        return lambda outputs: _lead(outputs.logits, y, aim) / (_gap(outputs.logits) if name == "dlr-targeted" else 1)
     function = _LOSSES[name]
     return lambda outputs: function(outputs.logits, y, target)
 
@@ -49,6 +50,21 @@ def rescaled_cross_entropy(logits: Tensor, y: Tensor, target: Tensor | None) -> 
     return cross_entropy(logits / spread[:, None], y, target)
 
 
+def cross_entropy_float64(logits: Tensor, y: Tensor, target: Tensor | None) -> Tensor:
+    """The logarithm of CE, in float64: it leads where CE leads, and does not vanish however sure the model is.
+
+    log CE = log softplus(u), u the log-sum-exp of the wrong logits minus z_y; for u → −∞ it is u. With a target minus
+    CE of the target, which vanishes only where the target is reached.
+    """
+    logits = logits.double()
+    if target is not None:
+        return cross_entropy(logits, y, target)
+    hidden = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, y[:, None], True)
+    lead = logits.masked_fill(hidden, -torch.inf).logsumexp(1) - logits.gather(1, y[:, None])[:, 0]
+    # Below −30 softplus(u) is exp(u) to the last digit, and its logarithm u itself.
+    return torch.where(lead < -30, lead, F.softplus(lead.clamp_min(-30)).log())
+
+
 def negative_margin(logits: Tensor, y: Tensor, target: Tensor | None) -> Tensor:
     """Minus the margin: above zero when the goal is reached."""
     return -rows.margin(logits, y, target)
@@ -64,16 +80,15 @@ def difference_of_logits_ratio(logits: Tensor, y: Tensor, target: Tensor | None)
     return -rows.margin(logits, y) / (top[:, 0] - top[:, 2] + 1e-12)
 
 
-def targeted_difference_of_logits_ratio(logits: Tensor, y: Tensor, aim: Tensor | None) -> Tensor:
-    """Targeted DLR: z_aim − z_y, in units of the gap between the first and the mean of third and fourth logit."""
+def _lead(logits: Tensor, y: Tensor, aim: Tensor | None) -> Tensor:
+    """z_aim − z_y; over `_gap` it is targeted DLR."""
     if aim is None:
         aim = logits.detach().scatter(1, y[:, None], -torch.inf).argmax(1)
-    lead = logits.gather(1, aim[:, None])[:, 0] - logits.gather(1, y[:, None])[:, 0]
-    return lead / _gap(logits)
+    return logits.gather(1, aim[:, None])[:, 0] - logits.gather(1, y[:, None])[:, 0]
 
 
 def _gap(logits: Tensor) -> Tensor:
-    """The unit of targeted DLR, which needs 4 classes; 1 with fewer."""
+    """The unit of targeted DLR: from the first logit to the mean of third and fourth; 1 with fewer than 4 classes."""
     if logits.shape[1] < 4:
         return torch.ones_like(logits[:, 0])
     top = logits.topk(4, dim=1).values
@@ -83,7 +98,9 @@ def _gap(logits: Tensor) -> Tensor:
 _LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor | None], Tensor]] = {
     "ce": cross_entropy,
     "margin": negative_margin,
+    "margin-targeted": negative_margin,  # towards a target that was asked for, as the other below
     "dlr": difference_of_logits_ratio,
-    "dlr-targeted": difference_of_logits_ratio,  # towards a target that was asked for
+    "dlr-targeted": difference_of_logits_ratio,
     "ce-rescaled": rescaled_cross_entropy,
+    "ce-float64": cross_entropy_float64,
 }

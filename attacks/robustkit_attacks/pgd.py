@@ -57,17 +57,17 @@ class PGD:
             if not len(place):
                 break
             start = case.threat.sample(case.x, case.draws.at(restart)) if self.random_start else case.x
-            case, state = self._climb(case, _State(start, start, torch.zeros_like(place, dtype=torch.bool), place))
-            ended = rows.pick(state.hit, state.found, state.adv)
-            result[state.place] = ended
+            case, place, ended = self.climb(case, place, start)
+            result[place] = ended
             if restart + 1 < self.restarts:
                 stays = ~case.submit(ended)
-                case, place = case.select(stays), state.place[stays]
+                case, place = case.select(stays), place[stays]
         return result
 
-    def _climb(self, case: Case, state: _State) -> tuple[Case, _State]:
-        """One restart: the case and state of the samples that are not confirmed broken by its end."""
+    def climb(self, case: Case, place: Tensor, start: Images) -> tuple[Case, Tensor, Images]:
+        """One run from `start`: the case, places and candidates of what is not confirmed broken before its end."""
         size = self.step or 2.5 * case.threat.eps / self.steps
+        state = _State(start, start, torch.zeros_like(place, dtype=torch.bool), place)
         for i in range(1, self.steps + 1):
             loss = losses.make(self.loss, case.y, case.target)
             outputs, _, grad = case.oracle.gradient(state.adv, loss)
@@ -84,7 +84,7 @@ class PGD:
                 case, state = case.select(~broken), parts.select(state, ~broken)
                 if not len(state.place):
                     break
-        return case, state
+        return case, state.place, rows.pick(state.hit, state.found, state.adv)
 
     def _direction(self, threat: ThreatModel, adv: Images, grad: Images) -> Images:
         """A step of length 1 in the norm."""

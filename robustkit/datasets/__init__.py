@@ -3,40 +3,38 @@
 from pathlib import Path
 
 from robustkit import plugins
-from robustkit.api import Dataset
+from robustkit.api import Dataset, DatasetSource
 from robustkit.datasets.mapped import Mapped
 from robustkit.datasets.pair import Pair, check_images
 from robustkit.errors import UsageError
-from robustkit.spec import build, parse
+from robustkit.sources.python import typed_arguments
+from robustkit.spec import parse, suggest
 
-__all__ = ["Pair", "check_images", "load_dataset", "resolve"]
+__all__ = ["Pair", "check_images", "listing", "load_dataset", "resolve"]
 
 
 def load_dataset(spec: str) -> Dataset:
-    """The dataset of a spec: `digits`, `cifar10:path=…`, `./images.npz`, `python/package.module.callable:key=value`.
+    """The dataset of a spec: `digits`, `cifar10:path=…`, `./images.npz`, `folder/PATH`, `python/package.callable`.
 
     Raises:
         UsageError: for an unknown name or option, or data that cannot be read as images with labels.
     """
     parsed = parse(spec)
-    if parsed.source == "file":
-        options = {"path": parsed.name, **parsed.options}
-        dataset: Dataset = build(plugins.load("datasets", "file"), options, parsed.name)
-        return dataset
-    if parsed.source == "python":
-        dataset = plugins.load("datasets", "python")(parsed.name, parsed.options)
-        return dataset
+    sources = plugins.table("dataset_sources")
     head = f"{parsed.source}/{parsed.name}" if parsed.source else parsed.name
-    if Path(head).is_file():
+    if parsed.source not in sources and Path(head).is_file():
         raise UsageError(f"{head!r} is no dataset's name; to read the file, write ./{head}")
+    if parsed.source not in sources and Path(head).is_dir():
+        raise UsageError(f"{head!r} is no dataset's name; to read a folder of class folders, write folder/{head}")
     if parsed.source:
-        raise UsageError(
-            f"no dataset source called {parsed.source!r}; write a name such as digits, a file such as ./images.npz, "
-            "or python/package.module.callable"
-        )
-    if parsed.name in ("file", "python"):
-        raise UsageError(f"{parsed.name!r} alone names no data; write ./images.npz or python/package.module.callable")
-    dataset = build(plugins.load("datasets", parsed.name), parsed.options, parsed.name)
+        if parsed.source not in sources:
+            raise UsageError(suggest(parsed.source, sources, "dataset source"))
+        source: DatasetSource = plugins.load("dataset_sources", parsed.source)()
+        return source.make(parsed.name, parsed.options)
+    if parsed.name in sources:
+        raise UsageError(f"{parsed.name!r} alone names no data; write {_form(parsed.name)}")
+    factory = plugins.load("datasets", parsed.name)
+    dataset: Dataset = factory(**typed_arguments(factory, parsed.options, parsed.name))
     return dataset
 
 
@@ -57,3 +55,19 @@ def resolve(data: object) -> Dataset:
     raise UsageError(
         f"data is of type {type(data).__name__}; give a spec such as 'digits', an (x, y) pair of tensors, or a dataset"
     )
+
+
+def listing() -> list[tuple[str, str]]:
+    """How each dataset is named, with a line on it; of a source the names it has, or its form."""
+    rows = [(name, found.entry.summary) for name, found in plugins.table("datasets").items()]
+    for name, found in plugins.table("dataset_sources").items():
+        source: DatasetSource = plugins.load("dataset_sources", name)()
+        rows += [(f"{name}/{each}", found.entry.summary) for each in source.names()] or [
+            (_form(name), found.entry.summary)
+        ]
+    return rows
+
+
+def _form(source: str) -> str:
+    forms = {"file": "./images.npz", "python": "python/package.module.callable", "corrupted": "corrupted/(cifar10)"}
+    return forms.get(source, f"{source}/…")

@@ -1,53 +1,42 @@
-"""MNIST: the original idx files, gzipped or not, or an .npz.
+"""MNIST and Fashion-MNIST: the original idx files, gzipped or not, or an .npz.
 
-Source: Y. LeCun, L. Bottou, Y. Bengio and P. Haffner, "Gradient-based learning applied to document recognition", 1998.
+Sources: Y. LeCun, L. Bottou, Y. Bengio and P. Haffner, "Gradient-based learning applied to document recognition", 1998;
+H. Xiao, K. Rasul and R. Vollgraf, "Fashion-MNIST", 2017, arXiv:1708.07747.
 """
 
 import gzip
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from robustkit.api import Images, Labels
-from robustkit.datasets.npz import Arrays, Split, load_split
+from robustkit.cache import Remote
+from robustkit.datasets.local import Files, Known, as_labels, load
+from robustkit.datasets.npz import Arrays, Split
 from robustkit.datasets.pair import Pair
 from robustkit.errors import UsageError
 
 
-@dataclass(frozen=True)
-class Mnist:
-    """10 classes, 1×28×28. `path` is a folder (of the idx files, or what contains MNIST/raw) or an .npz."""
+def mnist(path: str = "", split: Split = "test") -> Pair:
+    """10 classes, 1×28×28; 10,000 test and 60,000 training images.
 
-    path: str = ""
-    split: Split = "test"
-
-    name = "mnist"
-    classes = 10
-
-    def __len__(self) -> int:
-        return len(self._pair)
-
-    def batch(self, indices: Sequence[int]) -> tuple[Images, Labels]:
-        """The images (float32 in [0,1]) and labels (int64) at `indices`."""
-        return self._pair.batch(indices)
-
-    @cached_property
-    def _pair(self) -> Pair:
-        advice = "put t10k-images-idx3-ubyte.gz and the other three idx files into ./data/mnist"
-        return load_split(self.name, self.classes, self.path, self.split, _read_folder, advice)
+    Args:
+        path: a folder with the idx files, or an .npz; else they are looked for, then fetched.
+        split: test or train.
+    """
+    return load(MNIST, path, split)
 
 
-def _read_folder(folder: Path, split: Split) -> Arrays | None:
+def fashion_mnist(path: str = "", split: Split = "test") -> Pair:
+    """10 classes of clothing, 1×28×28; 10,000 test and 60,000 training images. Settings as of `mnist`."""
+    return load(FASHION, path, split)
+
+
+def _read_folder(folder: Path, split: str) -> Arrays | None:
     prefix = "t10k" if split == "test" else "train"
-    for root in (folder, folder / "MNIST" / "raw"):
-        images, labels = _find(root, f"{prefix}-images", "idx3-ubyte"), _find(root, f"{prefix}-labels", "idx1-ubyte")
-        if images and labels:
-            return Arrays(read_idx(images), read_idx(labels).astype(np.int64))
-    return None
+    images, labels = _find(folder, f"{prefix}-images", "idx3-ubyte"), _find(folder, f"{prefix}-labels", "idx1-ubyte")
+    return Arrays(read_idx(images), as_labels(read_idx(labels))) if images and labels else None
 
 
 def _find(root: Path, head: str, tail: str) -> Path | None:
@@ -70,3 +59,45 @@ def read_idx(file: Path) -> np.ndarray:
         return np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3]).reshape(shape).copy()
     except (ValueError, IndexError, OSError, EOFError, zlib.error) as error:
         raise UsageError(f"{file} is no idx file ({error}); download it again") from error
+
+
+def _files(name: str, mirrors: Sequence[str], md5s: Mapping[str, str], page: str) -> Files:
+    def remote(part: str) -> Remote:
+        file = f"{part}-ubyte.gz"
+        urls = tuple(mirror + file for mirror in mirrors)
+        return Remote(f"datasets/{name}/{file}", urls, md5=md5s[part], magic=(b"\x1f\x8b",), by_hand=page)
+
+    return {
+        split: (remote(f"{prefix}-images-idx3"), remote(f"{prefix}-labels-idx1"))
+        for split, prefix in (("test", "t10k"), ("train", "train"))
+    }
+
+
+MNIST = Known(
+    "mnist", 10, ("mnist", "MNIST/raw"), _read_folder,
+    _files(
+        "mnist",
+        ("https://ossci-datasets.s3.amazonaws.com/mnist/", "http://yann.lecun.com/exdb/mnist/"),
+        {
+            "train-images-idx3": "f68b3c2dcbeaaa9fbdd348bbdeb94873",
+            "train-labels-idx1": "d53e105ee54ea40749a09fcbcd1e9432",
+            "t10k-images-idx3": "9fb629c4189551a2d022fa330f9573f3",
+            "t10k-labels-idx1": "ec29112dd5afa0611ce80d1b7f02629c",
+        },
+        "http://yann.lecun.com/exdb/mnist/",
+    ),
+)  # fmt: skip
+FASHION = Known(
+    "fashion-mnist", 10, ("fashion-mnist", "FashionMNIST/raw"), _read_folder,
+    _files(
+        "fashion-mnist",
+        ("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",),
+        {
+            "train-images-idx3": "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+            "train-labels-idx1": "25c81989df183df01b3e8a0aad5dffbe",
+            "t10k-images-idx3": "bef4ecab320f06d8554ea6380940ec79",
+            "t10k-labels-idx1": "bb300cfdad3c16e7a12a480ee83cd310",
+        },
+        "https://github.com/zalandoresearch/fashion-mnist",
+    ),
+)  # fmt: skip

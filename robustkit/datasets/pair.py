@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from robustkit.api import Images, Labels
@@ -33,12 +34,22 @@ class Pair:
         Raises:
             UsageError: for an index that is not in the dataset.
         """
-        rows = torch.as_tensor(indices, dtype=torch.int64)
-        outside = rows[(rows < 0) | (rows >= len(self))]
-        if len(outside):
-            raise UsageError(f"{self.name} has images 0 to {len(self) - 1}; there is no {int(outside[0])}")
+        rows = as_rows(indices, len(self), self.name)
         x = self.x[rows]
         return (x.float() / 255 if x.dtype == torch.uint8 else x), self.y[rows]
+
+
+def as_rows(indices: Sequence[int], n: int, what: str) -> Int[Tensor, " batch"]:
+    """Indices into a dataset of n images, as a tensor.
+
+    Raises:
+        UsageError: for an index that is not in the dataset.
+    """
+    rows = torch.as_tensor(indices, dtype=torch.int64)
+    outside = rows[(rows < 0) | (rows >= n)]
+    if len(outside):
+        raise UsageError(f"{what} has images 0 to {n - 1}; there is no {int(outside[0])}")
+    return rows
 
 
 def check_images(x: object, y: object, what: str, classes: int | None = None) -> tuple[Tensor, Tensor]:

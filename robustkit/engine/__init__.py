@@ -1,23 +1,28 @@
 """The engine: plan shards, attack the survivors, judge, journal. `evaluate` is the way in."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from robustkit import datasets, sources, spec
-from robustkit.api import Attack, Dataset, Suite, ThreatModel
+from robustkit import datasets, defended, sources, spec
+from robustkit.api import Attack, Dataset, Defense, ModelCard, Suite, ThreatModel
+from robustkit.doctor import KINDS, enough, examine_input
 from robustkit.engine import assemble, events, plan
+from robustkit.engine.costs import predict
 from robustkit.engine.run import Carried, Run
-from robustkit.engine.subject import CallableModule, Subject, as_module, check_labels, examine, lent, snapshot
+from robustkit.engine.subject import CallableModule, Subject, as_module, check_labels, examine, lent, restore, snapshot
 from robustkit.errors import UsageError
 from robustkit.record import RunRecord
+from robustkit.sources.evaluating import evaluating
 from robustkit.store import RunFolder, load_run
 
 SHARD = 512
+SHARD_BYTES = 80 << 20  # of a shard's images: memory depends neither on how many nor on how large they are
 MOST_IN_FLIGHT = 512
 
 
@@ -26,6 +31,7 @@ def evaluate(
     data: str | Dataset | tuple[Any, Any],
     attack: str | Attack | Suite | Sequence[Any] = "autoattack",
     *,
+    defense: str | Defense | Sequence[str | Defense] = (),
     norm: Literal["linf", "l2", "l1", "l0"] = "linf",
     eps: float | str | None = None,
     seed: int = 0,
@@ -35,14 +41,17 @@ def evaluate(
     outputs: Literal["logits", "probs"] = "logits",
     quantize: Literal["8bit"] | None = None,
     save_adversarial: bool = False,
+    trust: bool = False,
     device: str = "auto",
     batch_size: int | Literal["auto"] = "auto",
-    shard_size: int = SHARD,
+    shard_size: int | None = None,
     tile: int | None = None,
     out: str | os.PathLike[str] | Callable[[spec.Job], Path] | None = None,
     fresh: bool = False,
     on_event: Callable[[events.Event], None] | None = None,
     carry: RunRecord | None = None,
+    draws: int = spec.DEFAULT_DRAWS,
+    doctor: bool = True,
 ) -> RunRecord:
     """Measure the robust accuracy of a model, judged on every sample.
 
@@ -50,6 +59,7 @@ def evaluate(
         model: a spec, an nn.Module, or a callable from [0,1] images to logits. It is put in eval mode and restored.
         data: a spec, a Dataset, or a pair (x, y) of tensors or arrays, x (n, channels, height, width) in [0,1].
         attack: a spec (`+` makes a list), an Attack, a Suite, or a list of these; each runs on what still stands.
+        defense: what stands before the model at inference: a spec (`+` makes a list), a Defense, or a list of these.
         norm: of the threat model.
         eps: its radius in [0,1] units, 8/255 or "8/255"; for l0 a number of pixels. None is 8/255 in linf, 0.5 in l2,
             12 in l1, 10 in l0.
@@ -60,14 +70,17 @@ def evaluate(
         outputs: what the model returns; probabilities must be declared.
         quantize: also judge each adversarial rounded to 8 bits.
         save_adversarial: keep the adversarial images.
+        trust: unpickle checkpoints that are more than weights, which runs code from them.
         device: "auto" is the module's own, or CUDA if there is one for a model named by a spec.
         batch_size: the most samples in flight; "auto" finds what fits. It changes no result.
-        shard_size: samples of one journal file. It changes no result.
+        shard_size: samples of one journal file; None is 512, fewer of large images. It changes no result.
         tile: width of the batches the model sees, part of the run's identity; None chooses by image size.
         out: a folder that is continued if it holds this very run; None writes nothing.
         fresh: forget what `out` holds.
         on_event: told of progress, see `robustkit.engine.events`.
         carry: the same evaluation at a smaller eps: what it broke is not attacked again and counts as broken.
+        draws: of a randomised model, how many fresh draws vote on a sample; see `robustkit.randomised`.
+        doctor: let `robustkit.doctor` look first whether the model gets the input it expects; a flag if not.
 
     Raises:
         UsageError: for anything that cannot be run as given, before anything is written.
@@ -79,22 +92,33 @@ def evaluate(
         raise UsageError(f"quantize={quantize!r}; there is: 8bit")
     if outputs not in ("logits", "probs"):
         raise UsageError(f"outputs={outputs!r}; there are: logits, probs")
-    for what, value in (("batch_size", batch_size), ("shard_size", shard_size), ("tile", tile)):
+    for what, value in (
+        ("batch_size", batch_size),
+        ("shard_size", shard_size),
+        ("tile", tile),
+        ("draws", draws),
+    ):
         if value not in ("auto", None) and not (isinstance(value, int) and value >= 1):
             raise UsageError(f"{what} must be a whole number of at least 1, not {value!r}")
     dataset = datasets.resolve(data)
     classes = dataset.classes or None
     target_text = plan.parse_target(target, classes)
     plan.check_attack(attack)
-    module = sources.load_model(model)[0] if isinstance(model, str) else as_module(model)
-    name = model if isinstance(model, str) else _name_of(module)
+    defenses = defended.resolve(defense)
+    with evaluating(dataset.name, norm):
+        module, card = sources.load_model(model, trust=trust) if isinstance(model, str) else (as_module(model), None)
+    name = model if isinstance(model, str) else model_name(module)
+    module = defended.protect(module, defenses)
     chosen = plan.choose_samples(dataset, n, indices, int(target_text) if target_text.isdigit() else None)
-    where = _device(device, module, named=isinstance(model, str))
+    where = choose_device(device, module, named=isinstance(model, str))
     if isinstance(model, str):
         module.to(where)
     with lent(module):
         first = chosen.batch(0, min(len(chosen.indices), 64))
-        subject = examine(module, *first, classes=classes, outputs=outputs, tile=tile, seed=seed, device=where)
+        shape = card.input_shape if card else ()
+        subject = examine(
+            module, *first, classes=classes, outputs=outputs, tile=tile, seed=seed, device=where, input_shape=shape
+        )
         check_labels(chosen.labels, subject.facts.classes)
         attacks = plan.resolve_attacks(attack, threat, subject.facts)
         plan.parse_target(target, subject.facts.classes)
@@ -120,24 +144,34 @@ def evaluate(
             tile=subject.reference.tile,
             precision=str(subject.reference.dtype).removeprefix("torch."),
             versions=plan.versions(),
+            draws=draws if subject.facts.randomised else 0,
+            defense=defended.text(defenses),
         )
         _check_carry(carry, job)
         tell = on_event or (lambda event: None)
         path = out(job) if callable(out) else Path(out) if out is not None else None
-        folder, shard = None, shard_size
+        folder, shard = None, shard_size or _shard_size(first[0][0])
         if path is not None:
             folder = RunFolder(path)
-            wanted = {"shard_size": shard_size, "adversarial": save_adversarial}
+            wanted = {"shard_size": shard, "adversarial": save_adversarial}
             held = folder.open(job.to_json(), wanted, fresh=fresh)
             if save_adversarial and not held["adversarial"]:
                 raise UsageError(f"the run in {path} was begun without its adversarials; add --fresh to run it again")
             shard, save_adversarial = held["shard_size"], held["adversarial"]
-        title = f"{name} · {dataset.name} · {norm} {_eps_text(eps)} · {plan.attack_text(attack)}"
+        behind = f" behind {job.defense}" if job.defense else ""
+        title = f"{name}{behind} · {dataset.name} · {norm} {_eps_text(eps)} · {plan.attack_text(attack)}"
         resumed = folder is not None and folder.has_parts()
         tell(events.Started(title, len(chosen.indices), job.attacks, resumed))
         if folder is not None and (known := _finished(folder, carry)) is not None:
             tell(events.Finished(str(path)))
             return known
+        weights = snapshot(module)
+        found = _doctor_flags(subject, chosen, card, carry) if doctor else []
+        predicted = predict(subject, attacks, first[0], len(chosen.indices))
+        restore(module, weights)
+        tell(predicted)
+        for flag in found:
+            tell(events.Noted(flag["message"]))
         run = Run(
             subject=subject,
             search=subject.reference,
@@ -148,12 +182,13 @@ def evaluate(
             seed=seed,
             quantize=quantize or "",
             keep_adversarial=save_adversarial,
-            in_flight=_in_flight(batch_size, subject, first[0]),
+            in_flight=samples_in_flight(batch_size, subject, first[0]),
             shard_size=shard,
             folder=folder,
             tell=tell,
-            weights=snapshot(module),
+            weights=weights,
             carried=_carried(carry),
+            draws=job.draws,
         )
         if folder is not None:
             folder.begin()
@@ -170,8 +205,9 @@ def evaluate(
             samples=samples,
             attacks=attack_rows,
             seconds=seconds,
-            flags=[*subject.flags, *_left_out(target_text, len(chosen.indices), chosen.left_out)],
+            flags=[*subject.flags, *_left_out(target_text, len(chosen.indices), chosen.left_out), *found],
             errors=run.errors,
+            predicted=asdict(predicted),
             adversarial=assemble.adversarial(run),
             folder=str(path) if path else None,
         )
@@ -183,6 +219,7 @@ def evaluate(
 
 _CARRIED_AS_IS = (
     "norm", "model_sha256", "probe_sha256", "data_sha256", "indices", "attacks", "target", "seed", "outputs",
+    "draws",
 )  # fmt: skip
 
 
@@ -211,6 +248,19 @@ def _carried(carry: RunRecord | None) -> dict[int, Carried]:
     return {int(i): Carried(str(by), float(d), float(at)) for i, status, by, d, at in rows if status == "BROKEN"}
 
 
+def _doctor_flags(
+    subject: Subject, chosen: plan.Samples, card: ModelCard | None, carry: RunRecord | None
+) -> list[Mapping[str, Any]]:
+    """What the doctor finds; of a sweep, what it found at the first eps."""
+    if carry is not None:
+        return [flag for flag in carry.flags if flag["kind"] in KINDS]
+    if getattr(chosen.dataset, "severity", 0):
+        return []  # on images corrupted on purpose another contrast or range may truly be better
+    network = subject.reference.seeded("doctor") if subject.facts.randomised else subject.reference
+    n = min(len(chosen.indices), enough(network))
+    return examine_input(network, chosen.batch, n, card).flags()
+
+
 def _left_out(target: str, n: int, left_out: int) -> list[dict[str, Any]]:
     if not left_out:
         return []
@@ -218,7 +268,8 @@ def _left_out(target: str, n: int, left_out: int) -> list[dict[str, Any]]:
     return [{"kind": "left-out", "message": text}]
 
 
-def _name_of(module: nn.Module) -> str:
+def model_name(module: nn.Module) -> str:
+    """What a module is called that came without a spec: its class, or the function behind it."""
     inner = module.function if isinstance(module, CallableModule) else type(module)
     return f"{getattr(inner, '__module__', '')}.{getattr(inner, '__qualname__', type(inner).__name__)}".lstrip(".")
 
@@ -227,7 +278,12 @@ def _eps_text(eps: float | str) -> str:
     return eps if isinstance(eps, str) else f"{eps:.6g}"
 
 
-def _device(wanted: str, module: nn.Module, *, named: bool) -> torch.device:
+def choose_device(wanted: str, module: nn.Module, *, named: bool) -> torch.device:
+    """The device of a run; `named` says that the model came by a spec, so that it may be moved.
+
+    Raises:
+        UsageError: for a device that is not there, or not the one that the caller's module is on.
+    """
     if wanted == "auto":
         if named:
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -245,9 +301,14 @@ def _device(wanted: str, module: nn.Module, *, named: bool) -> torch.device:
     return device
 
 
-def _in_flight(batch_size: int | Literal["auto"], subject: Subject, x: Tensor) -> int:
-    """How many samples an attack works on at once: whole tiles, as many as memory for a backward pass allows."""
+def samples_in_flight(batch_size: int | Literal["auto"], subject: Subject, x: Tensor) -> int:
+    """How many samples an attack works on at once: whole tiles, as many as memory for a backward pass allows.
+
+    Of a randomised model one tile: its noise is that of a tile, and so the batch size changes nothing.
+    """
     network = subject.reference
+    if subject.facts.randomised:
+        return network.tile
     if batch_size != "auto":
         return max(1, batch_size // network.tile) * network.tile
     if not subject.facts.differentiable:
@@ -263,6 +324,11 @@ def _in_flight(batch_size: int | Literal["auto"], subject: Subject, x: Tensor) -
         network.tracked(x[:1])
     free = _free_memory(network.device)
     return min(MOST_IN_FLIGHT // network.tile or 1, max(1, int(free / 4 / max(1, kept)))) * network.tile
+
+
+def _shard_size(image: Tensor) -> int:
+    fitting = SHARD_BYTES // (image.numel() * image.element_size())
+    return min(SHARD, max(16, fitting // 16 * 16))
 
 
 def _free_memory(device: torch.device) -> int:

@@ -52,6 +52,7 @@ def columns(run: Run) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dic
                     "forwards": facts["forwards"],
                     "backwards": facts["backwards"],
                     **({"quantized": _OUTCOMES[facts["quantized"].astype(np.int64)]} if run.quantize else {}),
+                    **({"draws": facts["draws"].astype(np.object_), "ever": facts["ever"]} if run.draws else {}),
                 }
             )
             seconds[named.name] = seconds.get(named.name, 0.0) + float(facts["seconds"].sum())
@@ -69,8 +70,12 @@ def columns(run: Run) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dic
     }
     if run.quantize:
         samples["quantized_status"] = np.where(status == record.UNKNOWN, record.UNKNOWN, quantized).astype(np.str_)
+    if run.draws:
+        parts = [run.done[shard, CLEAN]["draws"] for shard in sorted(starts)]
+        samples["draws"] = np.concatenate(parts).astype(np.str_)
     joined = {name: np.concatenate([part[name] for part in rows]) for name in rows[0]}
-    joined["attack"], joined["outcome"] = joined["attack"].astype(np.str_), joined["outcome"].astype(np.str_)
+    for name in {"attack", "outcome", "draws"} & joined.keys():
+        joined[name] = joined[name].astype(np.str_)
     return samples, joined, seconds
 
 

@@ -16,6 +16,22 @@ class Started:
 
 
 @dataclass(frozen=True, slots=True)
+class Noted:
+    """Something the user should know before the attacks begin; it stands in the record's flags too."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Predicted:
+    """What the attacks take at most, if no sample breaks: passes of single samples, and seconds."""
+
+    forwards: int
+    backwards: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class CleanDone:
     """All clean passes are done (of the shards so far)."""
 
@@ -41,4 +57,4 @@ class Finished:
     folder: str | None
 
 
-Event = Started | CleanDone | Progress | Finished
+Event = Started | Noted | Predicted | CleanDone | Progress | Finished

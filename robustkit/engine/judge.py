@@ -72,17 +72,20 @@ class Judge:
             for part in (~again, again):
                 valid[part] = self.submit(samples[part], adv[part])
             return valid
-        x, target = self.x[samples], None if self.target is None else self.target[samples]
+        distance = self.threat.distance(self.x[samples], adv)
         in_box = self.threat.in_box(adv)
-        distance = self.threat.distance(x, adv)
         near = in_box & (distance <= self.threat.limit)
         allowed = near if self.goal == "bounded" else in_box
         finite = torch.isfinite(rows.flat(adv)).all(1)
         self.violate(samples[~finite], "an image that is not finite")
         self.violate(samples[finite & ~in_box], "an image outside the box")
         self.violate(samples[in_box & ~allowed], "an image outside the ball")
+        return self._decide(samples, adv, distance, near, allowed)
 
-        logits = self.reference.logits(torch.where(rows.spread(allowed, adv), adv, x))
+    def _decide(self, samples: Tensor, adv: Images, distance: Tensor, near: Mask, allowed: Mask) -> Mask:
+        """Ask the model about the candidates that are allowed, and keep the best; true where it is a valid break."""
+        target = None if self.target is None else self.target[samples]
+        logits = self.reference.logits(torch.where(rows.spread(allowed, adv), adv, self.x[samples]))
         sound = torch.isfinite(logits).all(1)
         self.violate(samples[allowed & ~sound], "the model's outputs are not finite")
         fooled = allowed & sound & rows.reached(logits, self.y[samples], target)

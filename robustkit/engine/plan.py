@@ -5,6 +5,7 @@ import importlib.metadata
 import operator
 import platform
 import sys
+import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -16,18 +17,20 @@ from torch import Tensor
 
 import robustkit
 from robustkit import plugins, spec
-from robustkit.api import Attack, Dataset, Expected, Images, Labels, ModelFacts, Suite, ThreatModel
+from robustkit.api import Attack, Dataset, Expected, ForeignAttack, Images, Labels, ModelFacts, Suite, ThreatModel
 from robustkit.datasets.pair import check_images
 from robustkit.errors import UsageError
 from robustkit.streams import SampleDraws, key_of
 
-CHUNK = 256
+CHUNK = 64  # images looked at together: few, since they may be large
 DECIDING = (
     "api.py",
     "rows.py",
     "projection.py",
     "streams.py",
     "oracle.py",
+    "generators.py",
+    "randomised.py",
     "engine/*.py",
 )  # the harness's part in a number
 
@@ -80,7 +83,7 @@ def attack_text(attack: Any) -> str:
 def _settings(attack: Any) -> Iterator[Any]:
     """The settings objects behind whatever the caller named."""
     if isinstance(attack, str):
-        for text in spec.listed(attack):
+        for text in _specs(attack):
             yield make_attack(text)
     elif isinstance(attack, type):
         raise UsageError(f"{attack.__name__} is a class; make one: {attack.__name__}()")
@@ -93,6 +96,27 @@ def _settings(attack: Any) -> Iterator[Any]:
         raise UsageError(f"an attack is a spec, an Attack, a Suite or a list, not {type(attack).__name__}")
 
 
+def _specs(text: str) -> list[str]:
+    """The specs of a '+' list; what follows a setting that is itself a list continues it: `transfer:input=di+ti`."""
+    found: list[str] = []
+    for item in spec.split(text, "+"):
+        if found and _ends_in_a_list(found[-1]):
+            found[-1] += f"+{item}"
+        else:
+            found.append(item)
+    return [spec.unwrap(item.strip()) for item in found]
+
+
+def _ends_in_a_list(text: str) -> bool:
+    """Whether the last option written is one that holds several values."""
+    parsed = None if text.strip().startswith("(") else spec.parse(text)
+    if parsed is None or parsed.source or not parsed.options or parsed.name not in plugins.table("attacks"):
+        return False
+    factory = plugins.load("attacks", parsed.name)
+    hints = typing.get_type_hints(factory if isinstance(factory, type) else type(factory()))
+    return typing.get_origin(hints.get(list(parsed.options)[-1])) is tuple
+
+
 def make_attack(text: str) -> Any:
     """The Attack or Suite of one spec; `eot=K` works on any gradient attack."""
     parsed = spec.parse(text)
@@ -101,11 +125,11 @@ def make_attack(text: str) -> Any:
         from robustkit.sources.python import call
 
         return call(parsed.name, options, "attack")
-    if parsed.source:
-        raise UsageError(f"no attack source {parsed.source!r}; a bare name is native, python/module.callable is yours")
-    factory = plugins.load("attacks", parsed.name)
     eot = spec.typed(options.pop("eot"), int, f"{parsed.name}: eot") if "eot" in options else 1
-    made = spec.build(factory, options, parsed.name)
+    if parsed.source:
+        made = plugins.load("attack_sources", parsed.source)().make(parsed.name, options)
+    else:
+        made = spec.build(plugins.load("attacks", parsed.name), options, parsed.name)
     if eot == 1:
         return made
     if not isinstance(made, Attack) or made.access != "white-box" or eot < 1:
@@ -117,7 +141,9 @@ def name_of(item: Any) -> str:
     """The spec that makes an attack again: its table name and the settings that are not default."""
     if isinstance(item, Expected):
         inner = spec.parse(name_of(item.attack))
-        return str(spec.Spec("", inner.name, {**inner.options, "eot": str(item.k)}))
+        return str(spec.Spec(inner.source, inner.name, {**inner.options, "eot": str(item.k)}))
+    if isinstance(item, ForeignAttack):
+        return item.spec
     options = spec.settings(item) if hasattr(item, "__dataclass_fields__") else {}
     return str(spec.Spec("", plugins.name_of("attacks", type(item)), options))
 
@@ -167,8 +193,8 @@ def image_sha256(image: Tensor) -> str:
     return hashlib.sha256(image.contiguous().numpy().tobytes()).hexdigest()
 
 
-def choose_samples(dataset: Dataset, n: int | None, indices: Any, skip_label: int | None) -> Samples:
-    """The samples of a run: all, the first n, or those at `indices`; without those that already have the target.
+def choose_indices(dataset: Dataset, n: int | None, indices: Any) -> tuple[int, ...]:
+    """Which samples: all, the first n, or those at `indices`.
 
     Raises:
         UsageError: for a choice that the dataset cannot meet.
@@ -185,6 +211,16 @@ def choose_samples(dataset: Dataset, n: int | None, indices: Any, skip_label: in
         chosen = tuple(range(size))
     if not chosen or min(chosen) < 0 or max(chosen) >= size or len(set(chosen)) != len(chosen):
         raise UsageError(f"indices must be different numbers from 0 to {size - 1}; {dataset.name} has {size} samples")
+    return chosen
+
+
+def choose_samples(dataset: Dataset, n: int | None, indices: Any, skip_label: int | None) -> Samples:
+    """The samples of a run, see `choose_indices`; without those that already have the target.
+
+    Raises:
+        UsageError: for a choice that the dataset cannot meet.
+    """
+    chosen = choose_indices(dataset, n, indices)
     labels, hashes = [], []
     for start in range(0, len(chosen), CHUNK):
         x, y = check_images(*dataset.batch(chosen[start : start + CHUNK]), dataset.name, dataset.classes or None)
@@ -232,15 +268,17 @@ def targets_for(target: str, y: Labels, logits: Tensor, indices: Tensor, seed: i
 
 def source_hashes(attacks: Sequence[Named]) -> dict[str, str]:
     """sha256 of the code behind each attack (all of its package) and of what judges it; empty if there is no file."""
-    found = {"robustkit": _package_sha256("robustkit", DECIDING)}
+    found = {"robustkit": package_sha256("robustkit", DECIDING)}
     for name, attack in attacks:
         inner = attack.attack if isinstance(attack, Expected) else attack
-        found[name] = _package_sha256(type(inner).__module__.partition(".")[0])
+        found[name] = package_sha256(type(inner).__module__.partition(".")[0])
+        if isinstance(inner, ForeignAttack):
+            found[inner.library] = package_sha256(inner.library)
     return found
 
 
 @cache
-def _package_sha256(package: str, only: tuple[str, ...] = ()) -> str:
+def package_sha256(package: str, only: tuple[str, ...] = ()) -> str:
     """sha256 of a package's Python files (or of `only` some) by name and content; of one file, if it is a module."""
     file = getattr(sys.modules.get(package), "__file__", None)
     if not file or not Path(file).is_file():

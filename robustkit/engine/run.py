@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robustkit import rows
-from robustkit.api import Case, ThreatModel
+from robustkit.api import Case, Goal, ThreatModel
 from robustkit.engine import events
 from robustkit.engine.judge import BROKEN, SURVIVED, VIOLATED, Judge
 from robustkit.engine.plan import Named, Samples, targets_for
 from robustkit.engine.subject import Subject, restore
+from robustkit.engine.voting import VotingJudge, clean, clean_by_vote
 from robustkit.errors import RobustkitError, UsageError
 from robustkit.oracle import Counts, ModelOracle, Network
 from robustkit.stats import Proportion
@@ -27,7 +27,9 @@ from robustkit.streams import SampleDraws, key_of
 CLEAN = 0
 TELL_EVERY_S = 0.25
 Facts = dict[str, np.ndarray]
-_ATTACK_FACTS = ("position", "outcome", "distance", "margin", "forwards", "backwards", "quantized")
+_ATTACK_FACTS = (
+    "position", "outcome", "distance", "margin", "forwards", "backwards", "quantized", "draws", "ever",
+)  # fmt: skip
 
 
 class Carried(NamedTuple):
@@ -40,7 +42,11 @@ class Carried(NamedTuple):
 
 @dataclass
 class Run:
-    """All that one run needs; `execute` gives the facts of each shard and attack."""
+    """All that one run needs; `execute` gives the facts of each shard and attack.
+
+    `draws` is 0 unless the model is randomised: then so many vote on a candidate, and one tile is attacked at a time,
+    for the noise belongs to a tile.
+    """
 
     subject: Subject
     search: Network
@@ -57,6 +63,7 @@ class Run:
     tell: Callable[[events.Event], None]
     weights: Mapping[str, Tensor]
     carried: Mapping[int, "Carried"]
+    draws: int = 0
     errors: list[dict[str, object]] = field(default_factory=list)
     done: dict[tuple[int, int], Facts] = field(default_factory=dict)
     progress: dict[int, "_Progress"] = field(default_factory=dict)
@@ -92,20 +99,28 @@ class Run:
             self.folder.write_part(shard, step, facts)
 
     def _clean(self, shard: int, start: int, x: Tensor, y: Tensor) -> Facts:
-        logits = self._network("clean", start).logits(x)
-        if not torch.isfinite(logits).all():
-            bad = int((~torch.isfinite(logits).all(1)).nonzero()[0, 0])
+        if self.draws:
+            seen = clean_by_vote(lambda draw: self._network("clean", start, draw), self.draws, x, y)
+        else:
+            seen = clean(self.subject.reference, x, y)
+        if not seen.sound.all():
+            bad = int((~seen.sound).nonzero()[0, 0])
             raise UsageError(f"the model's outputs on clean sample {self.samples.indices[start + bad]} are not finite")
-        indices = self._indices(start, len(x), x.device)
-        target = targets_for(self.target, y, logits, indices, self.seed)
+        target = targets_for(self.target, y, seen.logits, self._indices(start, len(x), x.device), self.seed)
         facts = {
-            "correct": (~rows.reached(logits, y)).cpu().numpy(),
-            "prediction": logits.argmax(1).cpu().numpy(),
-            "margin": rows.margin(logits, y).double().cpu().numpy(),
+            "correct": seen.correct.cpu().numpy(),
+            "prediction": seen.prediction.cpu().numpy(),
+            "margin": seen.margin.cpu().numpy(),
             "target": (torch.full_like(y, -1) if target is None else target).cpu().numpy(),
+            **({"draws": np.array(seen.draws, dtype=np.str_)} if self.draws else {}),
         }
         self._save(shard, CLEAN, facts)
         return facts
+
+    def _judge(self, x: Tensor, y: Tensor, target: Tensor | None, goal: Goal, *key: object) -> Judge:
+        if self.draws:
+            return VotingJudge(self._network(*key, "judge"), self.threat, x, y, target, goal, self.draws)
+        return Judge(self._network(*key, "judge"), self.threat, x, y, target, goal)
 
     def _network(self, *key: object) -> Network:
         """The reference network; of a randomised one, with noise of its own for this key."""
@@ -134,7 +149,7 @@ class Run:
                                     None if target is None else target[now], progress)  # fmt: skip
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 tile = self.subject.reference.tile
-                if not _out_of_memory(error):
+                if not out_of_memory(error):
                     raise
                 if len(now) <= tile:
                     raise RobustkitError(
@@ -169,14 +184,17 @@ class Run:
         """Attack one batch and judge what comes back: a crash, a cheat or a lie of the attack is a fact about it."""
         name, attack = named
         first = int(indices[0])
-        judge = Judge(self._network(name, "judge", first), self.threat, x, y, target, attack.goal)
+        judge = self._judge(x, y, target, attack.goal, name, first)
         counts = Counts(len(x), x.device)
         counts.on_call = progress.watching(counts, judge)
         everyone = torch.arange(len(x), device=x.device)
         search = self.search if self.search.noise is None else self.search.seeded(self.seed, name, first)
         facts = self.subject.facts
+        watch = judge.saw if isinstance(judge, VotingJudge) else None
         # What an attack is lent is a copy: nothing that it writes to is read again.
-        oracle = ModelOracle(search, counts, everyone.clone(), facts.classes, facts.randomised, facts.differentiable)
+        oracle = ModelOracle(
+            search, counts, everyone.clone(), facts.classes, facts.randomised, facts.differentiable, watch=watch
+        )
         lent = judge.lent()
         draws = SampleDraws(key_of(self.seed, name), indices.clone())
         try:
@@ -187,15 +205,19 @@ class Run:
             raise
         except (Exception, SystemExit) as error:  # the one deliberate catch-all: a crash is a fact about the attack
             progress.raise_callers()
-            if _out_of_memory(error) and len(x) > self.subject.reference.tile:
+            if out_of_memory(error) and len(x) > self.subject.reference.tile:
                 raise
-            judge.violate(everyone, f"{type(error).__name__}: {_first_line(error)}")
+            judge.violate(everyone, f"{type(error).__name__}: {first_line(error)}")
+        finally:
+            counts.on_call = None  # it leads back to the counts and the judge: a ring that would keep their images
         if not judge.unchanged(*lent):
             judge.violate(everyone, "changed the images or labels it was lent")
         if not self.subject.untouched(self.weights):
             judge.revoke("changed the model")
             restore(self.subject.reference.module, self.weights)
-        elif not facts.randomised:
+        elif isinstance(judge, VotingJudge):
+            judge.settle(lambda draw: self._network("vote", first, draw))
+        else:
             judge.confirm_again()
         for reason, samples in judge.reasons.items():
             open_rows = samples[~judge.broken[samples]]
@@ -209,22 +231,27 @@ class Run:
             "margin": verdicts.margin.cpu().numpy(),
             "forwards": counts.forwards.cpu().numpy(),
             "backwards": counts.backwards.cpu().numpy(),
-            "quantized": self._quantized(judge).cpu().numpy(),
+            "quantized": self._quantized(judge, first).cpu().numpy(),
         }
+        if isinstance(judge, VotingJudge):
+            found["draws"] = np.array(judge.patterns(), dtype=np.str_)
+            found["ever"] = judge.ever.cpu().numpy()
         if self.keep_adversarial:
             found["adv"] = verdicts.adv[judge.broken].cpu().numpy()
             found["adv_position"] = positions[judge.broken].cpu().numpy()
         return found
 
-    def _quantized(self, judge: Judge) -> Tensor:
+    def _quantized(self, judge: Judge, first: int) -> Tensor:
         """The outcome after rounding each adversarial to the asked grid; an image that leaves the ball is no break."""
         outcome = torch.full_like(judge.y, SURVIVED)
         at = judge.broken.nonzero()[:, 0]
         if self.quantize and len(at):
             rounded = (judge.adv[at] * 255).round() / 255
             target = None if judge.target is None else judge.target[at]
-            again = Judge(self.subject.reference, self.threat, judge.x[at], judge.y[at], target, "minimal")
+            again = self._judge(judge.x[at], judge.y[at], target, "minimal", "rounded", first)
             again.submit(torch.arange(len(at), device=at.device), rounded)
+            if isinstance(again, VotingJudge):
+                again.settle(lambda draw: self._network("rounded vote", first, draw))
             outcome[at[again.broken]] = BROKEN
         return outcome
 
@@ -329,6 +356,7 @@ def _no_facts() -> Facts:
     facts: Facts = {name: np.zeros(0, dtype=np.int64) for name in _ATTACK_FACTS}
     facts["distance"] = facts["margin"] = np.zeros(0, dtype=np.float64)
     facts["seconds"] = np.zeros(0, dtype=np.float64)
+    facts["draws"], facts["ever"] = np.zeros(0, dtype=np.str_), np.zeros(0, dtype=np.bool_)
     return facts
 
 
@@ -342,9 +370,11 @@ def _merged(known: Facts, fresh: Facts) -> Facts:
     return {name: values[order] if name in _ATTACK_FACTS else values for name, values in both.items()}
 
 
-def _out_of_memory(error: BaseException) -> bool:
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on the CPU or on a GPU."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, cut to what a table can hold."""
     return (str(error).strip().splitlines() or [""])[0][:300]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from robustkit.api import Images, Labels, Logits, ModelFacts
+from robustkit.engine.gradients import gradient_faults
 from robustkit.errors import UsageError
 from robustkit.oracle import Network, Noise
 from robustkit.streams import SampleDraws, key_of
@@ -145,6 +146,7 @@ def examine(
     tile: int | None,
     seed: int,
     device: torch.device,
+    input_shape: Sequence[int] = (),
 ) -> Subject:
     """Check a model on the first images of the data, and find out what an attack must know.
 
@@ -157,9 +159,10 @@ def examine(
         tile: width of a tile, or None for 32 on a CPU and 64 on a GPU (16 for images larger than 3×64×64).
         seed: the run's seed, which also seeds a randomised model.
         device: where the images go.
+        input_shape: (channels, height, width) that the model's card names, or empty.
 
     Raises:
-        UsageError: if the outputs are no N×K finite logits that fit the labels.
+        UsageError: if it does not take the images, or its outputs are no N×K finite logits that fit the labels.
     """
     dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
     width = tile or (16 if x[0].numel() > SMALL_IMAGE else 32 if device.type == "cpu" else 64)
@@ -168,7 +171,7 @@ def examine(
     draws = SampleDraws(key_of("robustkit probe images"), torch.arange(PROBES, device=device))
     probes = draws.uniform(x.shape[1:])
 
-    raw = _raw_outputs(module, x.to(dtype))
+    raw = _raw_outputs(module, x.to(dtype), input_shape)
     k = check_outputs(raw, y, classes, outputs)
     randomised = bool(getattr(module, "randomised", False)) or _differs(network, [x, probes])
     if randomised:
@@ -176,6 +179,7 @@ def examine(
     else:
         _check_rows_are_independent(network, x, probes)
     gradient = gradient_flow(network, x[:PROBES])
+    zero, misleading = (0.0, 0.0) if gradient == "none" else gradient_faults(network, x)
     sub = getattr(module, "members", None)
     stand_ins = getattr(module, "surrogates", None)
     facts = ModelFacts(
@@ -184,21 +188,54 @@ def examine(
         differentiable=gradient != "none",
         members=len(sub()) if callable(sub) else 0,
         surrogates=tuple(stand_ins()) if callable(stand_ins) else (),
+        zero_gradient=zero,
+        misleading_gradient=misleading,
     )
     return Subject(
-        network, facts, weights_sha256(module), probes, network.logits(probes), tuple(_flags(facts, gradient))
-    )
+        network, facts, weights_sha256(module), probes, network.logits(probes),
+        (*_flags(facts, gradient), *_size_flags(x.shape[1:], input_shape)),
+    )  # fmt: skip
 
 
-def _raw_outputs(module: nn.Module, x: Images) -> Any:
+def _raw_outputs(module: nn.Module, x: Images, input_shape: Sequence[int]) -> Any:
+    shape = tuple(x.shape[1:])
+    if input_shape and input_shape[0] != shape[0]:
+        raise UsageError(
+            f"the model takes images of {input_shape[0]} channels (its card says {_sizes(input_shape)}), the dataset's "
+            f"are {_sizes(shape)}; choose ones that fit"
+        )
     try:
         with torch.no_grad():
             return module(x)
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, UsageError):
         raise
     except Exception as error:  # whatever a foreign network raises on images that it was not made for
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UsageError(f"the model does not accept images of shape {tuple(x.shape[1:])}: {first}") from error
+        raise UsageError(
+            f"the model does not accept images of shape {shape}: {first}; {_resize_hint(shape, input_shape)}"
+        ) from error
+
+
+def _resize_hint(shape: Sequence[int], input_shape: Sequence[int]) -> str:
+    """What to do about images of another size than the model was made for."""
+    if tuple(input_shape[1:]) == tuple(shape[1:]):
+        return f"its card says that it is made for {_sizes(input_shape)}, which they are"
+    height, width = input_shape[1:] or (224, 224)
+    size = f"{height}" if height == width else f"{height}x{width}"
+    made = f"it is made for {_sizes(input_shape)} (its card)" if input_shape else "if that is for their size"
+    return f"{made}: resize={size} in its spec resizes them inside the model"
+
+
+def _size_flags(shape: Sequence[int], input_shape: Sequence[int]) -> Iterator[Mapping[str, Any]]:
+    if input_shape and tuple(shape[1:]) != tuple(input_shape[1:]):
+        yield {
+            "kind": "image-size",
+            "message": f"the model takes these images of {_sizes(shape)}, but {_resize_hint(shape, input_shape)}",
+        }
+
+
+def _sizes(shape: Sequence[int]) -> str:
+    return "×".join(map(str, shape))
 
 
 def check_outputs(raw: Any, y: Labels, classes: int | None, outputs: Outputs) -> int:
@@ -290,8 +327,8 @@ def _flags(facts: ModelFacts, gradient: str) -> Iterator[Mapping[str, Any]]:
     if facts.randomised:
         yield {
             "kind": "randomised",
-            "message": "the model gives different outputs for the same image; attack it with EOT, and read its robust "
-            "accuracy by a rule for randomised models: it is not established here",
+            "message": "the model gives different outputs for the same image: fresh draws vote on each sample, and an "
+            "attack that does not average over draws (adaptive, or eot=20) may look weak",
         }
     if gradient == "none":
         yield {

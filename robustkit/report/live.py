@@ -20,9 +20,6 @@ class Progress:
         self.plain_at = 0.0
 
     def __enter__(self) -> "Progress":
-        if self.console.is_terminal:
-            self.live = Live(console=self.console, refresh_per_second=8, transient=True)
-            self.live.start()
         return self
 
     def __exit__(
@@ -33,10 +30,17 @@ class Progress:
 
     def __call__(self, event: Any) -> None:
         """Show one event."""
+        if self.live is None and self.console.is_terminal:  # not earlier: a download may draw its bar before the run
+            self.live = Live(console=self.console, refresh_per_second=8, transient=True)
+            self.live.start()
         kind = type(event).__name__
         if kind == "Started":
             self.title, self.n = event.title, event.n
             self._say(f"{event.title} · n = {event.n}" + (" · continued" if event.resumed else ""))
+        elif kind == "Noted":
+            self.console.print(f"note: {event.message}", highlight=False, markup=False, soft_wrap=True)
+        elif kind == "Predicted":
+            self.console.print(cost(event), highlight=False, markup=False, soft_wrap=True)
         elif kind == "CleanDone":
             self.rows["clean"] = ["", str(event.clean), "", "", ""]
         elif kind == "Progress":
@@ -72,6 +76,12 @@ class Progress:
     def _say(self, text: str) -> None:
         if self.live is None:
             self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def cost(event: Any) -> str:
+    """A prediction in words."""
+    passes = f"{event.forwards:,} forwards, {event.backwards:,} backwards"
+    return f"if nothing breaks: {passes}, about {clock(event.seconds)} (less for every sample that does)"
 
 
 def clock(seconds: float) -> str:

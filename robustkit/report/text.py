@@ -1,10 +1,11 @@
 """A record as plain text and as Markdown."""
 
+from robustkit.randomised import reevaluations
 from robustkit.record import RunRecord
-from robustkit.stats import Proportion
+from robustkit.stats import MeanShare, Proportion
 
 
-def share(value: Proportion | None) -> str:
+def share(value: Proportion | MeanShare | None) -> str:
     """A share with its interval, or what stands for a missing one."""
     return str(value) if value is not None else "not established"
 
@@ -31,6 +32,7 @@ def summary(record: RunRecord) -> str:
     lines.append(f"robust accuracy  {share(record.robust_accuracy)}")
     if record.why_no_robust_accuracy:
         lines.append(f"  because {record.why_no_robust_accuracy}")
+    lines += [f"  {label:<34} {share(value)}" for label, value in labelled(record)]
     if record.quantized_robust_accuracy is not None:
         lines.append(f"  after rounding to {record.job['quantize']}: {share(record.quantized_robust_accuracy)}")
     lines.append("95 % Wilson intervals; not audited for gradient masking")
@@ -39,17 +41,29 @@ def summary(record: RunRecord) -> str:
     return "\n".join(lines)
 
 
+def labelled(record: RunRecord) -> list[tuple[str, Proportion | MeanShare]]:
+    """The accuracies of a randomised model, each with its name, the headline's first; nothing of any other."""
+    if not record.draws:
+        return []
+    found = [
+        (f"majority vote of {record.draws} fresh draws", record.robust_accuracy),
+        (f"mean ± std of {reevaluations(record.draws)} fresh draws", record.mean_accuracy),
+        ("worst case over all passes", record.worst_case_accuracy),
+    ]
+    return [(label, value) for label, value in found if value is not None]
+
+
 def markdown(record: RunRecord) -> str:
     """The run's `report.md`."""
     job = record.job
     rows = [
-        f"| {_cell(row.name)} | {row.attacked} | {row.broken} | {share(row.robust)} | "
+        f"| {cell(row.name)} | {row.attacked} | {row.broken} | {share(row.robust)} | "
         f"{row.forwards} | {row.backwards} | {row.seconds:.1f} |"
         for row in record.by_attack
     ]
     counts = ", ".join(f"{count} {status}" for status, count in record.counts.items())
-    notes = [f"- {_cell(flag['message'])}" for flag in record.flags]
-    notes += [f"- {_cell(e['attack'])}: {_cell(e['message'])} ({len(e['indices'])} samples)" for e in record.errors]
+    notes = [f"- {cell(flag['message'])}" for flag in record.flags]
+    notes += [f"- {cell(e['attack'])}: {cell(e['message'])} ({len(e['indices'])} samples)" for e in record.errors]
     facts = {
         "job": job["id"],
         "model sha256": job["model_sha256"],
@@ -58,20 +72,21 @@ def markdown(record: RunRecord) -> str:
         "versions": ", ".join(f"{k} {v}" for k, v in job["versions"].items()),
     }
     parts = [
-        f"# {_cell(heading(record))}",
+        f"# {cell(heading(record))}",
         f"**Robust accuracy: {share(record.robust_accuracy)}** "
-        f"{'(' + _cell(record.why_no_robust_accuracy) + ') ' if record.why_no_robust_accuracy else ''}"
+        f"{'(' + cell(record.why_no_robust_accuracy) + ') ' if record.why_no_robust_accuracy else ''}"
         f"· clean accuracy: {share(record.clean_accuracy)}",
-        f"{counts}. Intervals: Wilson, 95 %. Not audited for gradient masking.",
+        *([", ".join(f"{label}: {share(value)}" for label, value in labelled(record))] if record.draws else []),
+        f"{counts}. Rule: {record.rule}. Intervals: Wilson, 95 %. Not audited for gradient masking.",
         "| attack | attacked | broken | robust accuracy after it | forwards | backwards | seconds |\n"
         "|---|---|---|---|---|---|---|\n" + "\n".join(rows),
         *(["\n".join(notes)] if notes else []),
-        "\n".join(f"- {name}: {_cell(str(value))}" for name, value in facts.items()),
+        "\n".join(f"- {name}: {cell(str(value))}" for name, value in facts.items()),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _cell(text: str) -> str:
+def cell(text: str) -> str:
     """Text that cannot break out of a Markdown table or become markup."""
     for char, safe in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "\\|"), ("`", "\\`")):
         text = text.replace(char, safe)

@@ -1,27 +1,30 @@
-"""Networks from a file of weights: `./net.safetensors:arch=…`, where `arch` is a spec of the network without them."""
+"""Networks from a file: `./net.safetensors:arch=…`, where `arch` is a spec of the network itself, or `./net.onnx`."""
 
-import hashlib
-import pickle
-import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from robustkit.api import ModelCard
+from robustkit.cache.checks import hashes, not_a_file, read_head
 from robustkit.errors import UsageError
-from robustkit.sources import load_model
+from robustkit.sources import checkpoint, exported, load_model
+from robustkit.sources.normalized import OPTIONS, core
+from robustkit.sources.trust import trusted
 from robustkit.sources.zoo.architectures import ARCHITECTURES
-from robustkit.spec import suggest
+from robustkit.spec import parse, suggest
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net")  # where checkpoints keep the weights among other things
 
 
+_UNTRAINED = {"timm": {"pretrained": "false"}, "torchvision": {"weights": "none"}, "robustbench": {"weights": "random"}}
+
+
 class Files:
-    """Networks from `.safetensors` files or state dicts saved by torch."""
+    """Networks from files: weights (.safetensors, state dicts) with `arch`, or programs (TorchScript, .pt2, ONNX)."""
 
     def names(self) -> Sequence[str]:
         """None: the files are the user's."""
@@ -31,30 +34,55 @@ class Files:
         """The network in eval mode and its card.
 
         Raises:
-            UsageError: without `arch`, for a file that is no checkpoint, or weights that do not fit the network.
+            UsageError: for weights without `arch`, a file that is no network, or weights that do not fit.
         """
         for key in options:
             if key != "arch":
-                raise UsageError(f"{name}: " + suggest(key, ["arch"], "option"))
+                raise UsageError(f"{name}: " + suggest(key, ["arch", *OPTIONS], "option"))
         file = Path(name).expanduser()
         _check_bytes(file)
+        card = ModelCard(file.name, "file", sha256=hashes(file)[0])
+        if kind := exported.format_of(file):
+            if options.get("arch"):
+                raise UsageError(f"{name} is a {kind} file, which holds its own network; leave out arch=")
+            module, shape = exported.read(file)
+            return module, replace(card, input_shape=shape)
         if not options.get("arch"):
-            raise UsageError(
-                f"{name} holds weights only; say of which network: {name}:arch=python/package.module.callable, "
-                f"or one of {', '.join(ARCHITECTURES)}"
-            )
+            return _pickled(file, name), card
         module = architecture(options["arch"])
-        fill(module, read_weights(file), f"{name} with arch={options['arch']}")
-        return module.eval(), ModelCard(file.name, "file", sha256=hashlib.sha256(file.read_bytes()).hexdigest())
+        weights = read_weights(file)
+        # Saved by a user, weights have the names of the network itself; saved by us, of what stands around it too.
+        whole = set(weights) == set(module.state_dict())
+        fill(module if whole else core(module), weights, f"{name} with arch={options['arch']}")
+        return module.eval(), card
 
 
 def architecture(spec: str) -> nn.Module:
     """The network of a spec, whose weights are about to be replaced: an architecture of the zoo, or any model."""
-    return ARCHITECTURES[spec]() if spec in ARCHITECTURES else load_model(spec)[0]
+    if spec in ARCHITECTURES:
+        return ARCHITECTURES[spec]()
+    parsed = parse(spec)
+    untrained = {**_UNTRAINED.get(parsed.source, {}), **parsed.options}
+    return load_model(str(replace(parsed, options=untrained)))[0]
+
+
+def _pickled(file: Path, name: str) -> nn.Module:
+    """The network in a file that needs no arch=: one that was pickled whole, if it is trusted.
+
+    Raises:
+        UsageError: if there is none.
+    """
+    found = checkpoint.read(file) if trusted() and file.suffix != ".safetensors" else None
+    if isinstance(found, nn.Module):
+        return found.eval()
+    raise UsageError(
+        f"{name} holds weights only; say of which network: {name}:arch=python/package.module.callable, arch=timm/NAME, "
+        f"or one of {', '.join(ARCHITECTURES)}"
+    )
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:
-    """The state dict in a file, also of a checkpoint that holds it among other things; no code is run.
+    """The state dict in a file, also of a checkpoint that holds it among other things; runs no code unless trusted.
 
     Raises:
         UsageError: if there is none.
@@ -64,7 +92,9 @@ def read_weights(file: Path) -> dict[str, Tensor]:
             return load_file(file)
         except SafetensorError as error:
             raise UsageError(f"{file} is no .safetensors file ({error}); if torch saved it, call it .pt") from error
-    found = _torch_load(file)
+    found = checkpoint.read(file)
+    if isinstance(found, nn.Module):  # pickled whole, and trusted
+        found = found.state_dict()
     if not isinstance(found, dict):
         raise UsageError(f"{file} holds an object of type {type(found).__name__}; save model.state_dict()")
     weights = next((found[key] for key in _WRAPPERS if isinstance(found.get(key), dict)), found)
@@ -73,7 +103,7 @@ def read_weights(file: Path) -> dict[str, Tensor]:
         raise UsageError(f"{file} holds a dict of {kind}, which is no state dict; save model.state_dict()")
     if all(key.startswith("module.") for key in weights):  # as nn.DataParallel saves it
         return {key.removeprefix("module."): value for key, value in weights.items()}
-    return dict(weights)
+    return weights
 
 
 def fill(module: nn.Module, weights: Mapping[str, Tensor], what: str) -> None:
@@ -108,28 +138,6 @@ def _check_bytes(file: Path) -> None:
         raise UsageError(f"{file} is a folder; give the file of weights in it")
     if not file.is_file():
         raise UsageError(f"there is no file {file}; give a .safetensors file or a state dict saved by torch")
-    with file.open("rb") as stream:
-        head = stream.read(200).lstrip()
-    if not head:
-        raise UsageError(f"{file} is empty (a failed download?); get it again")
-    if head.startswith(b"<"):
-        raise UsageError(f"{file} is an HTML page (a failed download?), not a checkpoint; download the file itself")
-    if head.startswith(b"version https://git-lfs"):
-        raise UsageError(f"{file} is a git-lfs pointer, not the weights; run git lfs pull")
-
-
-def _torch_load(file: Path) -> object:
-    try:
-        return torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # a file that is no checkpoint can make it raise anything
-        refused = re.search(r"GLOBAL (\S+) was not an allowed global", str(error))
-        if isinstance(error, pickle.UnpicklingError) and refused:
-            raise UsageError(
-                f"{file} needs the Python class {refused[1]}, and loading it could run any code; "
-                "save the weights alone: torch.save(model.state_dict(), path)"
-            ) from error
-        if "TorchScript" in str(error):
-            raise UsageError(f"{file} is a TorchScript archive; save model.state_dict() and give arch=") from error
-        raise UsageError(
-            f"{file} is no checkpoint that torch can read (cut short?); give a .safetensors file or a state dict"
-        ) from error
+    saved_by_torch = file.suffix not in (".safetensors", ".onnx")
+    if problem := checkpoint.broken(file) if saved_by_torch else not_a_file(read_head(file)):
+        raise UsageError(f"{file} {problem}")

@@ -1,0 +1,1 @@
+"""Attacks of other libraries behind the harness's contract: same judge, same record, same option grammar."""

@@ -1,0 +1,220 @@
+"""The record of a corruption evaluation: which samples were wrong under each corruption. Figures are computed from it.
+
+Needs no torch.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import NormalDist
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from robustkit.errors import UsageError
+from robustkit.stats import Proportion
+
+SCHEMA = "robustkit/corruptions/1"
+
+# AlexNet's error on ImageNet-C, the mean over the five severities: the reference of mCE. The published figures of
+# Hendrycks and Dietterich (ICLR 2019), from their repository hendrycks/robustness.
+ALEXNET: Mapping[str, float] = {
+    "gaussian-noise": 0.886428,
+    "shot-noise": 0.894468,
+    "impulse-noise": 0.922640,
+    "defocus-blur": 0.819880,
+    "glass-blur": 0.826268,
+    "motion-blur": 0.785948,
+    "zoom-blur": 0.798360,
+    "snow": 0.866816,
+    "frost": 0.826572,
+    "fog": 0.819324,
+    "brightness": 0.564592,
+    "contrast": 0.853204,
+    "elastic-transform": 0.646056,
+    "pixelate": 0.717840,
+    "jpeg-compression": 0.606500,
+}
+STANDARD = tuple(ALEXNET)  # the fifteen kinds that mCE is defined on; the archives' other kinds are extras
+
+
+class Cell(NamedTuple):
+    """One kind at one severity: the dataset indices that were classified wrongly, and the hash of its images."""
+
+    kind: str
+    severity: int
+    wrong: tuple[int, ...]
+    sha256: str
+
+
+class Estimate(NamedTuple):
+    """A mean over images with its 95 % normal interval; a baseline's errors count as known without error.
+
+    The images are the sample: all corruptions of one image count together, since they depend on each other.
+    """
+
+    value: float
+    low: float
+    high: float
+
+    def to_json(self) -> dict[str, float]:
+        """`value`, `low` and `high`."""
+        return self._asdict()
+
+    def __str__(self) -> str:
+        return f"{100 * self.value:.2f} % [{100 * self.low:.2f}, {100 * self.high:.2f}]"
+
+
+@dataclass(frozen=True)
+class CorruptionRecord:
+    """One evaluation. `clean` is None where there are no clean images; `reference` maps a kind to the baseline's error.
+
+    `baseline` is what the reference belongs to; both are empty without one.
+    """
+
+    job: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    indices: tuple[int, ...]
+    cells: tuple[Cell, ...]
+    clean: Cell | None = None
+    baseline: str = ""
+    reference: Mapping[str, float] | None = None
+
+    @property
+    def n(self) -> int:
+        """How many images were looked at under each corruption."""
+        return len(self.indices)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds, in order."""
+        return tuple(dict.fromkeys(cell.kind for cell in self.cells))
+
+    @property
+    def severities(self) -> tuple[int, ...]:
+        """The severities, in order."""
+        return tuple(dict.fromkeys(cell.severity for cell in self.cells))
+
+    def accuracy(self, cell: Cell) -> Proportion:
+        """The share of images that a cell got right."""
+        return Proportion(self.n - len(cell.wrong), self.n)
+
+    @property
+    def mean_accuracy(self) -> Estimate:
+        """Over all kinds and severities."""
+        value, low, high = self._mean({kind: 1.0 for kind in self.kinds})
+        return Estimate(1 - value, max(0.0, 1 - high), 1 - low)
+
+    @property
+    def mce(self) -> Estimate | None:
+        """Mean corruption error: of each kind the error over the baseline's, then their mean; None without a baseline.
+
+        A share: 1 is as many errors as the baseline (100 in the literature).
+        """
+        return self._mean(self.reference) if self.reference else None
+
+    @property
+    def mean_error(self) -> Estimate:
+        """The unnormalised mCE: the mean of the kinds' errors, for want of a baseline."""
+        return self._mean({kind: 1.0 for kind in self.kinds})
+
+    def errors(self) -> dict[str, float]:
+        """The error of each kind, over its severities: what makes this record another's baseline."""
+        wrong: dict[str, list[int]] = {}
+        for cell in self.cells:
+            wrong.setdefault(cell.kind, []).append(len(cell.wrong))
+        return {kind: sum(counts) / (self.n * len(counts)) for kind, counts in wrong.items()}
+
+    def _mean(self, reference: Mapping[str, float]) -> Estimate:
+        """The mean over images of each image's errors, those of a kind divided by the reference."""
+        place = {index: row for row, index in enumerate(self.indices)}
+        per_image = np.zeros(self.n)
+        for cell in self.cells:
+            rows = [place[index] for index in cell.wrong]
+            per_image[rows] += 1 / (reference[cell.kind] * len(self.severities) * len(self.kinds))
+        value = float(per_image.mean())
+        error = float(per_image.std(ddof=1)) / self.n**0.5 if self.n > 1 else float("inf")
+        spread = NormalDist().inv_cdf(0.975) * error
+        return Estimate(value, max(0.0, value - spread), min(value + spread, sum_of(reference, self.kinds)))
+
+    def to_json(self) -> dict[str, Any]:
+        """The facts, and the figures computed from them."""
+        mce = self.mce
+        return {
+            "schema": SCHEMA,
+            "job": dict(self.job),
+            "environment": dict(self.environment),
+            "n": self.n,
+            "clean_accuracy": self.accuracy(self.clean).to_json() if self.clean else None,
+            "mean_accuracy": self.mean_accuracy.to_json(),
+            "mce": {**mce.to_json(), "baseline": self.baseline} if mce else None,
+            "unnormalised_mce": self.mean_error.to_json(),
+            "kinds": self.errors(),
+            "reference": dict(self.reference) if self.reference else None,
+            "indices": list(self.indices),
+            "clean": _cell_json(self.clean, self) if self.clean else None,
+            "cells": [_cell_json(cell, self) for cell in self.cells],
+        }
+
+    def save(self, file: Path) -> None:
+        """Write the record as JSON."""
+        file.write_text(json.dumps(self.to_json(), allow_nan=False) + "\n", encoding="utf-8")
+
+    def summary(self) -> str:
+        """A table of accuracies in percent, and the figures."""
+        lines = [f"{self.job['model']} · {self.job['data']} · n = {self.n}"]
+        if self.clean:
+            lines.append(f"clean accuracy      {self.accuracy(self.clean)}")
+        lines.append(f"{'corruption':<18}  " + "  ".join(f"sev {s}" for s in self.severities) + "   mean")
+        for kind in self.kinds:
+            shares = [100 * float(self.accuracy(cell)) for cell in self.cells if cell.kind == kind]
+            numbers = "  ".join(f"{share:5.1f}" for share in shares)
+            lines.append(f"{kind:<18}  {numbers}  {sum(shares) / len(shares):5.1f}")
+        lines.append(f"mean accuracy       {self.mean_accuracy}")
+        if (mce := self.mce) is not None:
+            value, low, high = (100 * part for part in mce)
+            some = "" if set(self.kinds) >= set(STANDARD) else f", over {len(self.kinds)} kinds only"
+            lines.append(f"mCE                 {value:.2f} [{low:.2f}, {high:.2f}] ({self.baseline} = 100{some})")
+        else:
+            lines.append(f"unnormalised mCE    {self.mean_error} (the mean error: no baseline was given)")
+        return "\n".join(lines)
+
+
+def sum_of(reference: Mapping[str, float], kinds: Sequence[str]) -> float:
+    """The mean corruption error of a model that is always wrong: the most there can be."""
+    return sum(1 / reference[kind] for kind in kinds) / len(kinds)
+
+
+def load(file: Path) -> CorruptionRecord:
+    """A record that `save` wrote.
+
+    Raises:
+        UsageError: if the file is none.
+    """
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+        if data["schema"] != SCHEMA:
+            raise ValueError(f"schema {data['schema']}")
+        baseline = (data["mce"] or {}).get("baseline", "")
+        return CorruptionRecord(
+            job=data["job"],
+            environment=data["environment"],
+            indices=tuple(data["indices"]),
+            cells=tuple(_cell(entry) for entry in data["cells"]),
+            clean=_cell(data["clean"]) if data["clean"] else None,
+            baseline=baseline,
+            reference=data["reference"],
+        )
+    except OSError as error:
+        raise UsageError(f"{file}: {error.strerror or error}; give a record of `robustkit corruptions`") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"{file} is no record of `robustkit corruptions` ({error})") from error
+
+
+def _cell_json(cell: Cell, record: CorruptionRecord) -> dict[str, Any]:
+    return {**cell._asdict(), "wrong": list(cell.wrong), "accuracy": record.accuracy(cell).to_json()}
+
+
+def _cell(entry: Mapping[str, Any]) -> Cell:
+    return Cell(entry["kind"], entry["severity"], tuple(entry["wrong"]), entry["sha256"])

@@ -1,0 +1,101 @@
+"""What robustkit finds on this machine: devices, versions, extras that are missing, the cache, broken plugins."""
+
+import importlib.util
+import platform
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any, get_args
+
+from robustkit import __version__, plugins
+from robustkit.errors import UsageError
+
+_PACKAGES = (
+    "torch", "torchvision", "numpy", "timm", "transformers", "robustbench", "torchattacks", "foolbox", "pyautoattack",
+)  # fmt: skip
+_REQUIREMENT = re.compile(r"\s*([A-Za-z0-9._-]+).*;.*extra\s*==\s*['\"]([^'\"]+)['\"]")
+_NOT_FOR_USERS = ("test", "all")
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What was found. `missing` maps an extra to its packages that are not installed."""
+
+    devices: Sequence[str]
+    versions: dict[str, str]
+    missing: dict[str, list[str]]
+    cache: str
+    broken_plugins: Sequence[str]
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON data."""
+        extras = {extra: {"packages": names, "install": install(extra)} for extra, names in self.missing.items()}
+        return {
+            "devices": list(self.devices),
+            "versions": self.versions,
+            "missing_extras": extras,
+            "cache": self.cache,
+            "broken_plugins": list(self.broken_plugins),
+        }
+
+
+def install(extra: str) -> str:
+    """The command that installs an extra."""
+    return f"pip install 'robustkit[{extra}]'"
+
+
+def machine() -> Machine:
+    """Look at this machine."""
+    versions = {"robustkit": __version__, "python": platform.python_version()}
+    versions |= {name: found for name in _PACKAGES if (found := _version(name))}
+    return Machine(devices(), versions, missing_extras(), _cache(), broken_plugins())
+
+
+def devices() -> list[str]:
+    """What torch can compute on, the CPU first, with the number of threads and of CUDA."""
+    import torch
+
+    found = [f"cpu ({torch.get_num_threads()} threads)"]
+    for i in range(torch.cuda.device_count()):
+        shown = torch.cuda.get_device_properties(i)
+        found.append(f"cuda:{i} ({shown.name}, {shown.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda})")
+    return found
+
+
+def missing_extras() -> dict[str, list[str]]:
+    """The packages of each of robustkit's extras that are not installed."""
+    missing: dict[str, list[str]] = {}
+    for requirement in metadata.requires("robustkit") or []:
+        match = _REQUIREMENT.match(requirement)
+        if match is None or match[2] in _NOT_FOR_USERS or match[1] == "robustkit":
+            continue
+        if _version(match[1]) is None:
+            missing.setdefault(match[2], []).append(match[1])
+    return missing
+
+
+def broken_plugins() -> list[str]:
+    """Why a table of plugins cannot be read; empty if all can."""
+    reasons: dict[str, None] = {}
+    for kind in get_args(plugins.Kind):
+        try:
+            plugins.table(kind)
+        except UsageError as error:
+            reasons[str(error)] = None
+    return list(reasons)
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _cache() -> str:
+    if importlib.util.find_spec("robustkit.cache") is None:
+        return ""
+    from robustkit import cache
+
+    return str(cache.home())

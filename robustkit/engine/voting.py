@@ -1,0 +1,168 @@
+"""The judge of a randomised model: one pass decides nothing, so candidates are tried on draws, and voted on at the end.
+
+While an attack runs, few draws tell it when to leave a sample alone, and which candidate to keep: the one that is most
+often wrong. The verdict comes after it, from fresh draws that chose nothing: the majority of `draws` of them.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from robustkit import rows
+from robustkit.api import Goal, Images, Labels, Mask, ThreatModel
+from robustkit.engine.judge import Judge
+from robustkit.oracle import Network
+from robustkit.randomised import lost, reevaluations
+
+FIRST = 4  # draws that a candidate must fail, all of them, before more are spent on it
+MORE = 10  # and then so many more
+SURE = 0.8  # of these draws together must be wrong, for an attack to be told that it is done
+
+
+class Answers(NamedTuple):
+    """What some draws said of some images: (draws, batch) wrong, and for each image whether all was finite."""
+
+    wrong: Tensor
+    sound: Mask
+    margin: Tensor
+
+
+def ask(
+    networks: Callable[[int], Network], draws: int, images: Images, y: Labels, target: Labels | None
+) -> tuple[Answers, Tensor]:
+    """The answers of `draws` calls, the network of each from `networks`, and the logits (draws, batch, classes)."""
+    logits = torch.stack([networks(draw).logits(images) for draw in range(draws)])
+    wrong = torch.stack([rows.reached(each, y, target) for each in logits])
+    margin = torch.stack([rows.margin(each, y, target).double() for each in logits]).mean(0)
+    return Answers(wrong, torch.isfinite(logits).all(2).all(0), margin), logits
+
+
+class Clean(NamedTuple):
+    """What the model says of clean images: logits (a mean, where there are draws), and the draws as patterns."""
+
+    correct: Mask
+    prediction: Labels
+    margin: Tensor
+    logits: Tensor
+    sound: Mask
+    draws: list[str]
+
+
+def clean(network: Network, x: Images, y: Labels) -> Clean:
+    """By one pass."""
+    logits = network.logits(x)
+    sound = torch.isfinite(logits).all(1)
+    return Clean(~rows.reached(logits, y), logits.argmax(1), rows.margin(logits, y).double(), logits, sound, [])
+
+
+def clean_by_vote(networks: Callable[[int], Network], draws: int, x: Images, y: Labels) -> Clean:
+    """Of a randomised model: right if most of `draws` are; the prediction is what they say most often."""
+    answers, logits = ask(networks, reevaluations(draws), x, y, None)
+    correct = ~lost(answers.wrong[:draws].sum(0), draws)
+    prediction = logits[:draws].argmax(2).mode(0).values
+    return Clean(correct, prediction, answers.margin, logits.mean(0), answers.sound, as_text(answers.wrong))
+
+
+class VotingJudge(Judge):
+    """Judges the candidates for one batch of samples by draws of a randomised model.
+
+    Args:
+        reference: the model, whose noise goes on from call to call.
+        threat, x, y, target, goal: as for `Judge`.
+        draws: how many fresh draws vote on the candidate that was kept.
+    """
+
+    def __init__(
+        self, reference: Network, threat: ThreatModel, x: Images, y: Labels, target: Labels | None, goal: Goal,
+        draws: int,
+    ) -> None:  # fmt: skip
+        super().__init__(reference, threat, x, y, target, goal)
+        self.draws = draws
+        self.share = torch.full_like(self.margin, -1)  # how often the candidate kept was wrong; −1: there is none
+        self.ever = torch.zeros_like(self.broken)  # wrong in any pass, of the attack or of the judge, inside the ball
+        self.wrong = torch.zeros(reevaluations(draws), len(y), dtype=torch.bool, device=x.device)
+
+    def saw(self, samples: Tensor, x: Images, logits: Tensor) -> None:
+        """An attack's own pass, which counts for the worst case: wrong there and inside the ball."""
+        if x.shape != self.x[samples].shape:
+            return
+        target = None if self.target is None else self.target[samples]
+        at = rows.reached(logits, self.y[samples], target).nonzero()[:, 0]
+        if len(at):
+            self.ever[samples[at]] |= self.threat.contains(self.x[samples[at]], x[at].detach())
+
+    def _decide(self, samples: Tensor, adv: Images, distance: Tensor, near: Mask, allowed: Mask) -> Mask:
+        """Few draws first; more for a candidate that fails all of them. True where nearly all are wrong."""
+        images = torch.where(rows.spread(allowed, adv), adv, self.x[samples])
+        first = self._ask(samples, images, FIRST)
+        wrong, tried, sound = first.wrong.sum(0), torch.full_like(samples, FIRST), first.sound
+        margin = first.margin
+        promising = (allowed & sound & first.wrong.all(0)).nonzero()[:, 0]
+        if len(promising):
+            more = self._ask(samples[promising], images[promising], MORE)
+            wrong[promising] += more.wrong.sum(0)
+            tried[promising] += MORE
+            sound[promising] &= more.sound
+            margin[promising] = more.margin
+        self.violate(samples[allowed & ~sound], "the model's outputs are not finite")
+        self.ever[samples] |= near & sound & (wrong > 0)
+        fooled = allowed & sound & (tried > FIRST) & (wrong >= SURE * tried)
+        share = (wrong + 1.0) / (tried + 2.0)  # Laplace's estimate, so that 4 of 4 does not outrank 13 of 14
+        self._keep_by_share(samples, adv, distance, margin, share.double(), allowed & sound, fooled)
+        valid = fooled & near
+        self.broken[samples] |= valid
+        return valid
+
+    def _ask(self, samples: Tensor, images: Images, draws: int) -> Answers:
+        target = None if self.target is None else self.target[samples]
+        return ask(lambda draw: self.reference, draws, images, self.y[samples], target)[0]
+
+    def _keep_by_share(
+        self, samples: Tensor, adv: Images, distance: Tensor, margin: Tensor, share: Tensor, allowed: Mask, fooled: Mask
+    ) -> None:  # fmt: skip
+        """Keep the candidate that is more often wrong, then of lower margin; of two sure ones a minimal's nearer."""
+        known = self.share[samples]
+        better = (share > known) | ((share == known) & (margin < self.margin[samples]))
+        if self.goal == "minimal":
+            had = self.fooled[samples]
+            better = torch.where(had, fooled & (distance < self.distance[samples]), fooled | better)
+        chosen = allowed & better
+        at = samples[chosen]
+        self.share[at], self.margin[at], self.distance[at] = share[chosen], margin[chosen], distance[chosen]
+        self.adv[at] = adv[chosen]
+        self.fooled[samples] |= fooled
+
+    def settle(self, fresh: Callable[[int], Network]) -> None:
+        """The verdict on the candidates that were kept, by draws that had no part in choosing them.
+
+        Args:
+            fresh: the network of each draw, with noise that nothing else has.
+        """
+        answers, _ = ask(fresh, len(self.wrong), self.adv, self.y, self.target)
+        kept = self.share >= 0
+        self.violate((kept & ~answers.sound).nonzero()[:, 0], "the model's outputs are not finite")
+        near = kept & answers.sound & (self.distance <= self.threat.limit)
+        self.wrong = answers.wrong & kept & answers.sound
+        self.margin = torch.where(kept, answers.margin, self.margin)
+        voted = lost(self.wrong[: self.draws].sum(0), self.draws)
+        self.fooled = voted & kept
+        self.broken = voted & near
+        self.ever |= near & self.wrong.any(0)
+
+    def revoke(self, reason: str) -> None:
+        """Take back every verdict; see `Judge.revoke`."""
+        super().revoke(reason)
+        self.ever.zero_()
+        self.wrong.zero_()
+
+    def patterns(self) -> list[str]:
+        """Of each sample, one character a fresh draw: 1 wrong, 0 right; empty where no candidate was judged."""
+        kept = (self.share >= 0).tolist()
+        return [text if has else "" for text, has in zip(as_text(self.wrong), kept, strict=True)]
+
+
+def as_text(wrong: Tensor) -> list[str]:
+    """The patterns of (draws, batch): see `robustkit.randomised`."""
+    return ["".join(map(str, row)) for row in wrong.T.to(torch.int8).tolist()]

@@ -1,0 +1,256 @@
+"""A transfer record as plain text, Markdown, CSV, LaTeX and a heat map. The numbers come from the record's facts."""
+
+import csv
+import importlib.util
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from robustkit.errors import UsageError
+from robustkit.report.text import cell as markdown_cell
+from robustkit.stats import Proportion
+from robustkit.transfer_record import Cell, TransferRecord
+
+Of = Literal["all", "correct"]
+WHITE_BOX = "*"
+
+
+def heading(record: TransferRecord) -> str:
+    """What was attacked, with what."""
+    job = record.job
+    target = f", target {job['target']}" if job["target"] else ""
+    return f"transfer on {job['data']} (n = {record.n}), {job['norm']} eps {job['eps']:.6g}{target}, seed {job['seed']}"
+
+
+def denominator(record: TransferRecord, of: Of) -> str:
+    """What a success rate is a share of, in words."""
+    hit = f"decided as the target ({record.job['target']})" if record.job["target"] else "misclassified"
+    if of == "correct":
+        return f"Success rate of the images that the victim classifies correctly unattacked: the share {hit}."
+    also = "" if record.job["target"] else "; 1 − accuracy, so clean errors count"
+    return f"Success rate of all {record.n} images: the share {hit}{also}."
+
+
+def rate(found: Cell, of: Of) -> Proportion | None:
+    """A cell's success rate under one denominator."""
+    return found.of_all if of == "all" else found.of_correct
+
+
+def summary(record: TransferRecord) -> str:
+    """Both matrices and what the attacks took, as plain text."""
+    lines = [heading(record), "", "victims and surrogates, clean accuracy:"]
+    lines += [f"  {i:>2}  {name}  {share}" for i, (name, share) in enumerate(record.clean_accuracy.items(), start=1)]
+    for of in ("all", "correct"):
+        lines += ["", f"{denominator(record, of)} In percent.", *_matrix(record, of)]
+    lines += ["", "passes through surrogates, forward and backward, an image:", *_costs(record)]
+    lines += ["", f"95 % Wilson intervals; {WHITE_BOX} white-box: the victim is one of the surrogates"]
+    lines += [f"note: {flag['message']}" for flag in record.flags]
+    lines += [f"not established: {text}" for text in _unsettled(record)]
+    return "\n".join(lines)
+
+
+def _matrix(record: TransferRecord, of: Of) -> list[str]:
+    heads = ["", *(str(i) for i in range(1, len(record.columns) + 1))]
+    rows = [
+        [" · ".join(row), *(_plain(record.cells[(*row, name)], of) for name in record.columns)] for row in record.rows
+    ]
+    widths = [max(len(line[i]) for line in [heads, *rows]) for i in range(len(heads))]
+    return [
+        "  ".join([line[0].ljust(widths[0]), *(text.rjust(w) for text, w in zip(line[1:], widths[1:], strict=True))])
+        for line in [heads, *rows]
+    ]
+
+
+def _plain(found: Cell, of: Of) -> str:
+    value = rate(found, of)
+    if value is None:
+        return "–"
+    text = f"{100 * float(value):.1f} [{100 * value.low:.1f}, {100 * value.high:.1f}]"
+    return text + (WHITE_BOX if found.white_box else " ")
+
+
+def _costs(record: TransferRecord) -> list[str]:
+    return [
+        f"  {surrogates} · {attack}: {cost.forwards:.1f} and {cost.backwards:.1f}, {cost.seconds:.1f} s"
+        for (surrogates, attack), cost in record.costs.items()
+    ]
+
+
+def _unsettled(record: TransferRecord) -> list[str]:
+    return [f"{c.surrogates} · {c.attack} on {c.victim}: {c.why}" for c in record.cells.values() if c.why]
+
+
+def markdown(record: TransferRecord) -> str:
+    """The run's `report.md`."""
+    job = record.job
+    parts = [f"# {markdown_cell(heading(record))}"]
+    parts += [f"**{denominator(record, of)}** In percent, with 95 % Wilson intervals.\n\n{table(record, of)}"
+              for of in ("all", "correct")]  # fmt: skip
+    parts.append(f"{WHITE_BOX.replace('*', chr(92) + '*')} white-box: the victim is one of the surrogates.")
+    costs = [
+        f"| {markdown_cell(surrogates)} | {markdown_cell(attack)} | {cost.forwards:.1f} | {cost.backwards:.1f} | "
+        f"{cost.seconds:.1f} |"
+        for (surrogates, attack), cost in record.costs.items()
+    ]
+    head = "| surrogates | attack | forwards an image | backwards an image | seconds |\n|---|---|---|---|---|\n"
+    parts.append(head + "\n".join(costs))
+    notes = [flag["message"] for flag in record.flags] + [f"not established: {text}" for text in _unsettled(record)]
+    if notes:
+        parts.append("\n".join(f"- {markdown_cell(text)}" for text in notes))
+    facts = {
+        "job": job["id"],
+        "data sha256": job["data_sha256"],
+        "device": f"{job['device']}, {job['threads']} threads, tiles of {job['tile']}",
+        **{f"surrogates {name}": ", ".join(members) for name, members in job["surrogates"].items()},
+        **{f"weights sha256 of {name}": model["weights_sha256"] for name, model in job["models"].items()},
+    }
+    parts.append("\n".join(f"- {markdown_cell(name)}: {markdown_cell(str(value))}" for name, value in facts.items()))
+    return "\n\n".join(parts) + "\n"
+
+
+def table(record: TransferRecord, of: Of) -> str:
+    """One matrix as a Markdown table; the first row is the clean error, what no attack is behind."""
+    names = [markdown_cell(name) for name in record.columns]
+    lines = [f"| surrogates | attack | {' | '.join(names)} |", "|---|---|" + "---:|" * len(names)]
+    if of == "all" and not record.job["target"]:
+        errors = [Proportion(share.n - share.k, share.n) for share in record.clean_accuracy.values()]
+        lines.append("| | none (clean error) | " + " | ".join(_interval(value) for value in errors) + " |")
+    for row in record.rows:
+        cells = [record.cells[(*row, name)] for name in record.columns]
+        texts = [_interval(rate(found, of)) + ("\\*" if found.white_box else "") for found in cells]
+        lines.append(f"| {markdown_cell(row[0])} | {markdown_cell(row[1])} | {' | '.join(texts)} |")
+    return "\n".join(lines)
+
+
+def _interval(value: Proportion | None) -> str:
+    return "–" if value is None else f"{100 * float(value):.1f} [{100 * value.low:.1f}, {100 * value.high:.1f}]"
+
+
+def csv_text(record: TransferRecord) -> str:
+    """One line a (surrogate set, attack, victim): both success rates with their intervals, as fractions."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    shares = [f"success_of_{of}{end}" for of in ("all", "correct") for end in ("", "_low", "_high", "_n")]
+    writer.writerow(["surrogates", "attack", "victim", "white_box", "clean_accuracy", *shares, "why_none"])
+    for found in record.cells.values():
+        clean = record.clean_accuracy[found.victim]
+        row = [found.surrogates, found.attack, found.victim, str(found.white_box).lower(), repr(float(clean))]
+        for value in (found.of_all, found.of_correct):
+            row += [repr(float(value)), repr(value.low), repr(value.high), str(value.n)] if value else [""] * 4
+        writer.writerow([*row, found.why])
+    return out.getvalue()
+
+
+def latex(record: TransferRecord) -> str:
+    r"""Both matrices as `table` environments; they need \usepackage{booktabs}."""
+    return "\n".join(_latex_table(record, of) for of in ("all", "correct"))
+
+
+def _latex_table(record: TransferRecord, of: Of) -> str:
+    names = [tex(name) for name in record.columns]
+    body = []
+    for place, (surrogates, attack) in enumerate(record.rows):
+        if place and record.rows[place - 1][0] != surrogates:
+            body.append(r"\midrule")
+        cells = [record.cells[surrogates, attack, name] for name in record.columns]
+        body.append(" & ".join([tex(surrogates), tex(attack), *(_latex_cell(found, of) for found in cells)]) + r" \\")
+    caption = (
+        f"{heading(record)}. {denominator(record, of)} In percent, with 95 % Wilson intervals; "
+        f"{WHITE_BOX} white-box: the victim is one of the surrogates."
+    )
+    return "\n".join(
+        [
+            r"\begin{table}",
+            rf"\caption{{{tex(caption)}}}",
+            r"\centering\small",
+            rf"\begin{{tabular}}{{ll{'r' * len(names)}}}",
+            r"\toprule",
+            " & ".join(["surrogates", "attack", *names]) + r" \\",
+            r"\midrule",
+            *body,
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+def _latex_cell(found: Cell, of: Of) -> str:
+    value = rate(found, of)
+    if value is None:
+        return "--"
+    mark = "$^{*}$" if found.white_box else ""
+    return rf"{100 * float(value):.1f}{mark} {{\scriptsize[{100 * value.low:.1f}, {100 * value.high:.1f}]}}"
+
+
+_TEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
+    "|": r"\textbar{}", '"': r"\textquotedbl{}", "−": r"$-$",
+}  # fmt: skip
+
+
+def tex(text: str) -> str:
+    """Text that LaTeX prints as it is."""
+    return "".join(_TEX.get(char, char) for char in " ".join(text.split()))
+
+
+_FORMATS: Mapping[str, Mapping[str, Any]] = {
+    # What would tell two drawings of one record apart is left out.
+    ".png": {"Software": None},
+    ".pdf": {"Creator": None, "Producer": None, "CreationDate": None},
+}
+
+
+def heatmap(record: TransferRecord, path: Path, of: Of = "all") -> None:
+    """Draw one matrix as a .png or .pdf; the same record gives the same bytes with the same matplotlib.
+
+    Raises:
+        UsageError: for another ending, or if matplotlib is not installed.
+    """
+    check_heatmap(path)
+    from matplotlib import style
+    from matplotlib.figure import Figure
+
+    from robustkit.store import write_atomic
+
+    rows, columns = record.rows, record.columns
+    cells = [[record.cells[(*row, name)] for name in columns] for row in rows]
+    values = [[_percent(rate(found, of)) for found in line] for line in cells]
+    with style.context("default"):  # not the reader's own style, so that a record looks the same everywhere
+        figure = Figure(figsize=(3.5 + 0.75 * len(columns), 2.5 + 0.32 * len(rows)), dpi=150, layout="constrained")
+        axes = figure.add_subplot()
+        image = axes.imshow(values, vmin=0, vmax=100, cmap="viridis", aspect="auto")
+        axes.set_xticks(range(len(columns)), columns, rotation=40, ha="right", parse_math=False)
+        axes.set_yticks(range(len(rows)), [" · ".join(row) for row in rows], parse_math=False)
+        for i, line in enumerate(cells):
+            for j, found in enumerate(line):
+                known = rate(found, of) is not None
+                text = f"{values[i][j]:.0f}{WHITE_BOX if found.white_box else ''}" if known else "–"
+                colour = "white" if known and values[i][j] < 60 else "black"
+                axes.text(j, i, text, ha="center", va="center", size=8, color=colour)
+        share = "all" if of == "all" else "initially correct"
+        title = f"{heading(record)}\nsuccess rate, % of {share} images; {WHITE_BOX} white-box"
+        axes.set_title(title, size=9, parse_math=False, wrap=True)
+        figure.colorbar(image, ax=axes)
+        write_atomic(path, lambda part: figure.savefig(part, format=path.suffix[1:], metadata=_FORMATS[path.suffix]))
+
+
+def check_heatmap(path: Path) -> None:
+    """Whether a heat map can be drawn there.
+
+    Raises:
+        UsageError: for an ending that is not .png or .pdf, a folder that is not there, or without matplotlib.
+    """
+    if path.suffix not in _FORMATS:
+        raise UsageError(f"{path}: a heat map is a {' or '.join(_FORMATS)} file")
+    if not path.parent.is_dir():
+        raise UsageError(f"{path}: there is no folder {path.parent}")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise UsageError("a heat map needs 'matplotlib', which is not installed: pip install 'robustkit[plots]'")
+
+
+def _percent(value: Proportion | None) -> float:
+    return float("nan") if value is None else 100 * float(value)

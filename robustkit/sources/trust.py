@@ -1,0 +1,27 @@
+"""Whether the user has said that foreign checkpoints may be unpickled: `--trust`, or `trust=True` in Python.
+
+A pickle can run any code when it is read, so weights are read with torch's `weights_only=True` and a checkpoint that
+needs more is refused, unless the user trusts where it is from. The word is kept in a context variable: it reaches
+every source, also one nested in another spec, without being an option of each, and it ends with the call it was given.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
+
+_TRUSTED: ContextVar[bool] = ContextVar("robustkit_trusted", default=False)
+
+
+def trusted() -> bool:
+    """Whether checkpoints may be unpickled here, which lets them run code."""
+    return _TRUSTED.get()
+
+
+@contextlib.contextmanager
+def trusting(flag: bool) -> Iterator[None]:
+    """Inside, `trusted()` is `flag`; a False inside a True holds too."""
+    token = _TRUSTED.set(flag)
+    try:
+        yield
+    finally:
+        _TRUSTED.reset(token)

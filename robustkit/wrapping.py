@@ -1,0 +1,49 @@
+"""A network behind a step on its images: what sources and defenses put in front of it, inside the module."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from robustkit.api import Images, Logits
+
+
+class Prepared(nn.Module):
+    """A network behind a step that prepares its images. What else the network offers the harness, this offers too.
+
+    A step may be `randomised`, and offer `reseed(seed)`; each member and stand-in stands behind the same step.
+    """
+
+    def __init__(self, step: nn.Module, network: nn.Module) -> None:
+        super().__init__()
+        self.step = step
+        self.network = network
+        self.randomised = any(bool(getattr(part, "randomised", False)) for part in (step, network))
+
+    def forward(self, x: Images) -> Logits:
+        """The network's outputs for the prepared images."""
+        logits: Tensor = self.network(self.step(x))
+        return logits
+
+    def forward_with_members(self, x: Images) -> tuple[Logits, Tensor | None]:
+        """The outputs, and the members' (members, batch, classes) if the network offers them."""
+        offered = getattr(self.network, "forward_with_members", None)
+        found: tuple[Logits, Tensor | None] = offered(self.step(x)) if callable(offered) else (self(x), None)
+        return found
+
+    def members(self) -> Sequence[nn.Module]:
+        """The network's members, each behind the same step."""
+        offered = getattr(self.network, "members", None)
+        return [Prepared(self.step, member).eval() for member in offered()] if callable(offered) else []
+
+    def surrogates(self) -> dict[str, nn.Module]:
+        """The network's stand-ins, each behind the same step."""
+        offered = getattr(self.network, "surrogates", None)
+        found = offered() if callable(offered) else {}
+        return {name: Prepared(self.step, module).eval() for name, module in found.items()}
+
+    def reseed(self, seed: int) -> None:
+        """Reseed the step and the network, if they offer it."""
+        for part in (self.step, self.network):
+            offered = getattr(part, "reseed", None)
+            if callable(offered):
+                offered(seed)
