@@ -1,4 +1,4 @@
-"""Randomised smoothing. Cohen, Rosenfeld, Kolter 2019, arXiv:1902.02918; `robustkit certify` gives its certificate."""
+"""Randomised smoothing. Cohen, Rosenfeld, Kolter 2019, arXiv:1902.02918; `robustkit.certify` gives its certificate."""
 
 from dataclasses import dataclass
 from typing import Literal
