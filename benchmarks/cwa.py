@@ -42,7 +42,7 @@ def measure(n: int, budget: int, attacks: list[str], out: Path, *, quiet: bool =
             surrogates={name: specs[name] for name in (*NORMAL, ROBUST)},
             sets={"normal": NORMAL, "normal + robust": (*NORMAL, ROBUST)},
             victims={name: specs[name] for name in VICTIMS},
-            attacks={label: _with(ATTACKS[label], budget) for label in attacks},
+            attacks={label: with_budget(ATTACKS[label], budget) for label in attacks},
             data=f"cifar10:path={kit.ROOT / 'cifar10_test.npz'}",
             norm="linf",
             eps="8/255",
@@ -52,7 +52,8 @@ def measure(n: int, budget: int, attacks: list[str], out: Path, *, quiet: bool =
         )
 
 
-def _with(attack: str, budget: int) -> str:
+def with_budget(attack: str, budget: int) -> str:
+    """The attack's spec with the budget among its options."""
     return f"{attack}{',' if ':' in attack else ':'}budget={budget}"
 
 

@@ -103,7 +103,7 @@ def test_the_benchmark_compares_all_the_attacks_that_it_should_at_equal_budget()
     assert list(cwa.ATTACKS) == [
         "MI", "DI", "TI", "VMI", "SSA", "logit", "SVRE", "AdaEA", "SMER", "MI-SAM", "MI-CSE", "MI-CWA", "VMI-CWA",
     ]  # fmt: skip
-    budgeted = {label: f"{name}:budget=420" for label, name in cwa.ATTACKS.items()}
+    budgeted = {label: cwa.with_budget(name, 420) for label, name in cwa.ATTACKS.items()}
     for label, _, attack in plan.parse_attacks(budgeted, ThreatModel("linf", 8 / 255)):
         for members in (len(cwa.NORMAL), len(cwa.NORMAL) + 1):
             assert 0.9 * 420 <= attack.gradients(members) <= 420, label
