@@ -287,6 +287,8 @@ def test_timm_options_reach_the_network():
     assert (card.input_shape, card.mean, card.std) == ((1, 32, 32), (0.5,), (0.5,))
     module, card = load_model("timm/resnet18:pretrained=false,image_size=64")
     assert card.input_shape == (3, 64, 64)
+    # Of this one timm notes no image size: nothing is claimed.
+    assert sources.plugins.load("sources", "timm")().card("vit_betwixt_patch16_gap_256", {}).input_shape == ()
 
 
 def test_a_checkpoint_of_the_users_fills_a_timm_network(tmp_path):

@@ -55,14 +55,14 @@ class Timm:
         """
         config, wanted = _config(name), _options(name, options)
         pretrained = _is_pretrained(name, config, wanted)
-        height, width = (wanted.image_size,) * 2 if wanted.image_size else config.input_size[1:]
+        sides = (wanted.image_size,) * 2 if wanted.image_size else config.input_size[1:]
         trained = pretrained or wanted.checkpoint
         return ModelCard(
             name=name if pretrained else f"{name.partition('.')[0]} ({wanted.checkpoint or 'untrained'})",
             source="timm",
             dataset="imagenet" if pretrained and _data_of(config.tag or "") == "in1k" else "",
             classes=config.num_classes if wanted.classes is None else wanted.classes,
-            input_shape=(wanted.in_chans, height, width),
+            input_shape=(wanted.in_chans, *sides) if sides else (),
             mean=_of_channels(config.mean, wanted.in_chans),
             std=_of_channels(config.std, wanted.in_chans),
             licence=(config.license or "") if pretrained else "",
@@ -108,7 +108,7 @@ def _config(name: str) -> Any:
     if not timm.is_model(architecture):
         raise UsageError(suggest(name, timm.list_models(), "timm architecture"))
     try:
-        return timm.get_pretrained_cfg(name) or timm.models.PretrainedCfg()  # of some, timm notes nothing
+        return timm.get_pretrained_cfg(name) or timm.models.PretrainedCfg(input_size=())  # of some, timm notes nothing
     except RuntimeError as error:
         tags = timm.list_pretrained(f"{architecture}.*")
         raise UsageError(suggest(name, tags, "set of timm's weights")) from error
