@@ -64,10 +64,10 @@ def tables(record: TransferRecord) -> str:
         for (surrogates, attack), cost in record.costs.items()
     ]
     spent = "| surrogates | attack | gradients an image | forwards an image |\n|---|---|---:|---:|\n" + "\n".join(rows)
-    job = record.job
+    job, versions = record.job, record.job["code"]["versions"]
     facts = (
         f"First {record.n} CIFAR-10 test images, Linf 8/255, seed {job['seed']}, {job['device']}, "
-        f"torch {job['code']['torch']}, robustkit {job['code']['robustkit'][:12]}."
+        f"torch {versions['torch']}, robustkit {versions['robustkit']}."
     )
     parts = [facts]
     parts += [f"{report.denominator(record, of)} In percent, with 95 % Wilson intervals; \\* white-box.\n\n"

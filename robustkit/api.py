@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from robustkit import projection, rows
+from robustkit import projection, rows, spec
 from robustkit.errors import UsageError
 
 Norm = Literal["linf", "l2", "l1", "l0"]
@@ -73,7 +73,7 @@ class ThreatModel:
     @property
     def limit(self) -> float:
         """The largest distance that still counts as inside."""
-        return self.eps * (1 + 1e-6) + 1e-7
+        return spec.limit(self.eps)
 
     def clip(self, adv: Images) -> Images:
         """The nearest image inside the box."""
@@ -328,7 +328,10 @@ class ModelFacts(NamedTuple):
 
 @runtime_checkable
 class Suite(Protocol):
-    """Settings that name attacks; the harness runs each on what is left standing."""
+    """Settings that name attacks; the harness runs each on what is left standing.
+
+    One that is too weak to establish a robust accuracy by itself may say why in a property `never_alone`.
+    """
 
     def attacks(self, threat: ThreatModel, facts: ModelFacts) -> Sequence[Attack]:
         """The attacks, in order."""

@@ -52,8 +52,10 @@ def certify(
         on_image: told of each image that is done.
 
     Raises:
-        UsageError: for settings that make no sense.
+        UsageError: for settings that make no sense, a network in training mode, or outputs that are not finite.
     """
+    if any(part.training for part in network.modules()):
+        raise UsageError("certify: the network is in training mode, where its answers are others; call network.eval()")
     if sigma <= 0 or first < 1 or draws < 1 or not 0 < alpha < 1:
         raise UsageError("certify: sigma, first and draws must be positive, and alpha between 0 and 1")
     places = torch.arange(len(x)) if indices is None else indices
@@ -84,6 +86,8 @@ def _counts(network: nn.Module, image: Tensor, sigma: float, n: int, noise: Samp
             copies = min(BATCH, n - start)
             added = noise.at(stream).normal((copies, *image.shape), step=step)[0].to(image)
             logits = network(image + sigma * added)
+            if not torch.isfinite(logits).all():
+                raise UsageError("certify: the network's outputs on noisy copies are not finite (NaN or inf)")
             found = torch.bincount(logits.argmax(1), minlength=logits.shape[1])
             total = found if total is None else total + found
     assert total is not None

@@ -56,8 +56,7 @@ def main() -> None:
 @click.option("--save-adversarial", is_flag=True, help="Keep the adversarial images in the run's folder.")
 @click.option("--out", type=click.Path(path_type=Path), help=f"The run's folder; default {RUNS}/<what is run>.")
 @click.option("--fresh", is_flag=True, help="Forget what the folder holds of this run and compute it again.")
-@click.option("--json", "json_to", metavar="-|FILE", callback=cli_options.json_target,
-              help="Write run.json there too; - is stdout, with nothing else.")  # fmt: skip
+@cli_options.json_option("run.json")
 def evaluate(
     quantize: str | None, save_adversarial: bool, out: Path | None, fresh: bool, json_to: str | None, **asked: Any
 ) -> None:
@@ -194,8 +193,7 @@ def show(run: Path, name: str | None, as_json: bool) -> None:
 @main.command()
 @click.argument("before", type=click.Path(path_type=Path))
 @click.argument("after", type=click.Path(path_type=Path))
-@click.option("--json", "json_to", metavar="-|FILE", callback=cli_options.json_target,
-              help="Write the comparison there; - is stdout, with nothing else.")  # fmt: skip
+@cli_options.json_option("the comparison")
 def compare(before: Path, after: Path, json_to: str | None) -> None:
     """Compare two stored runs sample by sample: BEFORE and AFTER are run folders or baseline files.
 
@@ -223,8 +221,7 @@ def compare(before: Path, after: Path, json_to: str | None) -> None:
               help="Only as many of the first samples as fit, by the baseline's counted costs.")  # fmt: skip
 @click.option("--update", is_flag=True, help="Write the baseline anew, or for the first time, with the options below.")
 @click.option("--out", type=click.Path(path_type=Path), help="Keep the run in this folder.")
-@click.option("--json", "json_to", metavar="-|FILE", callback=cli_options.json_target,
-              help="Write the verdict there; - is stdout, with nothing else.")  # fmt: skip
+@cli_options.json_option("the verdict")
 @cli_options.evaluation(model_required=False)
 def gate(
     file: Path, max_drop: str, run: Path | None, time_budget: str | None, update: bool, out: Path | None,
@@ -238,7 +235,7 @@ def gate(
     robustkit gate --baseline base.json --model ./new.safetensors:arch=digits-cnn --max-drop 1pp --time-budget 60s
     \b
     Other weights fail if the drop is significant (exact paired test, p < 0.05) and larger than --max-drop.
-    The same weights fail if any sample flips.
+    The same weights fail if any sample flips, unless the model is randomised.
     Exit codes: 0 passed, 1 failed, 2 bad usage, 3 a sample is UNKNOWN.
     """  # noqa: D301
     from robustkit import baseline

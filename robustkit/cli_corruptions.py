@@ -44,13 +44,7 @@ from robustkit.errors import UsageError
 @click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda:0")
 @click.option("--tile", type=click.IntRange(1), help="Width of the batches the model sees.")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write the record there, as JSON.")
-@click.option(
-    "--json",
-    "json_to",
-    metavar="-|FILE",
-    callback=cli_options.json_target,
-    help="Write the record there too; - is stdout, with nothing else.",
-)
+@cli_options.json_option("the record")
 @cli_cache.offline
 @click.option("--quiet", is_flag=True, help="No progress.")
 def corruptions(

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @click.option("--model", metavar="SPEC", help="digits-cnn-at, timm/resnet18, python/my_package.make:width=2")
 @click.option("--dataset", "--data", metavar="SPEC", help="By default what the model was trained on.")
 @click.option(
-    "-n", "n", type=click.IntRange(1), default=256, show_default=True, metavar="N", help="The first N images."
+    "-n", "n", type=click.IntRange(1), default=256, show_default=True, metavar="N", help="N images, from all over it."
 )
 @click.option("--norm", type=click.Choice(["linf", "l2", "l1", "l0"]), default="linf", help="Of a robustbench model.")
 @click.option("--outputs", type=click.Choice(["logits", "probs"]), default="logits", show_default=True,
@@ -30,8 +30,7 @@ if TYPE_CHECKING:
 @click.option("--trust", is_flag=True, help="Unpickle checkpoints that hold more than weights.")
 @click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda:0")
 @cli_cache.offline
-@click.option("--json", "json_to", metavar="-|FILE", callback=cli_options.json_target,
-              help="Write it as JSON too; - is stdout, with nothing else.")  # fmt: skip
+@cli_options.json_option("what was found")
 def doctor(model: str | None, json_to: str | None, **asked: Any) -> None:
     """What robustkit finds here; with --model, whether the model gets the input it was trained on.
 
@@ -65,7 +64,7 @@ def _diagnosis(
     model: str, *, dataset: str | None, n: int, norm: str, outputs: str, trust: bool, device: str
 ) -> "Diagnosis":
     from robustkit import datasets, sources
-    from robustkit.doctor import diagnose
+    from robustkit.doctor import diagnose, spread
     from robustkit.engine import choose_device
     from robustkit.sources.evaluating import evaluating
 
@@ -76,7 +75,7 @@ def _diagnosis(
     with evaluating(data.name, norm):
         module, card = sources.load_model(model, trust=trust)
     module.to(choose_device(device, module, named=True))
-    x, y = data.batch(range(min(n, len(data))))
+    x, y = data.batch(spread(len(data), n))
     return diagnose(module, x, y, card, outputs=outputs, thorough=True)
 
 

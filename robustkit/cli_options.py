@@ -81,7 +81,15 @@ def evaluation(*, model_required: bool) -> Callable[[Command], Command]:
     return decorate
 
 
-def json_target(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+def json_option(what: str) -> Callable[[Command], Command]:
+    """The option --json of a command: where to write `what`, besides."""
+    return click.option(
+        "--json", "json_to", metavar="-|FILE", callback=_json_target,
+        help=f"Write {what} there too; - is stdout, with nothing else.",
+    )  # fmt: skip
+
+
+def _json_target(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
     """Check the place for --json before anything is computed.
 
     Raises:

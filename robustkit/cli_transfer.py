@@ -138,13 +138,7 @@ def surrogate_sets(
 )
 @click.option("--fresh", is_flag=True, help="Forget what the folder holds and compute it again.")
 @click.option("--heatmap", type=click.Path(path_type=Path), help="Draw the matrix there, .png or .pdf.")
-@click.option(
-    "--json",
-    "json_to",
-    metavar="-|FILE",
-    callback=cli_options.json_target,
-    help="Write transfer.json there too; - is stdout, with nothing else.",
-)
+@cli_options.json_option("transfer.json")
 @cli_cache.offline
 @click.option("--quiet", is_flag=True, help="No progress.")
 def transfer(
@@ -163,6 +157,7 @@ def transfer(
     Over the same images and threat model, further attacks and victims reuse what the folder holds.
     Exit codes: 0 done, 2 bad usage, 3 a success rate could not be established, 130 interrupted.
     """  # noqa: D301
+    from robustkit.engine.plan import specs
     from robustkit.report.transfer import check_heatmap
 
     for what, given in (("--surrogate", surrogate or surrogates), ("--victim", victim), ("--attack", attack),
@@ -171,7 +166,7 @@ def transfer(
             raise UsageError(f"{what} is needed; see robustkit transfer --help")
     if heatmap:
         check_heatmap(heatmap)
-    attacks = named(tuple(text for item in attack for text in ([item] if _NAMED.fullmatch(item) else listed(item))))
+    attacks = named(tuple(text for item in attack for text in ([item] if _NAMED.fullmatch(item) else specs(item))))
     sources, sets = surrogate_sets(surrogates, named(surrogate))
     folder: list[Path] = []
 

@@ -167,7 +167,8 @@ def _differs(before: RunRecord, after: RunRecord) -> Iterator[str]:
     for key in ("model", "defense", "data", *QUESTION, *MACHINE):
         if (old := a.get(key) or "none") != (new := b.get(key) or "none"):
             yield f"{key} {old} -> {new}"
-    for key, what in (("model_sha256", "the weights"), ("probe_sha256", "the logits on the probe images")):
+    for key, what in (("model_sha256", "the weights"), ("probe_sha256", "the logits on the probe images"),
+                      ("noisy_sha256", "the logits under fixed noise")):  # fmt: skip
         if a.get(key) != b.get(key):
             yield what
     if list(a["attacks"]) == list(b["attacks"]):

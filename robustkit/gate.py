@@ -65,7 +65,9 @@ def judge(before: RunRecord, after: RunRecord, max_drop: Fraction) -> Verdict:
             )
     comparison = compare(before, after)
     change, flips = comparison.robust, comparison.flips
-    same = bool(before.job["model_sha256"]) and before.job["model_sha256"] == after.job["model_sha256"]
+    same = bool(before.job["model_sha256"]) and all(
+        (before.job.get(key) or "") == (after.job.get(key) or "") for key in ("model_sha256", "defense")
+    )
     if same and not after.draws:  # the noise of a randomised model is that of a tile: other samples, other votes
         passed, reason = not flips, _same_weights(comparison)
     else:

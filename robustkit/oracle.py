@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from robustkit import generators
+from robustkit import generators, rows
 from robustkit.api import Gradient, Images, Logits, Loss, Oracle, Outputs
 from robustkit.errors import NoGradientError
 from robustkit.streams import key_of
@@ -265,7 +265,7 @@ class _Averaged(nn.Module):
 
     def forward(self, x: Images) -> Logits:
         """Mean logits."""
-        return _average([self.module(x) for _ in range(self.k)])
+        return rows.average([self.module(x) for _ in range(self.k)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,7 +333,7 @@ class ExpectedOracle:
         """K forward and backward passes, averaged."""
         found = [self.base.gradient(x, loss) for _ in range(self.k)]
         outputs = _mean([g.outputs for g in found])
-        return Gradient(outputs, _average([g.loss for g in found]), _average([g.grad for g in found]))
+        return Gradient(outputs, rows.average([g.loss for g in found]), rows.average([g.grad for g in found]))
 
 
 def _as(x: Tensor, outputs: Outputs) -> Outputs:
@@ -343,13 +343,8 @@ def _as(x: Tensor, outputs: Outputs) -> Outputs:
 
 
 def _mean(outputs: Sequence[Outputs]) -> Outputs:
-    # Added one after another: a reduction over a stack of five or more rounds an entry by its place in the batch.
     members = [o.members for o in outputs if o.members is not None]
-    return Outputs(_average([o.logits for o in outputs]), _average(members) if members else None)
-
-
-def _average(values: Sequence[Tensor]) -> Tensor:
-    return sum(values[1:], values[0]) / len(values)
+    return Outputs(rows.average([o.logits for o in outputs]), rows.average(members) if members else None)
 
 
 def _pulled_back(tiles: Sequence[_Tile], cotangents: Sequence[Tensor], *, retain_graph: bool) -> Tensor:

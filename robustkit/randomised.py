@@ -2,10 +2,13 @@
 
 A pattern is a text with one character a fresh draw, 1 for wrong and 0 for right.
 
-* the worst case: a sample is broken if any pass of any attack, or any draw, ever misclassified a valid candidate;
-* the mean over fresh draws of the accuracy on the strongest candidate of each sample, with its standard deviation;
+* the worst case: a sample is broken if any pass of any attack, or any draw, ever misclassified a valid candidate or
+  the clean image;
+* the mean over fresh draws of the accuracy on the strongest candidate of each sample, with its standard deviation: the
+  strongest by the draws that vote, the mean of other draws, so that the choice does not lower it;
 * the majority vote of M fresh draws on each candidate, which is the headline: it is a decision that could be deployed,
-  it does not fall with the number of passes an attack made, and it gives nothing for being right now and then.
+  it does not fall with the number of passes an attack made, and it gives nothing for being right now and then. It does
+  fall with the number of attacks, for each has a candidate that is voted on.
 """
 
 from collections.abc import Sequence
@@ -15,13 +18,13 @@ import numpy as np
 
 from robustkit.stats import MeanShare, Proportion
 
-LEAST = 10  # fresh draws of the mean, however few vote
+MEAN = 10  # fresh draws of the mean, beside those that vote
 Columns = Any
 
 
 def reevaluations(draws: int) -> int:
-    """How many fresh draws are taken, of which the first `draws` vote."""
-    return max(LEAST, draws)
+    """How many fresh draws are taken: the first `draws` vote, the others give the mean."""
+    return draws + MEAN
 
 
 def lost(wrong: Any, draws: int) -> Any:
@@ -40,24 +43,28 @@ def rule(draws: int) -> str:
 
 
 def worst_case(samples: Columns, attacks: Columns) -> Proportion:
-    """The share of samples that no pass over a valid candidate ever misclassified."""
+    """The share of samples that no pass over a valid candidate, and no draw of the clean image, ever misclassified."""
     ever = set(attacks["index"][attacks["ever"].astype(bool)].tolist())
-    stood = [s == "ROBUST" and i not in ever for i, s in _rows(samples, "index", "status")]
+    rows = _rows(samples, "index", "status", "draws")
+    stood = [status == "ROBUST" and i not in ever and "1" not in clean for i, status, clean in rows]
     return Proportion(sum(stood), len(stood))
 
 
-def mean_accuracy(samples: Columns, attacks: Columns) -> MeanShare:
-    """The accuracy over fresh draws on each sample's strongest candidate; what the clean vote lost is always wrong."""
+def mean_accuracy(samples: Columns, attacks: Columns, draws: int, limit: float) -> MeanShare:
+    """The accuracy over fresh draws on each sample's strongest candidate; what the clean vote lost is always wrong.
+
+    Candidates that ended beyond `limit`, as a minimal attack's may, are no candidates here.
+    """
     strongest: dict[int, str] = {}
-    for i, pattern in _rows(attacks, "index", "draws"):
-        if pattern and pattern.count("1") >= strongest.get(i, "").count("1"):
+    for i, pattern, distance in _rows(attacks, "index", "draws", "distance"):
+        votes, before = pattern[:draws].count("1"), strongest.get(i, "")[:draws].count("1")
+        if pattern and distance <= limit and votes >= before:
             strongest[i] = pattern
     n = len(samples["index"])
-    draws = max(map(len, strongest.values()), default=LEAST)
-    right = np.zeros(draws)
+    right = np.zeros(MEAN)
     for i, status, clean in _rows(samples, "index", "status", "draws"):
         if status != "WRONG":
-            right += [c == "0" for c in strongest.get(i, clean)]
+            right += [c == "0" for c in strongest.get(i, clean)[draws:]]
     return MeanShare.of((right / n).tolist(), n)
 
 

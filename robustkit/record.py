@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from robustkit import randomised
+from robustkit import randomised, spec
 from robustkit.stats import MeanShare, Proportion
 
 if TYPE_CHECKING:
     import pandas as pd
 
 SCHEMA = "robustkit/run/1"
+INSUFFICIENT = "insufficient"  # the kind of flag that says that what attacked is no measure by itself
 WRONG, BROKEN, ROBUST, UNKNOWN = "WRONG", "BROKEN", "ROBUST", "UNKNOWN"
 SURVIVED, BROKE, VIOLATED = "survived", "broken", "violated"
 
@@ -123,11 +124,12 @@ class RunRecord:
         None for a run of a sweep that did not attack what a smaller eps broke.
         """
         has = self._has_draws and not self.carried
-        return randomised.mean_accuracy(self.samples, self.attacks) if has else None
+        limit = spec.limit(self.job["eps"])
+        return randomised.mean_accuracy(self.samples, self.attacks, self.draws, limit) if has else None
 
     @property
     def _has_draws(self) -> bool:
-        return "draws" in self.samples and not self.unknown
+        return "draws" in self.samples and not self.unknown and not self.insufficient
 
     @cached_property
     def clean_accuracy(self) -> Proportion:
@@ -138,9 +140,10 @@ class RunRecord:
     def robust_accuracy(self) -> Proportion | None:
         """The share of samples that no attack broke, or None while that is not established.
 
-        It is not, as long as a sample is UNKNOWN, or if a randomised model was not voted on. See `rule`.
+        It is not, as long as a sample is UNKNOWN, if a randomised model was not voted on, or if what attacked it is no
+        measure by itself. See `rule`.
         """
-        if self.unknown or self.unvoted:
+        if self.unknown or self.unvoted or self.insufficient:
             return None
         return Proportion(self.counts[ROBUST], self.n)
 
@@ -148,6 +151,11 @@ class RunRecord:
     def unvoted(self) -> bool:
         """Whether the model is randomised and its samples were judged by one pass, as in records of older versions."""
         return self.randomised and not self.draws
+
+    @property
+    def insufficient(self) -> str:
+        """Why the attacks of this run are no measure by themselves; empty if they are."""
+        return next((str(flag["message"]) for flag in self.flags if flag["kind"] == INSUFFICIENT), "")
 
     @property
     def why_no_robust_accuracy(self) -> str:
@@ -160,7 +168,7 @@ class RunRecord:
         if self.unknown:
             reasons = sorted({f"{e['attack']}: {e['message']}" for e in self.errors})
             return f"{self.unknown} of {self.n} samples are UNKNOWN" + (f" ({'; '.join(reasons)})" if reasons else "")
-        return ""
+        return self.insufficient
 
     @property
     def quantized_robust_accuracy(self) -> Proportion | None:
@@ -184,7 +192,7 @@ class RunRecord:
             undecided |= {int(i) for i in index[outcome == VIOLATED]}
             undecided -= {int(i) for i in index[outcome == BROKE]}
             standing -= broken
-            sure = not undecided and not self.unvoted
+            sure = not undecided and not self.unvoted and not self.insufficient
             rows.append(
                 AttackSummary(
                     name=name,

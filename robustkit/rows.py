@@ -6,6 +6,7 @@ independent of how samples were packed into batches.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Bool, Float
@@ -31,6 +32,16 @@ def total(x: Rows) -> Scalars:
     if rows.shape[0] == 1:
         return rows.expand(2, -1).contiguous().sum(1)[:1]
     return rows.contiguous().sum(1)
+
+
+def added(values: Sequence[Tensor]) -> Tensor:
+    """The sum of tensors of one shape, one after another: a reduction over a stack may round an entry by its place."""
+    return sum(values[1:], values[0])
+
+
+def average(values: Sequence[Tensor]) -> Tensor:
+    """The mean of tensors of one shape, added one after another."""
+    return added(values) / len(values)
 
 
 def dot(a: Rows, b: Rows) -> Scalars:

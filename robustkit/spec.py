@@ -220,6 +220,11 @@ def text_of(value: Any) -> str:
     return repr(value) if isinstance(value, float) else str(value)
 
 
+def limit(eps: float) -> float:
+    """The largest distance that still counts as within eps."""
+    return eps * (1 + 1e-6) + 1e-7
+
+
 def canonical(value: Any) -> str:
     """JSON with sorted keys and no spaces: equal values give equal text."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
@@ -235,7 +240,8 @@ class Job:
     """All that decides a run's numbers; its hash is the run's identity. Plain data, JSON both ways.
 
     `carried` is the identity of the run at a smaller eps whose broken samples count as broken here, or empty. `draws`
-    is how many vote on a sample of a randomised model; 0 of any other. `defense` names what stands before the model.
+    is how many vote on a sample of a randomised model; 0 of any other. `defense` names what stands before the model,
+    `noisy_sha256` is the probe images' answer of a randomised model under fixed noise.
 
     The batch size, the shard size and the folder are not part of it, since they change nothing.
     """
@@ -263,6 +269,7 @@ class Job:
     versions: Mapping[str, str]
     draws: int = 0
     defense: str = ""
+    noisy_sha256: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """As JSON data, with its own hash under `id`."""

@@ -232,7 +232,7 @@ def _check_judge_safe(attack: Attack, norms: Sequence[Norm] | None, targeted: bo
         if attack.goal == "bounded":
             for scale in (0.3, 4.0):
                 _keeps_its_budget(attack, norm, scale, targeted)
-        _require(torch.equal(first.judge.broken, _confirmed(first)), "the model was fooled only while the attack ran")
+        _require(torch.equal(first.broken, _confirmed(first)), "the model was fooled only while the attack ran")
         for what, then, now in zip(_WORLD, before, _world(problem), strict=True):
             _require(then == now, f"left {what} other than it was")
         _same(first, _run(attack, problem, **target), torch.arange(len(problem.x)), "a second run with the same seed")
@@ -285,6 +285,7 @@ def _world(problem: "_Problem") -> tuple[object, ...]:
 
 
 def _confirmed(first: Attacked) -> Tensor:
+    """What the model as it is now confirms; `first.broken` is what it said while the attack ran."""
     first.judge.confirm_again()
     return first.judge.broken
 

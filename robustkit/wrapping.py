@@ -44,6 +44,11 @@ class Prepared(nn.Module):
     def reseed(self, seed: int) -> None:
         """Reseed the step and the network, if they offer it."""
         for part in (self.step, self.network):
-            offered = getattr(part, "reseed", None)
-            if callable(offered):
-                offered(seed)
+            reseed(part, seed)
+
+
+def reseed(module: nn.Module, seed: int) -> None:
+    """Reseed a module that offers it."""
+    offered = getattr(module, "reseed", None)
+    if callable(offered):
+        offered(seed)

@@ -64,6 +64,19 @@ def test_an_image_has_its_own_noise():
     assert together.radius[2] == alone.radius[0]
 
 
+def test_what_has_no_finite_answer_or_is_being_trained_gets_no_certificate():
+    module, x, _ = linear(1)
+    with pytest.raises(UsageError, match="finite"):
+        certify(nn.Sequential(module, Nan()).eval(), x, draws=10)
+    with pytest.raises(UsageError, match="training"):
+        certify(module.train(), x, draws=10)
+
+
+class Nan(nn.Module):
+    def forward(self, z):
+        return z * torch.nan
+
+
 @pytest.mark.parametrize("wrong", [{"sigma": 0}, {"draws": 0}, {"alpha": 1.0}])
 def test_settings_that_make_no_sense_are_refused(wrong):
     module, x, _ = linear(1)

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,23 @@ def test_the_lazy_one_and_the_cheaters_fail():
             with pytest.raises(Exception, match=r".") as caught:
                 check_attack(cheater)
             assert isinstance(caught.value, Failure | ZeroDivisionError | RuntimeError)
+
+
+def test_a_foreign_attack_that_fools_the_model_only_while_it_runs_is_not_judge_safe():
+    import torch
+
+    @dataclass(frozen=True)
+    class Swaps(toys.Lazy):
+        def __call__(self, case):
+            weights = [p for p in case.oracle.module.parameters() if p.dim() > 1]
+            with torch.no_grad():
+                weights[-1].neg_()
+                case.submit(case.x)
+                weights[-1].neg_()
+            return case.x
+
+    with pytest.raises(Failure, match="only while the attack ran"):
+        check_attack(Swaps(), level="judge-safe", norms=["linf"])
 
 
 def test_what_depends_on_the_batch_or_the_global_generator_fails():

@@ -20,15 +20,7 @@ from robustkit.corruptions import ALEXNET, KINDS, CellDone, evaluate_corruptions
 from robustkit.corruptions.record import load
 from tests.test_corruptions import N, imagenet_c, write_archive
 
-
-@pytest.fixture(autouse=True)
-def _nowhere(monkeypatch, tmp_path):
-    """No data in the environment or the current folder, and none to be fetched."""
-    for name in ("ROBUSTKIT_DATA", "ROBUSTKIT_KIT"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("ROBUSTKIT_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("ROBUSTKIT_OFFLINE", "1")
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("no_data_around")
 
 
 class Threshold(nn.Module):

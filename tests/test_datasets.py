@@ -16,14 +16,7 @@ X = torch.rand(6, 3, 5, 7, generator=torch.Generator().manual_seed(0))
 Y = torch.tensor([0, 1, 2, 0, 1, 2])
 
 
-@pytest.fixture(autouse=True)
-def _nowhere(monkeypatch, tmp_path):
-    """No data in the environment or the current folder, and none to be fetched."""
-    monkeypatch.setenv("ROBUSTKIT_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("ROBUSTKIT_OFFLINE", "1")
-    monkeypatch.delenv("ROBUSTKIT_DATA", raising=False)
-    monkeypatch.delenv("ROBUSTKIT_KIT", raising=False)
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("no_data_around")
 
 
 def test_digits_have_a_fixed_balanced_test_split():

@@ -23,14 +23,7 @@ from tests.test_datasets import Python2Pickler
 ARRAYS = (CIFAR10, CIFAR100, MNIST, FASHION, SVHN)
 
 
-@pytest.fixture(autouse=True)
-def _nowhere(monkeypatch, tmp_path):
-    """No data in the environment or the current folder, and none to be fetched."""
-    for name in ("ROBUSTKIT_DATA", "ROBUSTKIT_KIT"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("ROBUSTKIT_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("ROBUSTKIT_OFFLINE", "1")
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("no_data_around")
 
 
 @pytest.fixture

@@ -7,24 +7,9 @@ import torch
 from robustkit.api import Dataset
 from robustkit.datasets import load_dataset
 from robustkit.errors import UsageError
+from tests.test_datasets_images import picture
 
-PIL = pytest.importorskip("PIL.Image")
-
-
-@pytest.fixture(autouse=True)
-def _nowhere(monkeypatch, tmp_path):
-    """No data in the environment or the current folder, and none to be fetched."""
-    for name in ("ROBUSTKIT_DATA", "ROBUSTKIT_KIT"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("ROBUSTKIT_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("ROBUSTKIT_OFFLINE", "1")
-    monkeypatch.chdir(tmp_path)
-
-
-def picture(width, height, seed=0, mode="RGB"):
-    channels = () if mode == "L" else (3,)
-    pixels = np.random.default_rng(seed).integers(0, 256, (height // 4 + 1, width // 4 + 1, *channels), dtype=np.uint8)
-    return PIL.fromarray(pixels).resize((width, height))
+pytestmark = pytest.mark.usefixtures("no_data_around")
 
 
 def tensor(image):

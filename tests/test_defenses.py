@@ -72,10 +72,8 @@ def test_every_defense_answers_logits_lets_gradients_through_and_says_whether_it
     assert grad.flatten(1).abs().sum(1).gt(0).all()
 
 
-@pytest.mark.parametrize("name", [n for n in plugins.table("defenses") if n not in ("multires", "crossmax")])
+@pytest.mark.parametrize("name", ["jpeg", "bit-depth", "median", "random-resize-pad"])  # steps before any network
 def test_what_the_network_offers_stays_on_offer(name):
-    if name == "gaussian-smoothing":
-        pytest.skip("votes over noise of the whole ensemble")
     module = plugins.load("defenses", name)().protect(CrossMax().protect(Three()))
     assert len(module.members()) == 3
     assert {"mean-logits", "mean-log-softmax", "member-1"} <= set(module.surrogates())
@@ -242,3 +240,101 @@ def test_the_card_of_crossmax_puts_the_evaluated_beside_the_claimed():
     assert "72 %" in card
     assert "11 % and 14 %" in card
     assert "median" in card
+
+
+def test_a_callers_model_comes_back_in_its_mode_and_behind_a_defense_too():
+    import robustkit
+
+    model, x = Net().train(), images(8)
+    model.conv.eval()
+    robustkit.evaluate(model, (x, torch.zeros(8, dtype=torch.long)), "fgsm", defense="bit-depth", eps=0.1)
+    assert model.training
+    assert not model.conv.training
+
+
+def test_crossmax_joins_members_behind_a_step():
+    module = CrossMax().protect(BitDepth(bits=8).protect(Three()))
+    levels = (images() * 255).round() / 255
+    torch.testing.assert_close(module(levels), CrossMax().protect(Three())(levels))
+
+
+class OwnNoise(nn.Module):
+    """A network with a generator of its own."""
+
+    randomised = True
+
+    def __init__(self):
+        super().__init__()
+        self.net, self.generator = Net(), torch.Generator()
+
+    def reseed(self, seed):
+        self.generator.manual_seed(seed)
+
+    def forward(self, x):
+        return self.net(x) + torch.randn(len(x), 4, generator=self.generator)
+
+
+@pytest.mark.parametrize("name", ["gaussian-smoothing", "random-resize-pad", "median"])
+def test_reseeding_reaches_the_network_behind(name):
+    module, x = plugins.load("defenses", name)().protect(OwnNoise()), images()
+
+    def drawn():
+        torch.manual_seed(0)
+        module.reseed(3)
+        return module(x)
+
+    assert torch.equal(drawn(), drawn())
+
+
+class Noise(nn.Module):
+    def __init__(self, network, sigma):
+        super().__init__()
+        self.network, self.sigma = network, sigma
+
+    def forward(self, x):
+        return self.network(x + self.sigma * torch.randn_like(x))
+
+
+class Noisy:
+    """A defense that is no dataclass: its settings cannot be read off it."""
+
+    def __init__(self, sigma):
+        self.sigma = sigma
+
+    def protect(self, model):
+        return Noise(model, self.sigma).eval()
+
+
+def noisy(sigma: float):
+    return Noisy(sigma)
+
+
+def test_the_settings_of_a_defense_of_ones_own_are_part_of_the_run():
+    import robustkit
+    from robustkit import defended
+
+    def run(sigma):
+        return robustkit.evaluate(
+            "digits-cnn", "digits", "fgsm", defense=f"python/tests.test_defenses.noisy:sigma={sigma}", eps=0.1, n=20
+        )
+
+    little, much = run(0.01), run(3.0)
+    assert little.job["id"] != much.job["id"]
+    assert little.job["defense"] == "python/tests.test_defenses.noisy:sigma=0.01"
+    assert defended.resolve(little.job["defense"])
+    with pytest.raises(UsageError, match="dataclass"):
+        defended.resolve(Noisy(1.0))
+
+
+def test_another_defense_is_no_smaller_eps_and_not_the_same_weights():
+    import robustkit
+    from robustkit import gate
+
+    def run(defense, eps, **more):
+        return robustkit.evaluate("digits-cnn", "digits", "fgsm", defense=defense, eps=eps, n=60, **more)
+
+    first = run("median:size=5", 0.05)
+    with pytest.raises(UsageError, match="defense differs"):
+        run("bit-depth", 0.1, carry=first)
+    verdict = gate.judge(first, run("bit-depth", 0.05), gate.parse_drop("0.5pp"))
+    assert verdict.passed

@@ -6,24 +6,17 @@ import random
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 from torch import nn
 
-import robustkit
-from robustkit import plugins
 from robustkit.api import ModelCard
-from robustkit.cli import main
-from robustkit.datasets import Pair
-from robustkit.doctor import KINDS, diagnose, examine_input, machine, settings, trials
+from robustkit.doctor import KINDS, diagnose, examine_input, settings, trials
 from robustkit.doctor.settings import COLOUR, GREY, Setting
-from robustkit.engine import events
 from robustkit.errors import UsageError
 from robustkit.oracle import Network
-from tests.toys import Randomised, seeded
+from tests.toys import seeded
 
 CLASSES, SHAPE = 6, (3, 8, 8)
 IMAGENET, HALF = COLOUR[:2]
-WRONG = "digits-cnn:mean=0.6,std=0.25"  # a network that wants plain [0,1] images
 
 
 def prototypes(shape=SHAPE, seed=0):
@@ -362,93 +355,3 @@ def test_json_is_plain_and_says_what_was_tried():
     assert data["findings"][0]["kind"] in KINDS
     assert data["trials"][0]["setting"] == "as given"
     assert {"accuracy", "better", "worse", "p", "clear", "error"} < set(data["trials"][1])
-
-
-# In an evaluation
-
-
-def evaluate(model, **more):
-    return robustkit.evaluate(model, blobs(), attack="pgd:steps=2", eps=0.02, **more)
-
-
-def facts(record):
-    return {name: column.tolist() for part in (record.samples, record.attacks) for name, column in part.items()}
-
-
-def test_an_evaluation_flags_a_wrong_input_in_its_summary_and_tells_before_it_attacks():
-    heard = []
-    record = evaluate(Nearest(IMAGENET), on_event=heard.append)
-    (flag,) = [flag for flag in record.flags if flag["kind"] == "normalisation"]
-    assert "expect normalised input" in flag["message"]
-    assert f"note: {flag['message']}" in record.summary()
-    names = [type(event) for event in heard]
-    assert names.index(events.Noted) < names.index(events.CleanDone)
-
-
-@pytest.mark.parametrize("model", [Nearest(), Nearest(IMAGENET), Randomised(Nearest(), sigma=0.2)])
-def test_the_numbers_are_the_same_without_it(model):
-    with_it, without = evaluate(model), evaluate(model, doctor=False)
-    for name, column in facts(with_it).items():
-        np.testing.assert_array_equal(column, facts(without)[name])
-    assert with_it.job == without.job
-    assert not any(flag["kind"] in KINDS for flag in without.flags)
-
-
-def test_a_sweep_asks_once_and_corrupted_images_are_not_asked_about():
-    first = evaluate(model := Counted(IMAGENET))
-    seen = model.seen
-    again = robustkit.evaluate(model, blobs(), attack="pgd:steps=2", eps=0.03, carry=first)
-    assert [flag for flag in again.flags if flag["kind"] in KINDS] == first.flags
-    assert model.seen < 2 * seen
-
-    class Corrupted(Pair):
-        severity = 3
-
-    x, y = blobs()
-    assert not robustkit.evaluate(model, Corrupted(x, y), attack="fgsm", eps=0.02).flags
-
-
-# On the command line
-
-
-def test_the_command_prints_what_is_there_and_exits_with_0_or_1(tmp_path, monkeypatch):
-    monkeypatch.setenv("ROBUSTKIT_HOME", str(tmp_path / "cache"))
-    run = CliRunner().invoke(main, ["doctor"])
-    assert run.exit_code == 0, run.output
-    assert all(word in run.stdout for word in ("devices   cpu", f"torch {torch.__version__.split('+')[0]}", "cache"))
-    well = CliRunner().invoke(main, ["doctor", "--model", "digits-cnn", "-n", "64"])
-    assert well.exit_code == 0, well.output
-    assert "no finding" in well.stdout
-    assert "pixels × 255" in well.stdout  # the table shows every setting
-    ill = CliRunner().invoke(main, ["doctor", "--model", WRONG, "--json", "-"])
-    assert ill.exit_code == 1, ill.output
-    data = json.loads(ill.stdout)
-    assert data["diagnosis"]["findings"][0]["kind"] == "normalisation"
-    assert data["machine"]["cache"] == str(tmp_path / "cache")
-    assert CliRunner().invoke(main, ["doctor", "--model", "digits-cnnn"]).exit_code == 2
-
-
-def test_eval_can_do_without(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    asked = ["eval", "--model", WRONG, "--attack", "fgsm", "--eps", "0.05", "--quiet"]
-    shown = CliRunner().invoke(main, [*asked, "--out", "one"])
-    assert "once too often" in shown.output
-    assert "once too often" not in CliRunner().invoke(main, [*asked, "--no-doctor", "--out", "two"]).output
-
-
-def test_missing_extras_and_broken_plugins_are_named(monkeypatch):
-    requires = ["torch>=2", "numpy; extra == 'zoo'", "no-such-thing>=1; extra == 'zoo'", "x; extra == 'test'",
-                "robustkit[zoo]; extra == 'all'"]  # fmt: skip
-    monkeypatch.setattr(machine.metadata, "requires", lambda name: requires)
-    assert machine.missing_extras() == {"zoo": ["no-such-thing"]}
-    assert machine.install("zoo") == "pip install 'robustkit[zoo]'"
-
-    def broken(kind):
-        raise UsageError("plugin 'theirs' does not load: no module named x")
-
-    monkeypatch.setattr(plugins, "table", broken)
-    assert machine.broken_plugins() == ["plugin 'theirs' does not load: no module named x"]
-    run = CliRunner().invoke(main, ["doctor"])
-    assert run.exit_code == 1
-    assert "broken: plugin 'theirs'" in run.stdout
-    assert "pip install 'robustkit[zoo]'" in run.stdout

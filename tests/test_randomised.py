@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from dataclasses import dataclass
 from fractions import Fraction
 from statistics import NormalDist
 
@@ -19,7 +20,7 @@ from robustkit.compare import compare
 from robustkit.engine.voting import FIRST, MORE, VotingJudge
 from robustkit.errors import NotEstablishedError, UsageError
 from robustkit.oracle import Network, Noise
-from robustkit.randomised import reevaluations
+from robustkit.randomised import MEAN, reevaluations
 from robustkit.report.text import markdown
 from robustkit.stats import MeanShare, Proportion
 from robustkit.store import load_run
@@ -35,6 +36,23 @@ class Coin(nn.Module):
     def forward(self, x):
         margin = 6 * x.mean((1, 2, 3)) - 2.5 + torch.randn(len(x), device=x.device)
         return torch.stack([margin, torch.zeros_like(margin)], 1)
+
+
+@dataclass(frozen=True)
+class Lazies(toys.Lazy):
+    """Several attacks that all return what they were given."""
+
+    number: int = 0
+
+
+@dataclass(frozen=True)
+class Inverted(toys.Lazy):
+    """Seeks the nearest and ends far away."""
+
+    goal = "minimal"
+
+    def __call__(self, case):
+        return 1 - case.x
 
 
 def coin_case(n=N):
@@ -61,14 +79,57 @@ def test_the_three_numbers_agree_with_theory(draws):
     right = 1 - vote_lost(p, draws)
     assert agree(record.clean_accuracy, right)
     assert agree(record.robust_accuracy, right * right)
-    fresh = reevaluations(draws)
     assert agree(record.mean_accuracy, right * (1 - p)), (float(record.mean_accuracy), (right * (1 - p)).mean())
-    assert record.mean_accuracy.draws == fresh
+    assert record.mean_accuracy.draws == MEAN
     expected = math.sqrt((right * p * (1 - p)).sum()) / N  # of one draw's accuracy, given who is attacked
     assert expected / 2 < record.mean_accuracy.std < 2 * expected
-    seen = (1 - p) ** (FIRST + fresh)  # a first wrong draw already counts, so the further ones change nothing
-    assert agree(record.worst_case_accuracy, right * seen)
+    # A first wrong draw already counts, so the further ones change nothing; the clean image's draws count too.
+    assert agree(record.worst_case_accuracy, (1 - p) ** (FIRST + 2 * reevaluations(draws)))
     assert record.worst_case_accuracy.k < record.robust_accuracy.k
+
+
+def test_the_number_of_attacks_does_not_lower_the_mean():
+    x, y, p = coin_case(600)
+    attacks = [Lazies(number) for number in range(6)]
+    record = evaluate(Coin(), (x, y), attacks, eps=0.01, doctor=False)
+    one = evaluate(Coin(), (x, y), attacks[0], eps=0.01, doctor=False)
+    right = 1 - vote_lost(p, 10)
+    assert agree(record.mean_accuracy, right * (1 - p))
+    assert float(record.robust_accuracy) < float(one.robust_accuracy)  # each candidate has a vote, with its own noise
+
+
+def test_a_candidate_beyond_eps_is_none_for_the_mean():
+    x, y, p = coin_case(600)
+    record = evaluate(Coin(), (x, y), Inverted(), eps=0.001, doctor=False)
+    right = 1 - vote_lost(p, 10)
+    assert (record.attacks["distance"] > 0.01).any()
+    assert agree(record.mean_accuracy, right * (1 - p))
+
+
+def test_what_is_within_eps_is_not_given_up_for_what_is_surer_beyond():
+    x, y, _ = coin_case(80)
+
+    @dataclass(frozen=True)
+    class Both(Inverted):
+        def __call__(self, case):
+            case.submit(case.threat.clip(case.x - 0.04))
+            return 1 - case.x
+
+    record = evaluate(Coin(), (x, y), Both(), eps=0.05, doctor=False)
+    distance = record.attacks["distance"]
+    assert np.isfinite(distance).sum() > 5
+    assert not (distance > 0.05).any()
+
+
+def test_a_randomised_models_settings_are_part_of_the_run_though_they_are_in_no_weight(tmp_path):
+    from robustkit_defenses.gaussian_smoothing import GaussianSmoothing
+
+    _, x, y = noisy_case(20)
+    little, much = (GaussianSmoothing(sigma=sigma, draws=2).protect(toys.Linear()) for sigma in (0.01, 5.0))
+    first = evaluate(little, (x, y), "fgsm", eps=0.1)
+    assert first.job["noisy_sha256"] == evaluate(little, (x, y), "fgsm", eps=0.1).job["noisy_sha256"] != ""
+    assert first.job["id"] != evaluate(much, (x, y), "fgsm", eps=0.1).job["id"]
+    assert evaluate(toys.Linear(), (x, y), "fgsm", eps=0.1).job["noisy_sha256"] == ""
 
 
 def test_which_is_the_headline_stands_in_every_form_of_the_record(tmp_path):
@@ -160,6 +221,18 @@ def test_eot_breaks_what_plain_pgd_leaves_standing():
     )
     assert float(plain.robust_accuracy) > float(averaged.robust_accuracy) + 0.2
     assert float(averaged.robust_accuracy) < float(without.robust_accuracy) + 0.15
+
+
+def test_the_suite_that_is_no_measure_alone_establishes_nothing_alone(tmp_path):
+    model, x, y = noisy_case(40)
+    rand = "autoattack:version=rand,steps=2"
+    alone = evaluate(model, (x, y), rand, eps=0.1, out=tmp_path / "run")
+    assert alone.robust_accuracy is None
+    assert alone.mean_accuracy is None
+    assert "alone it is no measure" in alone.summary()
+    assert load_run(tmp_path / "run").robust_accuracy is None
+    among = evaluate(model, (x, y), f"({rand})+(square:queries=20)", eps=0.1)
+    assert among.robust_accuracy is not None
 
 
 def judge(x, y, draws=10, goal="bounded", eps=1.0):

@@ -3,7 +3,6 @@
 import hashlib
 import importlib.util
 import io
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -24,21 +23,9 @@ from robustkit.sources.trust import trusted
 from robustkit.store import load_run
 from tests.server import Server, start
 from tests.test_checkpoint import Payload
+from tests.test_robustbench import find, logits
 
 SMALL = "Modas2021PRIMEResNet18:dataset=cifar10"
-
-
-def find(name, dataset="cifar10", threat=None):
-    found = [
-        e for e in library.entries() if (e.name, e.dataset) == (name, dataset) and e.threat == (threat or e.threat)
-    ]
-    return found[0]
-
-
-def logits(module, x):
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # torch.cuda.amp.autocast, in three networks
-        return module(x)
 
 
 @pytest.fixture

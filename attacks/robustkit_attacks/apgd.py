@@ -91,10 +91,8 @@ class APGD:
                 state = _adapted(state, interval)
                 interval, since = max(interval - max(int(0.03 * self.steps), 1), max(int(0.06 * self.steps), 1)), 0
             if parts.checkpoint(i):
-                broken = parts.confirmed(case, state.found, state.hit)
-                state = state._replace(hit=torch.zeros_like(state.hit))
-                case, state = case.select(~broken), parts.select(state, ~broken)
-                aim = None if aim is None else aim[~broken]
+                case, state, stays = parts.leave(case, state)
+                aim = None if aim is None else aim[stays]
                 if not len(state.place):
                     break
         return case, state.place, rows.pick(state.hit, state.found, state.best)

@@ -77,10 +77,8 @@ def climb(
                 state = _adapted(wide, state)
                 most = int(state.keep.amax())
             if factor == 1 and parts.checkpoint(i):  # what is found in a larger ball does not count
-                broken = parts.confirmed(case, state.found, state.hit)
-                state = parts.select(state._replace(hit=torch.zeros_like(state.hit)), ~broken)
-                case = wide = case.select(~broken)
-                aim = None if aim is None else aim[~broken]
+                case, state, stays = parts.leave(case, state)
+                wide, aim = case, None if aim is None else aim[stays]
                 if not len(state.place):
                     break
         adv, place = state.best, state.place

@@ -25,6 +25,13 @@ class AutoAttack:
     queries: int = 5000
     targets: int | None = None
 
+    @property
+    def never_alone(self) -> str:
+        """Why this suite alone establishes no robust accuracy; empty if it can."""
+        if self.version != "rand":
+            return ""
+        return "autoattack:version=rand leaves out targets, FAB and Square, and alone it is no measure; use adaptive"
+
     def attacks(self, threat: ThreatModel, facts: ModelFacts) -> Sequence[Attack]:
         """The attacks, in the reference's order."""
         if threat.norm == "l0":

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from robustkit import rows
 from robustkit.api import Gradient, Images, Loss, Oracle, Outputs
-from robustkit_attacks.transfer.surrogates import average
+from robustkit_attacks.transfer import surrogates
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,27 +75,16 @@ class MeanOfMembers:
 
     def outputs(self, x: Images) -> Outputs:
         """One forward of each member."""
-        return Outputs(average([member.outputs(x).logits for member in self.base.members]))
+        return Outputs(rows.average([member.outputs(x).logits for member in self.base.members]))
 
     def gradient(self, x: Images, loss: Loss) -> Gradient:
         """The gradient of the loss of the mean logits."""
         if self.joint:
             seen = self.base.gradient(x, lambda outputs: loss(_mean(outputs)))
             return seen._replace(outputs=_mean(seen.outputs))
-        members = self.base.members
-        logits = [member.outputs(x).logits for member in members]
-        total = sum(logits[1:], logits[0])
-        n = len(members)
-        found = [m.gradient(x, _through(loss, total - own, n)) for m, own in zip(members, logits, strict=True)]
-        grads = [each.grad for each in found]
-        return Gradient(Outputs(total / n), found[0].loss, sum(grads[1:], grads[0]))
+        return surrogates.joint(self.base.members, x, surrogates.mean_logits, loss)
 
 
 def _mean(outputs: Outputs) -> Outputs:
     assert outputs.members is not None
-    return Outputs(average(list(outputs.members.unbind())))
-
-
-def _through(loss: Loss, others: Tensor, n: int) -> Loss:
-    """The loss of the mean as a function of one member, the sum of the others held."""
-    return lambda outputs: loss(Outputs((others + outputs.logits) / n))
+    return Outputs(surrogates.mean_logits(outputs.members))

@@ -92,7 +92,8 @@ class MORA:
         for step in range(self.steps):
             oracle = source(case.oracle)
             outputs, _, grad = oracle.gradient(state.adv, self._loss(case, aim, mix, mode))
-            hit = case.reached(decision(outputs, mode))
+            voted = oracle is not case.oracle  # a stand-in answers: what the ensemble decides its members' votes say
+            hit = case.reached(votes(outputs) if voted else outputs.logits)
             size = 2 * threat.eps * 0.5 * (1 + math.cos(math.pi * step / self.steps))
             move = grad.sign() if threat.norm == "linf" else rows.unit(grad)
             ahead = threat.project(case.x, state.adv + size * move)
@@ -103,10 +104,8 @@ class MORA:
                 state.place,
             )  # fmt: skip
             if parts.checkpoint(step + 1):
-                broken = parts.confirmed(case, state.found, state.hit)
-                state = state._replace(hit=torch.zeros_like(state.hit))
-                case, state = case.select(~broken), parts.select(state, ~broken)
-                aim = None if aim is None else aim[~broken]
+                case, state, stays = parts.leave(case, state)
+                aim = None if aim is None else aim[stays]
                 if not len(state.place):
                     break
         return state.place, rows.pick(state.hit, state.found, state.adv)
@@ -148,12 +147,12 @@ def joined_by(outputs: Outputs) -> str:
     return "probs" if same else "vote"
 
 
-def decision(outputs: Outputs, mode: str) -> Logits:
-    """What the ensemble decides by, from the outputs of its differentiable form: its logits, or its members' votes."""
-    if mode != "vote" or outputs.members is None:
+def votes(outputs: Outputs) -> Logits:
+    """How many members decide for each class, which is how an ensemble of votes decides; ties by the mean."""
+    if outputs.members is None:
         return outputs.logits
-    votes = F.one_hot(outputs.members.argmax(-1), outputs.logits.shape[1]).sum(0)
-    return votes + outputs.logits.softmax(-1) / 2  # ties go to the likelier class
+    counted = F.one_hot(outputs.members.argmax(-1), outputs.logits.shape[1]).sum(0)
+    return counted + outputs.logits.softmax(-1) / 2
 
 
 def calmed(members: Tensor) -> Tensor:

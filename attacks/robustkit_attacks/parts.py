@@ -24,6 +24,13 @@ def confirmed(case: Case, adv: Images, hit: Tensor) -> Tensor:
     return broken
 
 
+def leave(case: Case, state: Any) -> tuple[Case, Any, Tensor]:
+    """Submit what `state.found` holds anew (`state.hit`); the case and state that stay, and which rows that is."""
+    stays = ~confirmed(case, state.found, state.hit)
+    state = state._replace(hit=torch.zeros_like(state.hit))
+    return case.select(stays), select(state, stays), stays
+
+
 def select(state: Any, rows: Tensor) -> Any:
     """Some rows of a NamedTuple of tensors."""
     return type(state)(*(value[rows] for value in state))

@@ -79,9 +79,7 @@ class PGD:
                 place=state.place,
             )
             if parts.checkpoint(i):
-                broken = parts.confirmed(case, state.found, state.hit)
-                state = state._replace(hit=torch.zeros_like(state.hit))
-                case, state = case.select(~broken), parts.select(state, ~broken)
+                case, state, _ = parts.leave(case, state)
                 if not len(state.place):
                     break
         return case, state.place, rows.pick(state.hit, state.found, state.adv)

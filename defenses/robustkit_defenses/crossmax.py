@@ -12,8 +12,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from robustkit import rows
 from robustkit.api import Images, Logits
 from robustkit.errors import UsageError
+from robustkit.wrapping import reseed
 
 EARLY = 3  # the first members of a self-ensemble, the probes of its early layers, are its weakest spot
 
@@ -87,9 +89,7 @@ class Joined(nn.Module):
 
     def reseed(self, seed: int) -> None:
         """Reseed the ensemble, if it offers that."""
-        offered = getattr(self.ensemble, "reseed", None)
-        if callable(offered):
-            offered(seed)
+        reseed(self.ensemble, seed)
 
 
 class Mean(nn.Module):
@@ -110,7 +110,11 @@ class Mean(nn.Module):
         """The mean, and what it was taken of."""
         z = _members(self.ensemble, x)[: self.first]
         z = z.log_softmax(-1) if self.log_softmax else z
-        return _mean(z), z
+        return rows.average(z.unbind()), z
+
+    def reseed(self, seed: int) -> None:
+        """Reseed the ensemble, if it offers that."""
+        reseed(self.ensemble, seed)
 
 
 def joined(z: Tensor, settings: CrossMax) -> Logits:
@@ -122,16 +126,10 @@ def joined(z: Tensor, settings: CrossMax) -> Logits:
     return z.topk(settings.k, dim=0).values[-1]
 
 
-def _mean(z: Tensor) -> Logits:
-    # Added one after another: a reduction over a stack may round an entry by its place in the batch.
-    total: Tensor = sum(z[1:], z[0])
-    return total / len(z)
-
-
 def _members(ensemble: nn.Module, x: Images) -> Tensor:
     """Every member's logits from one pass of the ensemble where it offers that, else from a pass of each."""
     offered = getattr(ensemble, "forward_with_members", None)
-    if callable(offered):
-        members: Tensor = offered(x)[1]
+    members: Tensor | None = offered(x)[1] if callable(offered) else None
+    if members is not None:
         return members
     return torch.stack([member(x) for member in ensemble.members()])  # type: ignore[operator]

@@ -1,5 +1,6 @@
 """Randomised smoothing. Cohen, Rosenfeld, Kolter 2019, arXiv:1902.02918; `robustkit.certify` gives its certificate."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,6 +10,7 @@ from torch import nn
 
 from robustkit.api import Images, Logits
 from robustkit.errors import UsageError
+from robustkit.wrapping import reseed
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,11 @@ class Smoothed(nn.Module):
         outputs = [self.network(x + sigma * torch.randn_like(x)) for _ in range(draws)]
         if self.settings.by == "vote":
             return torch.stack([F.one_hot(z.argmax(1), z.shape[1]).to(z) for z in outputs]).sum(0)
-        return torch.stack([F.log_softmax(z, 1) for z in outputs]).logsumexp(0)
+        return torch.stack([F.log_softmax(z, 1) for z in outputs]).logsumexp(0) - math.log(draws)
+
+    def reseed(self, seed: int) -> None:
+        """Reseed the network, if it offers that."""
+        reseed(self.network, seed)
 
     def surrogates(self) -> dict[str, nn.Module]:
         """The average of probabilities, which stands in for a vote."""

@@ -17,17 +17,29 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from robustkit.api import Images, Labels, Logits, ModelCard
 from robustkit.doctor import settings, trials
 from robustkit.doctor.settings import MeanStd, Setting
-from robustkit.doctor.trials import ALPHA, GLANCE, LOOKS, MARGIN, Bench, Sample, Trial
+from robustkit.doctor.trials import ALPHA, GLANCE, LOOKS, MARGIN, Bench, Sample, Trial, spread
 from robustkit.errors import UsageError
 from robustkit.oracle import Network, Noise
 from robustkit.stats import Proportion
 
-__all__ = ["ALPHA", "KINDS", "LOOKS", "MARGIN", "Diagnosis", "Finding", "Trial", "diagnose", "enough", "examine_input"]
+__all__ = [
+    "ALPHA",
+    "KINDS",
+    "LOOKS",
+    "MARGIN",
+    "Diagnosis",
+    "Finding",
+    "Trial",
+    "diagnose",
+    "enough",
+    "examine_input",
+    "spread",
+]
 
 KINDS = ("normalisation", "model-outputs", "labels", "chance", "batch-norm")
 
@@ -70,9 +82,9 @@ class Diagnosis:
         }
 
 
-def enough(network: Network) -> int:
-    """How many images an evaluation spends at most: 1,024, of large ones 256."""
-    return LOOKS[1] if network.tile <= GLANCE else 4 * LOOKS[1]
+def enough(total: int, image: Tensor) -> list[int]:
+    """Where the images lie that an evaluation spends: at most 1,024 of so many, of large ones 256, see `spread`."""
+    return spread(total, LOOKS[1] if trials.large(image) else 4 * LOOKS[1])
 
 
 def diagnose(
@@ -91,35 +103,42 @@ def diagnose(
 
     Args:
         module: on its device, taking images in [0,1].
-        x: (n, channels, height, width); 256 are plenty, below 15 nothing can be established.
+        x: (n, channels, height, width), in any order; 256 are plenty, below 15 nothing can be established.
         y: labels, shape (n,).
         card: what is known of the model; its mean/std are tried too.
         outputs: what the model is declared to return, "logits" or "probs".
-        tile: width of the batches the model sees; None is 16 for images above 3×64×64, else 64.
+        tile: width of the batches the model sees; None is what an evaluation takes.
         thorough: try every setting on all images, even where it can hardly be better.
 
     Raises:
         UsageError: if there are no images, or the model does not turn them into (n, classes) outputs.
     """
-    from robustkit.engine.subject import SMALL_IMAGE, lent, restore, snapshot
+    from robustkit.engine.subject import lent, restore, snapshot, tile_width
 
     if not len(x):
         raise UsageError("there are no images to look at; give at least one")
     held = [tensor for tensor in itertools.chain(module.parameters(), module.buffers()) if tensor.is_floating_point()]
     device, dtype = (held[0].device, held[0].dtype) if held else (x.device, torch.float32)
-    width = tile or (LOOKS[0] if x[0].numel() <= SMALL_IMAGE else GLANCE)
+    width = tile or tile_width(x[0].numel(), device)
     network = Network(module, width, device, dtype, noise=Noise("doctor"))
+    order = torch.tensor(spread(len(x), len(x)))
     training = [part for part in module.modules() if part.training]
     with lent(module):
         _check_accepts(network, x[:1])
         found = examine_input(
-            network, lambda start, stop: (x[start:stop], y[start:stop]), len(x), card, outputs, thorough=thorough
+            network,
+            lambda start, stop: (x[order[start:stop]], y[order[start:stop]]),
+            len(x),
+            card,
+            outputs,
+            thorough=thorough,
         )
         if not any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in training):
             return found
         weights = snapshot(module)
         try:
-            trial, findings = _in_train_mode(network, training, x[: LOOKS[1]], y[: LOOKS[1]])
+            some = order[: LOOKS[1]]
+            trial, findings = _in_train_mode(network, training, x[some], y[some])
         finally:
             restore(module, weights)
     return replace(found, trials=[*found.trials, trial], findings=[*found.findings, *findings])
@@ -141,7 +160,7 @@ def examine_input(
 
     Args:
         network: called as it is; a randomised one should have noise of its own (`Network.seeded`).
-        sample: the images and labels from one position to another.
+        sample: the images and labels from one position to another; not sorted, the first have to stand for all.
         n: how many there are, at least 1.
         card: what is known of the model.
         outputs: what the model is declared to return.
@@ -178,7 +197,7 @@ def examine_input(
         findings.append(Finding("normalisation", _evidence(bench.given, tried[best], best.advice, rivals)))
     if renamed:
         findings.append(Finding("labels", _evidence(bench.given, renamed[0], "model and data number classes unlike")))
-    if bench.like_guessing and not clear and not renamed:
+    if bench.like_guessing and not bench.one_class and not clear and not renamed:
         findings.append(Finding("chance", _guessing(bench.given.right, bench.classes)))
     return Diagnosis([bench.given, *tried.values(), *renamed], findings, list(_notes(own, declared, bench)))
 
@@ -208,7 +227,8 @@ def _in_train_mode(
     for part in training:
         part.training = True
     with torch.no_grad():
-        logits = [network.module(tile.to(network.device, network.dtype)) for tile in torch.split(x, network.tile)]
+        tiles = torch.split(x.to(network.device, network.dtype), network.tile)
+        logits = [network.call(tile).logits for tile in tiles]  # seeded: dropout draws here
     trial = trials.paired("the train mode it was given in", trials.correct(torch.cat(logits).cpu(), y), given, y, 1)
     if not trial.clear:
         return trial, ()
@@ -247,6 +267,8 @@ def _notes(own: Sequence[MeanStd], declared: MeanStd | None, bench: Bench) -> It
         yield f"the images go from {low:g} to {high:g}; robustkit's are in [0,1]"
     if bench.n < GLANCE:
         yield f"{bench.n} images are too few to establish anything; give more (-n 256)"
+    elif bench.one_class:
+        yield f"all {len(bench.y)} images are of class {int(bench.y[0])}: that establishes nothing; give several classes"
 
 
 def _evidence(given: Trial, better: Trial, advice: str, rivals: Sequence[Setting] = ()) -> str:
@@ -265,12 +287,16 @@ def _guessing(right: Proportion, classes: int) -> str:
 
 
 def _check_accepts(network: Network, x: Images) -> None:
+    from robustkit.engine.subject import check_outputs
+
     try:
-        raw = network.logits(x)
+        with torch.no_grad():
+            raw = network.module(x.to(network.device, network.dtype))
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # whatever a foreign network raises on images that it was not made for
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UsageError(f"the model does not accept images of shape {tuple(x.shape[1:])}: {first}") from error
-    if raw.dim() != 2 or raw.shape[1] < 2:
-        raise UsageError(f"the model must return logits of shape (n, classes); it returned {tuple(raw.shape)}")
+    # Their form only: values that are no logits, and labels that do not fit, are findings.
+    form = torch.zeros_like(raw) if isinstance(raw, Tensor) else raw
+    check_outputs(form, torch.zeros(len(x), dtype=torch.int64), None, "logits")

@@ -1,6 +1,5 @@
 """What robustkit finds on this machine: devices, versions, extras that are missing, the cache, broken plugins."""
 
-import importlib.util
 import platform
 import re
 from collections.abc import Sequence
@@ -8,7 +7,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any, get_args
 
-from robustkit import __version__, plugins
+from robustkit import __version__, cache, plugins
 from robustkit.errors import UsageError
 
 _PACKAGES = (
@@ -49,7 +48,7 @@ def machine() -> Machine:
     """Look at this machine."""
     versions = {"robustkit": __version__, "python": platform.python_version()}
     versions |= {name: found for name in _PACKAGES if (found := _version(name))}
-    return Machine(devices(), versions, missing_extras(), _cache(), broken_plugins())
+    return Machine(devices(), versions, missing_extras(), str(cache.home()), broken_plugins())
 
 
 def devices() -> list[str]:
@@ -91,11 +90,3 @@ def _version(distribution: str) -> str | None:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _cache() -> str:
-    if importlib.util.find_spec("robustkit.cache") is None:
-        return ""
-    from robustkit import cache
-
-    return str(cache.home())

@@ -59,7 +59,10 @@ GREY = (
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """A change of the images before the model sees them, in the order of the fields. The default changes nothing."""
+    """A change of the images before the model sees them: `applied`, `bgr`, `transposed`, `undone`, `scale`, in this order.
+
+    The default changes nothing.
+    """
 
     bgr: bool = False
     transposed: bool = False

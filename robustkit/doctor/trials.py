@@ -17,6 +17,7 @@ ALPHA = 1e-3
 MARGIN = 0.05
 GLANCE = 16  # images, of the first glance at large ones
 LOOKS = (64, 256)  # images, of the first look and the next; the last is at all there are
+GOLDEN = 0.618034  # a step of this share of a circle spreads any number of points evenly over it
 Sample = Callable[[int, int], tuple[Images, Labels]]
 
 
@@ -98,6 +99,11 @@ class Bench:
         return Trial(str(GIVEN), share(self.right[GIVEN]))
 
     @property
+    def one_class(self) -> bool:
+        """Whether all images fetched are of one class: then a model that always names it looks perfect."""
+        return bool((self.y == self.y[0]).all())
+
+    @property
     def like_guessing(self) -> bool:
         """Whether guessing would often do as well, on enough images to say so."""
         found = self.given.right
@@ -110,7 +116,7 @@ class Bench:
 
     def survivors(self, settings: Sequence[Setting]) -> list[Setting]:
         """The settings that may be better, by the images fetched; of large images the bad ones see only a glance."""
-        if self.network.tile <= GLANCE:
+        if large(self.x[0]):
             settings = [setting for setting in settings if self._gain(setting, GLANCE) >= 0]
         return [setting for setting in settings if self._gain(setting, LOOKS[0]) >= 2]
 
@@ -155,6 +161,21 @@ class Bench:
         """Whether the images cannot tell a setting from the best one."""
         one, other = self.right[setting], self.right[best]
         return mcnemar_p(int((other & ~one).sum()), int((one & ~other).sum())) > 0.05
+
+
+def spread(total: int, n: int) -> list[int]:
+    """At most `n` of so many positions, any first few of them spread evenly: data is often sorted by class."""
+    step = max(1, round(GOLDEN * total))
+    while math.gcd(step, total) > 1:
+        step += 1
+    return [i * step % total for i in range(min(n, total))]
+
+
+def large(image: Tensor) -> bool:
+    """Whether images are so large that few of them are spent."""
+    from robustkit.engine.subject import SMALL_IMAGE  # the engine imports the doctor
+
+    return image.numel() > SMALL_IMAGE
 
 
 def of_labels(predicted: Labels, y: Labels, tests: int) -> list[Trial]:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +18,7 @@ from robustkit.engine.costs import predict
 from robustkit.engine.run import Carried, Run
 from robustkit.engine.subject import CallableModule, Subject, as_module, check_labels, examine, lent, restore, snapshot
 from robustkit.errors import UsageError
-from robustkit.record import RunRecord
+from robustkit.record import INSUFFICIENT, RunRecord
 from robustkit.sources.evaluating import evaluating
 from robustkit.store import RunFolder, load_run
 
@@ -108,12 +109,15 @@ def evaluate(
     with evaluating(dataset.name, norm):
         module, card = sources.load_model(model, trust=trust) if isinstance(model, str) else (as_module(model), None)
     name = model if isinstance(model, str) else model_name(module)
-    module = defended.protect(module, defenses)
     chosen = plan.choose_samples(dataset, n, indices, int(target_text) if target_text.isdigit() else None)
     where = choose_device(device, module, named=isinstance(model, str))
     if isinstance(model, str):
         module.to(where)
-    with lent(module):
+    with ExitStack() as stack:
+        if defenses:  # a defense puts what it wraps into eval mode: the caller's module must come back as it was
+            stack.enter_context(lent(module))
+            module = defended.protect(module, defenses)
+        stack.enter_context(lent(module))
         first = chosen.batch(0, min(len(chosen.indices), 64))
         shape = card.input_shape if card else ()
         subject = examine(
@@ -121,6 +125,7 @@ def evaluate(
         )
         check_labels(chosen.labels, subject.facts.classes)
         attacks = plan.resolve_attacks(attack, threat, subject.facts)
+        alone = [{"kind": INSUFFICIENT, "message": why}] if (why := plan.never_alone(attack)) else []
         plan.parse_target(target, subject.facts.classes)
         job = spec.Job(
             model=name,
@@ -131,7 +136,7 @@ def evaluate(
             indices=chosen.indices,
             attack=plan.attack_text(attack),
             attacks=tuple(named.name for named in attacks),
-            attack_sources=plan.source_hashes(attacks),
+            attack_sources=plan.source_hashes(attacks, defenses),
             norm=norm,
             eps=threat.eps,
             target=target_text,
@@ -146,6 +151,7 @@ def evaluate(
             versions=plan.versions(),
             draws=draws if subject.facts.randomised else 0,
             defense=defended.text(defenses),
+            noisy_sha256=subject.noisy_sha256,
         )
         _check_carry(carry, job)
         tell = on_event or (lambda event: None)
@@ -205,7 +211,7 @@ def evaluate(
             samples=samples,
             attacks=attack_rows,
             seconds=seconds,
-            flags=[*subject.flags, *_left_out(target_text, len(chosen.indices), chosen.left_out), *found],
+            flags=[*subject.flags, *_left_out(target_text, len(chosen.indices), chosen.left_out), *alone, *found],
             errors=run.errors,
             predicted=asdict(predicted),
             adversarial=assemble.adversarial(run),
@@ -218,8 +224,8 @@ def evaluate(
 
 
 _CARRIED_AS_IS = (
-    "norm", "model_sha256", "probe_sha256", "data_sha256", "indices", "attacks", "target", "seed", "outputs",
-    "draws",
+    "norm", "defense", "model_sha256", "probe_sha256", "data_sha256", "indices", "attacks", "target", "seed", "outputs",
+    "draws", "noisy_sha256",
 )  # fmt: skip
 
 
@@ -232,7 +238,7 @@ def _check_carry(carry: RunRecord | None, job: spec.Job) -> None:
     if carry is None:
         return
     wanted = job.to_json()
-    if other := [key for key in _CARRIED_AS_IS if carry.job[key] != wanted[key]]:
+    if other := [key for key in _CARRIED_AS_IS if (carry.job.get(key) or "") != (wanted[key] or "")]:
         raise UsageError(f"only this evaluation at a smaller eps can be carried over; {other[0]} differs")
     if carry.job["eps"] >= job.eps:
         raise UsageError(f"only a run at an eps below {job.eps:g} can be carried over, not {carry.job['eps']:g}")
@@ -257,8 +263,11 @@ def _doctor_flags(
     if getattr(chosen.dataset, "severity", 0):
         return []  # on images corrupted on purpose another contrast or range may truly be better
     network = subject.reference.seeded("doctor") if subject.facts.randomised else subject.reference
-    n = min(len(chosen.indices), enough(network))
-    return examine_input(network, chosen.batch, n, card).flags()
+    rows = enough(len(chosen.indices), subject.probes[0])
+    some = plan.Samples(
+        chosen.dataset, tuple(chosen.indices[i] for i in rows), chosen.labels[rows], tuple(chosen.hashes[i] for i in rows)
+    )
+    return examine_input(network, some.batch, len(rows), card).flags()
 
 
 def _left_out(target: str, n: int, left_out: int) -> list[dict[str, Any]]:

@@ -1,17 +1,18 @@
 """What a run will take at most, told before it starts: the attacks' own counts of passes, at this model's speed."""
 
+import inspect
 import time
 from collections.abc import Callable, Sequence
 
 import torch
 
-from robustkit.api import Images
+from robustkit.api import Attack, Expected, Images, ModelFacts
 from robustkit.engine.events import Predicted
 from robustkit.engine.plan import Named
 from robustkit.engine.subject import Subject
 from robustkit.oracle import Counts, ModelOracle
 
-LONG_ENOUGH_S = 0.2  # of calls to take the mean of, so that a machine that others use counts as it is
+LONG_ENOUGH_S, CALLS = 0.2, 8  # of calls to take the mean of, whichever comes first
 
 
 def predict(subject: Subject, attacks: Sequence[Named], x: Images, n: int) -> Predicted:
@@ -20,11 +21,36 @@ def predict(subject: Subject, attacks: Sequence[Named], x: Images, n: int) -> Pr
     It is the cost if nothing breaks: a sample that breaks leaves early, and most of a weak model's do at once. What an
     attack computes beside the model is not in it.
     """
-    costs = [named.attack.cost(subject.facts.classes) for named in attacks]
+    costs = [cost_of(named.attack, subject.facts) for named in attacks]
     forwards, backwards = (sum(passes) for passes in zip(*costs, strict=True))
     forward, backward = seconds_of_a_tile(subject, x)
-    tiles = -(-n // subject.reference.tile)
-    return Predicted(n * forwards, n * backwards, tiles * (forwards * forward + backwards * backward))
+    tiles, seconds = -(-n // subject.reference.tile), 0.0
+    for named, (forwards_here, backwards_here) in zip(attacks, costs, strict=True):
+        share = max(1, subject.facts.members) if climbs_on_members(named.attack) else 1  # a pass is of one member
+        seconds += tiles * (forwards_here * forward + backwards_here * backward) / share
+    return Predicted(n * forwards, n * backwards, seconds)
+
+
+def cost_of(attack: Attack, facts: ModelFacts, passes: int = 1) -> tuple[int, int]:
+    """The most forward and backward passes that one sample can take on this model.
+
+    A pass of the whole model counts as `passes`. An attack that climbs on an ensemble's members takes passes of single
+    members, and says how many on so many.
+    """
+    if isinstance(attack, Expected):
+        forwards, backwards = cost_of(attack.attack, facts, passes)
+        return attack.k * forwards, attack.k * backwards
+    cost: Callable[..., tuple[int, int]] = attack.cost
+    if facts.members and climbs_on_members(attack):
+        return cost(facts.classes, facts.members)
+    forwards, backwards = cost(facts.classes)
+    return passes * forwards, passes * backwards
+
+
+def climbs_on_members(attack: Attack) -> bool:
+    """Whether an attack takes passes of an ensemble's members: its `cost` then asks how many there are."""
+    inner = attack.attack if isinstance(attack, Expected) else attack
+    return "members" in inspect.signature(inner.cost).parameters
 
 
 def seconds_of_a_tile(subject: Subject, x: Images) -> tuple[float, float]:
@@ -45,11 +71,11 @@ def seconds_of_a_tile(subject: Subject, x: Images) -> tuple[float, float]:
 def _mean(call: Callable[[], object], device: torch.device) -> float:
     call()  # the first call of a kind is slower
     began, calls = time.perf_counter(), 0
-    while True:
+    spent = 0.0
+    while calls < CALLS and spent < LONG_ENOUGH_S:
         call()
         calls += 1
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         spent = time.perf_counter() - began
-        if spent > LONG_ENOUGH_S:
-            return spent / calls
+    return spent / calls

@@ -1,5 +1,6 @@
 """What the engine tells while it works; the command line turns it into a live table."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from robustkit.stats import Proportion
@@ -55,6 +56,30 @@ class Finished:
     """The record is complete."""
 
     folder: str | None
+
+
+class Guard:
+    """Keeps what a caller's callback raises while an attack is at work apart from what the attack raises itself."""
+
+    def __init__(self) -> None:
+        self.failure: Exception | None = None
+
+    def watching(self, function: Callable[[], None]) -> Callable[[], None]:
+        """The function, with what it raises remembered."""
+
+        def watched() -> None:
+            try:
+                function()
+            except Exception as error:
+                self.failure = error
+                raise
+
+        return watched
+
+    def raise_callers(self) -> None:
+        """Raise again what the caller's callback raised."""
+        if self.failure is not None:
+            raise self.failure
 
 
 Event = Started | Noted | Predicted | CleanDone | Progress | Finished

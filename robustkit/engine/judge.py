@@ -1,7 +1,8 @@
 """The judge: believes no attack, asks the reference model, and remembers the best valid adversarial of each sample."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,6 +27,39 @@ class Verdicts:
     distance: Tensor
     margin: Tensor
     adv: Images
+
+
+class Measured(NamedTuple):
+    """Candidates beside their originals: `near` is in the box and the ball, `faults` the rows that break each rule."""
+
+    distance: Tensor
+    near: Mask
+    allowed: Mask
+    faults: Mapping[str, Mask]
+
+
+def malformed(adv: Any, wanted: Sequence[int]) -> str:
+    """Why this is no batch of images of the shape `wanted` at all; empty if it is one."""
+    if not isinstance(adv, Tensor) or tuple(adv.shape) != tuple(wanted):
+        given = tuple(adv.shape) if isinstance(adv, Tensor) else type(adv).__name__
+        return f"returned {given} where images of shape {tuple(wanted)} were due"
+    if not adv.is_floating_point():
+        return f"returned {adv.dtype} where floating-point images were due"
+    return ""
+
+
+def measure(threat: ThreatModel, x: Images, adv: Images, goal: Goal = "bounded") -> Measured:
+    """The one rule on images: finite, in the box and, unless the nearest adversarial is sought, in the ball."""
+    distance, in_box = threat.distance(x, adv), threat.in_box(adv)
+    near = in_box & (distance <= threat.limit)
+    allowed = near if goal == "bounded" else in_box
+    finite = torch.isfinite(rows.flat(adv)).all(1)
+    faults = {
+        "an image that is not finite": ~finite,
+        "an image outside the box": finite & ~in_box,
+        "an image outside the ball": in_box & ~allowed,
+    }
+    return Measured(distance, near, allowed, faults)
 
 
 class Judge:
@@ -56,12 +90,8 @@ class Judge:
     def submit(self, samples: Tensor, adv: Any) -> Mask:
         """Judge one candidate for each of `samples` (positions in the batch); true where it is a valid break."""
         wanted = (samples.shape[0], *self.x.shape[1:])
-        if not isinstance(adv, Tensor) or tuple(adv.shape) != wanted:
-            given = tuple(adv.shape) if isinstance(adv, Tensor) else type(adv).__name__
-            self.violate(samples, f"returned {given} where images of shape {wanted} were due")
-            return torch.zeros_like(samples, dtype=torch.bool)
-        if not adv.is_floating_point():
-            self.violate(samples, f"returned {adv.dtype} where floating-point images were due")
+        if reason := malformed(adv, wanted):
+            self.violate(samples, reason)
             return torch.zeros_like(samples, dtype=torch.bool)
         adv = adv.detach().to(self.x.device, self.x.dtype)
         if samples.shape[0] == 0:
@@ -72,14 +102,9 @@ class Judge:
             for part in (~again, again):
                 valid[part] = self.submit(samples[part], adv[part])
             return valid
-        distance = self.threat.distance(self.x[samples], adv)
-        in_box = self.threat.in_box(adv)
-        near = in_box & (distance <= self.threat.limit)
-        allowed = near if self.goal == "bounded" else in_box
-        finite = torch.isfinite(rows.flat(adv)).all(1)
-        self.violate(samples[~finite], "an image that is not finite")
-        self.violate(samples[finite & ~in_box], "an image outside the box")
-        self.violate(samples[in_box & ~allowed], "an image outside the ball")
+        distance, near, allowed, faults = measure(self.threat, self.x[samples], adv, self.goal)
+        for reason, broken in faults.items():
+            self.violate(samples[broken], reason)
         return self._decide(samples, adv, distance, near, allowed)
 
     def _decide(self, samples: Tensor, adv: Images, distance: Tensor, near: Mask, allowed: Mask) -> Mask:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 import robustkit
-from robustkit import plugins, spec
+from robustkit import defended, plugins, spec
 from robustkit.api import Attack, Dataset, Expected, ForeignAttack, Images, Labels, ModelFacts, Suite, ThreatModel
 from robustkit.datasets.pair import check_images
 from robustkit.errors import UsageError
@@ -31,6 +31,7 @@ DECIDING = (
     "oracle.py",
     "generators.py",
     "randomised.py",
+    "wrapping.py",
     "engine/*.py",
 )  # the harness's part in a number
 
@@ -75,6 +76,12 @@ def check_attack(attack: Any) -> None:
         raise UsageError("no attack was named; try autoattack")
 
 
+def never_alone(attack: Any) -> str:
+    """Why the attacks that were named establish no robust accuracy among them; empty if any of them can."""
+    reasons = [getattr(item, "never_alone", "") for item in _settings(attack)]
+    return str(reasons[0]) if all(reasons) else ""
+
+
 def attack_text(attack: Any) -> str:
     """What the caller named, as text."""
     return attack if isinstance(attack, str) else "+".join(f"({name_of(item)})" for item in _settings(attack))
@@ -83,7 +90,7 @@ def attack_text(attack: Any) -> str:
 def _settings(attack: Any) -> Iterator[Any]:
     """The settings objects behind whatever the caller named."""
     if isinstance(attack, str):
-        for text in _specs(attack):
+        for text in specs(attack):
             yield make_attack(text)
     elif isinstance(attack, type):
         raise UsageError(f"{attack.__name__} is a class; make one: {attack.__name__}()")
@@ -96,7 +103,7 @@ def _settings(attack: Any) -> Iterator[Any]:
         raise UsageError(f"an attack is a spec, an Attack, a Suite or a list, not {type(attack).__name__}")
 
 
-def _specs(text: str) -> list[str]:
+def specs(text: str) -> list[str]:
     """The specs of a '+' list; what follows a setting that is itself a list continues it: `transfer:input=di+ti`."""
     found: list[str] = []
     for item in spec.split(text, "+"):
@@ -266,14 +273,16 @@ def targets_for(target: str, y: Labels, logits: Tensor, indices: Tensor, seed: i
     return torch.full_like(y, int(target))
 
 
-def source_hashes(attacks: Sequence[Named]) -> dict[str, str]:
-    """sha256 of the code behind each attack (all of its package) and of what judges it; empty if there is no file."""
+def source_hashes(attacks: Sequence[Named], defenses: Sequence[defended.Named] = ()) -> dict[str, str]:
+    """sha256 of the code behind each attack and defense (all of its package) and of what judges; empty if no file."""
     found = {"robustkit": package_sha256("robustkit", DECIDING)}
     for name, attack in attacks:
         inner = attack.attack if isinstance(attack, Expected) else attack
         found[name] = package_sha256(type(inner).__module__.partition(".")[0])
         if isinstance(inner, ForeignAttack):
             found[inner.library] = package_sha256(inner.library)
+    for name, defense in defenses:
+        found[f"defense {name}"] = package_sha256(type(defense).__module__.partition(".")[0])
     return found
 
 

@@ -186,7 +186,7 @@ class Run:
         first = int(indices[0])
         judge = self._judge(x, y, target, attack.goal, name, first)
         counts = Counts(len(x), x.device)
-        counts.on_call = progress.watching(counts, judge)
+        counts.on_call = progress.guard.watching(lambda: progress.tell(counts, judge))
         everyone = torch.arange(len(x), device=x.device)
         search = self.search if self.search.noise is None else self.search.seeded(self.seed, name, first)
         facts = self.subject.facts
@@ -204,7 +204,7 @@ class Run:
         except UsageError:
             raise
         except (Exception, SystemExit) as error:  # the one deliberate catch-all: a crash is a fact about the attack
-            progress.raise_callers()
+            progress.guard.raise_callers()
             if out_of_memory(error) and len(x) > self.subject.reference.tile:
                 raise
             judge.violate(everyone, f"{type(error).__name__}: {first_line(error)}")
@@ -216,7 +216,7 @@ class Run:
             judge.revoke("changed the model")
             restore(self.subject.reference.module, self.weights)
         elif isinstance(judge, VotingJudge):
-            judge.settle(lambda draw: self._network("vote", first, draw))
+            judge.settle(lambda draw: self._network("vote", name, first, draw))
         else:
             judge.confirm_again()
         for reason, samples in judge.reasons.items():
@@ -231,7 +231,7 @@ class Run:
             "margin": verdicts.margin.cpu().numpy(),
             "forwards": counts.forwards.cpu().numpy(),
             "backwards": counts.backwards.cpu().numpy(),
-            "quantized": self._quantized(judge, first).cpu().numpy(),
+            "quantized": self._quantized(judge, name, first).cpu().numpy(),
         }
         if isinstance(judge, VotingJudge):
             found["draws"] = np.array(judge.patterns(), dtype=np.str_)
@@ -241,17 +241,17 @@ class Run:
             found["adv_position"] = positions[judge.broken].cpu().numpy()
         return found
 
-    def _quantized(self, judge: Judge, first: int) -> Tensor:
+    def _quantized(self, judge: Judge, name: str, first: int) -> Tensor:
         """The outcome after rounding each adversarial to the asked grid; an image that leaves the ball is no break."""
         outcome = torch.full_like(judge.y, SURVIVED)
         at = judge.broken.nonzero()[:, 0]
         if self.quantize and len(at):
             rounded = (judge.adv[at] * 255).round() / 255
             target = None if judge.target is None else judge.target[at]
-            again = self._judge(judge.x[at], judge.y[at], target, "minimal", "rounded", first)
+            again = self._judge(judge.x[at], judge.y[at], target, "minimal", "rounded", name, first)
             again.submit(torch.arange(len(at), device=at.device), rounded)
             if isinstance(again, VotingJudge):
-                again.settle(lambda draw: self._network("rounded vote", first, draw))
+                again.settle(lambda draw: self._network("rounded vote", name, first, draw))
             outcome[at[again.broken]] = BROKEN
         return outcome
 
@@ -276,24 +276,7 @@ class _Progress:
         self.seconds = self.told = 0.0
         self.total = self.finished = 0.0
         self.began = time.perf_counter()
-        self.failure: Exception | None = None
-
-    def watching(self, counts: Counts, judge: Judge) -> Callable[[], None]:
-        """What to call at each pass; a failure of the caller's callback is kept apart from the attack's own."""
-
-        def watch() -> None:
-            try:
-                self.tell(counts, judge)
-            except Exception as error:
-                self.failure = error
-                raise
-
-        return watch
-
-    def raise_callers(self) -> None:
-        """Raise again what the caller's callback raised."""
-        if self.failure is not None:
-            raise self.failure
+        self.guard = events.Guard()
 
     def shard(self, size: int, standing: int, pending: int, facts: Facts) -> None:
         """A shard begins, some of it known from the journal."""

@@ -5,6 +5,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from robustkit.oracle import Network, Noise
 from robustkit.streams import SampleDraws, key_of
 
 PROBES = 8
-SMALL_IMAGE = 3 * 64 * 64
+TINY_IMAGE, SMALL_IMAGE = 1 * 16 * 16, 3 * 64 * 64
 Outputs = str  # "logits" or "probs"
 
 
@@ -34,7 +35,7 @@ class CallableModule(nn.Module):
         return self.function(x)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Subject:
     """A model ready to be attacked, and what was found out about it."""
 
@@ -49,6 +50,17 @@ class Subject:
     def probe_sha256(self) -> str:
         """Hash of the logits on the fixed probe images; empty for a randomised model, which has no fixed ones."""
         return "" if self.facts.randomised else _sha256(self.probe_logits)
+
+    @cached_property
+    def noisy_sha256(self) -> str:
+        """Of a randomised model, the hash of the logits on the probe images under fixed noise; else empty.
+
+        Settings of its noise are in no weight: they show here. Empty too where seeding does not fix the noise.
+        """
+        if not self.facts.randomised:
+            return ""
+        one, two = (self.reference.seeded("probe").logits(self.probes) for _ in range(2))
+        return _sha256(one) if torch.equal(one, two) else ""
 
     def untouched(self, weights: Mapping[str, Tensor]) -> bool:
         """Whether the model is still in eval mode, has these weights, and answers as it did at the start."""
@@ -156,7 +168,7 @@ def examine(
         y: their labels.
         classes: what the dataset says, or None.
         outputs: "logits" or "probs".
-        tile: width of a tile, or None for 32 on a CPU and 64 on a GPU (16 for images larger than 3×64×64).
+        tile: width of a tile, or None for `tile_width`'s.
         seed: the run's seed, which also seeds a randomised model.
         device: where the images go.
         input_shape: (channels, height, width) that the model's card names, or empty.
@@ -165,7 +177,7 @@ def examine(
         UsageError: if it does not take the images, or its outputs are no N×K finite logits that fit the labels.
     """
     dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
-    width = tile or (16 if x[0].numel() > SMALL_IMAGE else 32 if device.type == "cpu" else 64)
+    width = tile or tile_width(x[0].numel(), device)
     network = Network(module, width, device, dtype, outputs == "probs")
     x, y = x[:width].to(device), y[:width].to(device)
     draws = SampleDraws(key_of("robustkit probe images"), torch.arange(PROBES, device=device))
@@ -195,6 +207,15 @@ def examine(
         network, facts, weights_sha256(module), probes, network.logits(probes),
         (*_flags(facts, gradient), *_size_flags(x.shape[1:], input_shape)),
     )  # fmt: skip
+
+
+def tile_width(values: int, device: torch.device) -> int:
+    """The width of a tile for images of so many values: wide where a call costs more than what is computed in it."""
+    if values <= TINY_IMAGE:
+        return 128
+    if values > SMALL_IMAGE:
+        return 16
+    return 32 if device.type == "cpu" else 64
 
 
 def _raw_outputs(module: nn.Module, x: Images, input_shape: Sequence[int]) -> Any:

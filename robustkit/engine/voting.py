@@ -122,12 +122,18 @@ class VotingJudge(Judge):
     def _keep_by_share(
         self, samples: Tensor, adv: Images, distance: Tensor, margin: Tensor, share: Tensor, allowed: Mask, fooled: Mask
     ) -> None:  # fmt: skip
-        """Keep the candidate that is more often wrong, then of lower margin; of two sure ones a minimal's nearer."""
+        """Keep the candidate that is more often wrong, then of lower margin; of two sure ones a minimal's nearer.
+
+        A candidate within eps is never given up for one beyond it, which could not be voted on.
+        """
         known = self.share[samples]
         better = (share > known) | ((share == known) & (margin < self.margin[samples]))
         if self.goal == "minimal":
             had = self.fooled[samples]
             better = torch.where(had, fooled & (distance < self.distance[samples]), fooled | better)
+            limit = self.threat.limit
+            near, kept_near = distance <= limit, (known >= 0) & (self.distance[samples] <= limit)
+            better = torch.where(near == kept_near, better, near)
         chosen = allowed & better
         at = samples[chosen]
         self.share[at], self.margin[at], self.distance[at] = share[chosen], margin[chosen], distance[chosen]

@@ -1,6 +1,6 @@
 """A record as plain text and as Markdown."""
 
-from robustkit.randomised import reevaluations
+from robustkit.randomised import MEAN
 from robustkit.record import RunRecord
 from robustkit.stats import MeanShare, Proportion
 
@@ -47,7 +47,7 @@ def labelled(record: RunRecord) -> list[tuple[str, Proportion | MeanShare]]:
         return []
     found = [
         (f"majority vote of {record.draws} fresh draws", record.robust_accuracy),
-        (f"mean ± std of {reevaluations(record.draws)} fresh draws", record.mean_accuracy),
+        (f"mean ± std of {MEAN} fresh draws", record.mean_accuracy),
         ("worst case over all passes", record.worst_case_accuracy),
     ]
     return [(label, value) for label, value in found if value is not None]

@@ -20,7 +20,9 @@ def heading(record: TransferRecord) -> str:
     """What was attacked, with what."""
     job = record.job
     target = f", target {job['target']}" if job["target"] else ""
-    return f"transfer on {job['data']} (n = {record.n}), {job['norm']} eps {job['eps']:.6g}{target}, seed {job['seed']}"
+    data = job["data"].partition(":")[0]  # without options: a table that is published names no folder of somebody's
+    data = Path(data).name if data[:1] in (".", "/", "~") else data
+    return f"transfer on {data} (n = {record.n}), {job['norm']} eps {job['eps']:.6g}{target}, seed {job['seed']}"
 
 
 def denominator(record: TransferRecord, of: Of) -> str:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from robustkit import rows
 from robustkit.api import Images, Logits, ModelCard
 from robustkit.errors import UsageError
 from robustkit.sources import load_model
@@ -109,20 +110,15 @@ class Ensemble(nn.Module):
 
 
 def _averaged(outputs: Sequence[Logits], mean: Mean) -> Logits:
-    # Added one after another: a reduction over a stack may round an entry by its place in the batch.
     if mean == "vote":
-        return _sum([F.one_hot(output.argmax(1), output.shape[1]).to(output.dtype) for output in outputs])
+        return rows.added([F.one_hot(output.argmax(1), output.shape[1]).to(output.dtype) for output in outputs])
     if mean == "logits":
-        return _sum(outputs) / len(outputs)
+        return rows.average(outputs)
     # The logarithm of a mean of softmaxes, by logsumexp: finite where every probability underflows.
     total = torch.log_softmax(outputs[0], 1)
     for output in outputs[1:]:
         total = torch.logaddexp(total, torch.log_softmax(output, 1))
     return total - math.log(len(outputs))
-
-
-def _sum(values: Sequence[Tensor]) -> Tensor:
-    return sum(values[1:], values[0])
 
 
 def _agree(what: str, specs: Sequence[str], values: Sequence[object]) -> None:

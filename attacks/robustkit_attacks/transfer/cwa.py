@@ -18,7 +18,7 @@ from robustkit.errors import UsageError
 from robustkit_attacks import losses
 from robustkit_attacks.transfer import gradients, inputs, parts
 from robustkit_attacks.transfer.attack import affordable, check_numbers
-from robustkit_attacks.transfer.surrogates import Combine, Field, Surrogates, mean_logits, total
+from robustkit_attacks.transfer.surrogates import Combine, Field, Surrogates, mean_logits
 
 _SIDE = math.sqrt(3 * 224 * 224)  # β is published for this many entries, as a length: √D
 
@@ -46,7 +46,8 @@ _SETTINGS = {
     ),
     "paper": _Published(1 / 15, 1 / 15, 50 / _SIDE, 50 / _SIDE, 1 / 5, _ADAM, mean_logits, False, True, True, True),
     "code": _Published(
-        1 / 15, 1 / 10, 250 / _SIDE, 50 / _SIDE, 1 / 5, _ADAM, lambda z: total(z.unbind()), True, False, False, False
+        1 / 15, 1 / 10, 250 / _SIDE, 50 / _SIDE, 1 / 5, _ADAM, lambda z: rows.added(z.unbind()), True,
+        False, False, False,
     ),
 }  # fmt: skip
 

@@ -16,15 +16,7 @@ from robustkit import rows
 from robustkit.api import Case, Draws, Images
 from robustkit.errors import UsageError
 from robustkit_attacks.transfer import gradients, inputs
-from robustkit_attacks.transfer.surrogates import (
-    Combine,
-    Field,
-    Surrogates,
-    average,
-    mean_logits,
-    mean_probabilities,
-    total,
-)
+from robustkit_attacks.transfer.surrogates import Combine, Field, Surrogates, mean_logits, mean_probabilities
 
 _TINY = 1e-6  # keeps a ratio of losses finite where a surrogate is sure
 
@@ -185,7 +177,7 @@ class AdaEA:
             return _jointly(climb, state, _joint_field(climb, mean_logits), draws.at(1))
         grads = [climb.chain.around(surrogates.field(k), climb.scene)(state.adv, draws.at(0)) for k in range(n)]
         weights = self.weights(climb, state.adv, grads)
-        field = _joint_field(climb, lambda z: total([z[k] * weights[:, k, None] for k in range(n)]))
+        field = _joint_field(climb, lambda z: rows.added([z[k] * weights[:, k, None] for k in range(n)]))
         grad, state = _jointly(climb, state, field, draws.at(1))
         return grad * agreed(grads, self.agreement), state
 
@@ -197,7 +189,7 @@ class AdaEA:
             for grad in grads
         ]  # losses[j][i]: member i after the step of member j
         fooled = [
-            total(
+            rows.added(
                 [losses[j][i] / losses[i][i] if climb.case.target is None else losses[i][i] / losses[j][i]
                  for i in range(n) if i != j]
             )
@@ -247,7 +239,7 @@ class SMER:
         logits = climb.surrogates.logits(x)
         with torch.enable_grad():
             leaf = scales.detach().requires_grad_(True)
-            mean = average([logits[k] * leaf[:, k, None] for k in range(len(logits))])
+            mean = rows.average([logits[k] * leaf[:, k, None] for k in range(len(logits))])
             loss = climb.surrogates.cross_entropy(mean).clamp_min(1e-12).log()
             (slope,) = torch.autograd.grad(loss.sum(), leaf)
         climbed = slope if climb.case.target is None else -slope
@@ -263,10 +255,10 @@ def agreed(grads: list[Images], least: float) -> Tensor:
     """1 at pixels where the members' gradients point alike, mean cosine at least `least`: (batch, 1, height, width)."""
     units = []
     for grad in grads:
-        size = total([channel * channel for channel in grad.unbind(1)]).sqrt()[:, None]
+        size = rows.added([channel * channel for channel in grad.unbind(1)]).sqrt()[:, None]
         units.append(grad / torch.where(size > 0, size, torch.ones_like(size)))
     pairs = [(units[i] * units[j]).unbind(1) for i in range(len(units)) for j in range(i)]
-    return (average([total(channels) for channels in pairs]) >= least)[:, None].to(grads[0].dtype)
+    return (rows.average([rows.added(channels) for channels in pairs]) >= least)[:, None].to(grads[0].dtype)
 
 
 def _jointly(climb: Climb, state: State, field: Field, draws: Draws) -> tuple[Images, State]:

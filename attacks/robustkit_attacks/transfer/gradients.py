@@ -11,7 +11,7 @@ from typing import ClassVar, NamedTuple, Protocol
 from robustkit import rows
 from robustkit.api import Draws, Images
 from robustkit.errors import UsageError
-from robustkit_attacks.transfer.surrogates import Field, average
+from robustkit_attacks.transfer.surrogates import Field
 
 
 class Here(NamedTuple):
@@ -128,12 +128,12 @@ class PGN:
             first = field(near, own.at(0))
             below = field(near - here.step * levelled(first), own.at(1))
             found.append((1 - self.balance) * first + self.balance * below)
-        return average(found), variance
+        return rows.average(found), variance
 
 
 def neighbourhood(field: Field, x: Images, samples: int, radius: float, draws: Draws) -> Images:
     """The mean gradient at `samples` points uniform in the cube of half-width `radius` around x."""
-    return average([field(x + radius * _cube(x, draws.at(i)), draws.at(i).at(0)) for i in range(samples)])
+    return rows.average([field(x + radius * _cube(x, draws.at(i)), draws.at(i).at(0)) for i in range(samples)])
 
 
 def levelled(grad: Images) -> Images:

@@ -18,7 +18,7 @@ from robustkit import rows
 from robustkit.api import Draws, Images, ThreatModel
 from robustkit.errors import UsageError
 from robustkit_attacks.transfer import blocks
-from robustkit_attacks.transfer.surrogates import Field, average, total
+from robustkit_attacks.transfer.surrogates import Field
 
 
 class Scene(NamedTuple):
@@ -110,7 +110,7 @@ class TI:
         for dim in (2, 3):
             size, half = grad.shape[dim], self.kernel // 2
             padded = F.pad(grad, (0, 0, half, half) if dim == 2 else (half, half, 0, 0))
-            grad = total([padded.narrow(dim, i, size) * w for i, w in enumerate(self.weights())])
+            grad = rows.added([padded.narrow(dim, i, size) * w for i, w in enumerate(self.weights())])
         return grad
 
 
@@ -255,7 +255,7 @@ class Chain:
 
         def seen(x: Images, draws: Draws) -> Images:
             if self.transforms:
-                grad = average([self._copy(field, x, copy, scene, draws) for copy in range(self.copies)])
+                grad = rows.average([self._copy(field, x, copy, scene, draws) for copy in range(self.copies)])
             else:
                 grad = field(x, draws)
             for part in self.parts:

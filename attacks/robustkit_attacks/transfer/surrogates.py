@@ -70,25 +70,39 @@ class Surrogates:
 
     def mean(self, x: Images) -> Images:
         """The gradient of the members' mean loss. Costs a member gradient of each."""
-        return average([self.one(k, x).grad for k in range(len(self))])
+        return rows.average([self.one(k, x).grad for k in range(len(self))])
 
     def joint(self, x: Images, combine: Combine) -> Images:
-        """The gradient of the loss of the combined logits, by the chain rule over the members' own gradients.
-
-        Costs a member gradient of each, and of several members one forward more: the combined loss must be known
-        before any of them can be pulled back.
-        """
-        if len(self) == 1:
-            loss = self.climb()
-            return self.members[0].gradient(x, lambda o: loss(Outputs(combine(o.logits[None])))).grad
-        with torch.enable_grad():
-            logits = self.logits(x).requires_grad_(True)
-            (weights,) = torch.autograd.grad(self.climb()(Outputs(combine(logits))).sum(), logits)
-        return total([m.gradient(x, _linear(w)).grad for m, w in zip(self.members, weights, strict=True)])
+        """The gradient of the loss of the combined logits. Costs as the function `joint`."""
+        return joint(self.members, x, combine, self.climb()).grad
 
     def logits(self, x: Images) -> Tensor:
         """The logits of all members, (members, batch, classes). Costs a forward of each."""
-        return torch.stack([member.outputs(x).logits for member in self.members])
+        return _logits(self.members, x)
+
+
+def joint(members: Sequence[Oracle], x: Images, combine: Combine, loss: Loss) -> Gradient:
+    """The loss of the members' combined logits and its gradient, by the chain rule over the members' own gradients.
+
+    Costs a member gradient of each, and of several members one forward more: the combined loss must be known before any
+    of them can be pulled back.
+    """
+    if len(members) == 1:
+        seen = members[0].gradient(x, lambda outputs: loss(Outputs(combine(outputs.logits[None]))))
+        return seen._replace(outputs=Outputs(combine(seen.outputs.logits[None])))
+    with torch.enable_grad():
+        logits = _logits(members, x).requires_grad_(True)
+        combined = combine(logits)
+        values = loss(Outputs(combined))
+        each = values if values.dim() == 2 else values[None]
+        found = [torch.autograd.grad(value.sum(), logits, retain_graph=True)[0] for value in each]
+    weights = torch.stack(found, 1) if values.dim() == 2 else found[0]
+    grads = [member.gradient(x, _linear(own)).grad for member, own in zip(members, weights, strict=True)]
+    return Gradient(Outputs(combined.detach()), values.detach().to(x.dtype), rows.added(grads))
+
+
+def _logits(members: Sequence[Oracle], x: Images) -> Tensor:
+    return torch.stack([member.outputs(x).logits for member in members])
 
 
 def scaled(loss: Loss, scales: Tensor) -> Loss:
@@ -97,27 +111,17 @@ def scaled(loss: Loss, scales: Tensor) -> Loss:
 
 
 def _linear(weights: Tensor) -> Loss:
-    """⟨weights, logits⟩ of each sample, whose gradient by the logits is `weights`."""
-    return lambda outputs: (weights * outputs.logits).sum(1)
-
-
-def total(values: Sequence[Tensor]) -> Tensor:
-    """The sum, one after another: a reduction over a stack rounds an entry by its place in the batch."""
-    return sum(values[1:], values[0])
-
-
-def average(values: Sequence[Tensor]) -> Tensor:
-    """The mean, summed one after another."""
-    return total(values) / len(values)
+    """⟨weights, logits⟩ of each sample, whose gradient by the logits is `weights` (*losses, batch, classes)."""
+    return lambda outputs: (weights * outputs.logits).sum(-1)
 
 
 def mean_logits(logits: Tensor) -> Tensor:
     """The members' mean logits."""
-    return average(logits.unbind())
+    return rows.average(logits.unbind())
 
 
 def mean_probabilities(logits: Tensor) -> Tensor:
     """The logarithm of the members' mean probabilities, which serves as logits."""
     shares = logits.log_softmax(-1)
     top = shares.detach().amax(0)
-    return average((shares - top).exp().unbind()).log() + top
+    return rows.average((shares - top).exp().unbind()).log() + top

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from robustkit import rows
 from robustkit.api import Images, Mask, ThreatModel
+from robustkit.engine.judge import malformed, measure
 
 
 class Checked(NamedTuple):
@@ -23,24 +24,15 @@ def check(threat: ThreatModel, x: Images, adv: Any) -> Checked:
 
     The distance is computed in float64. What is no batch of such images at all is a violation of every sample.
     """
-    if not isinstance(adv, Tensor) or adv.shape != x.shape:
-        given = tuple(adv.shape) if isinstance(adv, Tensor) else type(adv).__name__
-        return refused(x, f"returned {given} where images of shape {tuple(x.shape)} were due")
-    if not adv.is_floating_point():
-        return refused(x, f"returned {adv.dtype} where floating-point images were due")
+    if reason := malformed(adv, x.shape):
+        return refused(x, reason)
     adv = adv.detach().to(x.device, x.dtype)
-    finite, in_box = torch.isfinite(rows.flat(adv)).all(1), threat.in_box(adv)
-    allowed = threat.contains(x, adv)
-    distance = torch.where(allowed, threat.distance(x, adv), torch.nan)
-    reasons = [
-        ""
-        if ok
-        else "an image that is not finite"
-        if not real
-        else f"an image outside the {'ball' if inside else 'box'}"
-        for ok, real, inside in zip(allowed.tolist(), finite.tolist(), in_box.tolist(), strict=True)
-    ]
-    return Checked(rows.pick(allowed, adv, x), ~allowed, distance, reasons)
+    distance, _, allowed, faults = measure(threat, x, adv)
+    reasons = [""] * len(x)
+    for reason, broken in faults.items():
+        for row in broken.nonzero()[:, 0].tolist():
+            reasons[row] = reason
+    return Checked(rows.pick(allowed, adv, x), ~allowed, torch.where(allowed, distance, torch.nan), reasons)
 
 
 def refused(x: Images, reason: str) -> Checked:

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from robustkit.engine.events import Finished as Finished
+
 
 @dataclass(frozen=True, slots=True)
 class Started:
@@ -29,13 +31,6 @@ class Judging:
     surrogates: str
     attack: str
     victim: str
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """The record is complete."""
-
-    folder: str | None
 
 
 Event = Started | Making | Judging | Finished

@@ -18,6 +18,7 @@ from robustkit.engine.plan import (
     package_sha256,
     resolve_attacks,
     source_hashes,
+    specs,
     versions,
 )
 from robustkit.engine.subject import Subject, as_module, examine
@@ -45,10 +46,16 @@ class Known:
             "spec": self.spec,
             "weights_sha256": self.subject.weights_sha256,
             "probe_sha256": self.subject.probe_sha256,
+            "noisy_sha256": self.subject.noisy_sha256,
             "precision": str(self.subject.reference.dtype).removeprefix("torch."),
             "classes": self.subject.facts.classes,
             "randomised": self.subject.facts.randomised,
         }
+
+    @property
+    def repeats(self) -> bool:
+        """Whether its answers can be had again: not of noise that seeding does not fix, whose settings nothing shows."""
+        return bool(self.subject.probe_sha256 or self.subject.noisy_sha256)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +66,7 @@ class SurrogateSet:
     members: tuple[str, ...]
     subject: Subject
     identity: Sequence[Mapping[str, Any]]
+    repeats: bool
 
 
 class Labelled(NamedTuple):
@@ -161,7 +169,7 @@ def parse_attacks(attacks: Any, threat: ThreatModel) -> list[Labelled]:
 
 def _texts(item: Any) -> list[tuple[str, Any]]:
     """The attacks of one item of a list with their labels."""
-    return [(text, text) for text in spec.listed(item)] if isinstance(item, str) else [("", item)]
+    return [(text, text) for text in specs(item)] if isinstance(item, str) else [("", item)]
 
 
 def load(
@@ -250,7 +258,8 @@ def surrogate_sets(
         whole = known[members[0]].subject
         if len(members) > 1:
             whole = examine(Ensemble([known[member].module for member in members]).eval(), *first, **settings)
-        found.append(SurrogateSet(name, tuple(members), whole, [known[m].to_json() for m in members]))
+        repeats = all(known[member].repeats for member in members)
+        found.append(SurrogateSet(name, tuple(members), whole, [known[m].to_json() for m in members], repeats))
     return found
 
 
@@ -270,9 +279,9 @@ def base(samples: Samples, threat: ThreatModel, target: str, seed: int, tile: in
     return {**data, "id": spec.digest(data)}
 
 
-def code() -> dict[str, str]:
+def code() -> dict[str, Any]:
     """sha256 of the harness's part in a number, and the versions that decide one."""
-    return {"robustkit": source_hashes(())["robustkit"], "transfer": package_sha256("robustkit", _CODE), **versions()}
+    return {**source_hashes(()), "transfer": package_sha256("robustkit", _CODE), "versions": versions()}
 
 
 def job(

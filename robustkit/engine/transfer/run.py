@@ -8,6 +8,7 @@ import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +16,8 @@ import torch
 from torch import Tensor
 
 from robustkit.api import Case, Images, Labels, ThreatModel
+from robustkit.engine.costs import cost_of
+from robustkit.engine.events import Guard
 from robustkit.engine.plan import Samples, targets_for
 from robustkit.engine.run import first_line, out_of_memory
 from robustkit.engine.subject import restore, snapshot
@@ -47,7 +50,7 @@ class _Row(NamedTuple):
     named: Labelled
     in_flight: int
     weights: Mapping[str, Tensor]
-    identity: str
+    identity: str  # empty where the adversarials cannot be had again
     cost: int
 
 
@@ -97,9 +100,10 @@ class Run:
         for surrogates in self.sets:
             weights = snapshot(surrogates.subject.reference.module)
             for named in self.attacks:
-                identity = digest([self.identity, surrogates.identity, named.name, self.sources[named.name]])
-                # An attack says what it costs on one network; progress is counted in passes of single surrogates.
-                cost = max(1, sum(named.attack.cost(surrogates.subject.facts.classes))) * len(surrogates.members)
+                parts = [self.identity, surrogates.identity, named.name, self.sources[named.name]]
+                identity = digest(parts) if surrogates.repeats else ""
+                # Progress is counted in passes of single surrogates.
+                cost = max(1, sum(cost_of(named.attack, surrogates.subject.facts, len(surrogates.members))))
                 rows.append(_Row(surrogates, named, self.in_flight[surrogates.name], weights, identity, cost))
         return rows
 
@@ -110,14 +114,14 @@ class Run:
         return _Shard(number, start, x, y, indices)
 
     def _read(self, part: Part, identity: str, shard: _Shard, without: Sequence[str] = ()) -> Facts | None:
-        return self.folder.read(part, identity, shard.number, without) if self.folder else None
+        return self.folder.read(part, identity, shard.number, without) if self.folder and identity else None
 
     def _write(self, part: Part, identity: str, shard: _Shard, facts: Facts) -> None:
-        if self.folder:
+        if self.folder and identity:
             self.folder.write(part, identity, shard.number, facts)
 
     def _clean(self, name: str, model: Known, shard: _Shard) -> Facts:
-        identity = digest([self.identity, model.to_json()])
+        identity = digest([self.identity, model.to_json()]) if model.repeats else ""
         facts = self._read("clean", identity, shard)
         if facts is None:
             self.tell(events.Judging("", "", name))
@@ -133,7 +137,7 @@ class Run:
         self, row: _Row, name: str, model: Known, shard: _Shard, made: Facts, adv: Callable[[], Images]
     ) -> Facts:
         """What a model says of the adversarials; of a violated one, nothing."""
-        identity = digest([row.identity, model.to_json()])
+        identity = digest([row.identity, model.to_json()]) if row.identity and model.repeats else ""
         facts = self._read("answers", identity, shard)
         if facts is None or facts["of"] != made["sha256"]:
             self.tell(events.Judging(row.surrogates.name, row.named.label, name))
@@ -166,7 +170,7 @@ class Run:
         """
         known = self._read("adversarials", row.identity, shard, without=("adv",))
         if known is not None and not known["violated"].any():
-            return known, lambda: self._stored(row, shard)
+            return known, cache(lambda: self._stored(row, shard))  # read once, if any model is to be shown them
         facts, adv = self._make(row, shard, watch)
         self._write("adversarials", row.identity, shard, {**facts, "adv": adv.cpu().numpy()})
         return facts, lambda: adv
@@ -211,7 +215,7 @@ class Run:
         if self.target:
             target = targets_for(self.target, part.y, network.logits(part.x), part.indices, self.seed)
         counts = Counts(len(part.x), part.x.device)
-        counts.on_call = watch.on(counts)
+        counts.on_call = watch.guard.watching(lambda: watch.tell_passes(counts))
         everyone = torch.arange(len(part.x), device=part.x.device)
         oracle = ModelOracle(
             network, counts, everyone.clone(), facts.classes, facts.randomised, facts.differentiable,
@@ -226,7 +230,7 @@ class Run:
         except UsageError:
             raise
         except (Exception, SystemExit) as error:  # the one deliberate catch-all: a crash is a fact about the attack
-            watch.raise_callers()
+            watch.guard.raise_callers()
             if out_of_memory(error) and len(part.x) > network.tile:
                 raise
             checked = refused(part.x, f"{type(error).__name__}: {first_line(error)}")
@@ -285,27 +289,14 @@ class _Watch:
     def __init__(self, row: _Row, tell: Callable[[events.Event], None], total: int, done: float, passes: int) -> None:
         self.row, self.tell, self.total, self.done, self.passes = row, tell, total, done, passes
         self.told = 0.0
-        self.failure: Exception | None = None
+        self.guard = Guard()
 
-    def on(self, counts: Counts) -> Callable[[], None]:
-        """What to call at each pass; a failure of the caller's callback is kept apart from the attack's own."""
-
-        def watch() -> None:
-            if time.perf_counter() - self.told < TELL_EVERY_S:
-                return
-            passes = counts.forwards + counts.backwards
-            try:
-                self._emit(len(passes) * min(self.row.cost, int(passes.max())), int(passes.sum()))
-            except Exception as error:
-                self.failure = error
-                raise
-
-        return watch
-
-    def raise_callers(self) -> None:
-        """Raise again what the caller's callback raised."""
-        if self.failure is not None:
-            raise self.failure
+    def tell_passes(self, counts: Counts) -> None:
+        """A batch is at work."""
+        if time.perf_counter() - self.told < TELL_EVERY_S:
+            return
+        passes = counts.forwards + counts.backwards
+        self._emit(len(passes) * min(self.row.cost, int(passes.max())), int(passes.sum()))
 
     def batch_done(self, facts: Facts) -> None:
         """A batch is made."""
