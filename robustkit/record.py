@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SCHEMA = "robustkit/run/1"
+NOT_AUDITED = "not audited"
 INSUFFICIENT = "insufficient"  # the kind of flag that says that what attacked is no measure by itself
 WRONG, BROKEN, ROBUST, UNKNOWN = "WRONG", "BROKEN", "ROBUST", "UNKNOWN"
 SURVIVED, BROKE, VIOLATED = "survived", "broken", "violated"
@@ -25,7 +26,9 @@ SURVIVED, BROKE, VIOLATED = "survived", "broken", "violated"
 SAMPLE_COLUMNS = (
     "index", "label", "status", "broken_by", "distance", "sha256", "prediction", "margin", "target", "broken_at",
 )  # fmt: skip
-ATTACK_COLUMNS = ("index", "attack", "outcome", "distance", "margin", "forwards", "backwards")
+ATTACK_COLUMNS = (
+    "index", "attack", "outcome", "distance", "margin", "forwards", "backwards", "prediction",
+)  # fmt: skip
 Columns = Mapping[str, np.ndarray]
 
 
@@ -60,9 +63,12 @@ class AttackSummary:
 class RunRecord:
     """One evaluation. `samples` and `attacks` are columns of equal length; see SAMPLE_COLUMNS and ATTACK_COLUMNS.
 
-    `distance`, `margin` and `broken_at` (the eps of the run that broke a sample) are NaN where there is none. `seconds`
-    maps an attack's name to its wall time; `predicted` has the passes and seconds that the attacks were said to take at
-    most, before they began.
+    `distance`, `margin` and `broken_at` (the eps of the run that broke a sample) are NaN where there is none. An
+    attack's `prediction` is the class that the model decides on the candidate it kept, −1 if none; old records lack the
+    column. `seconds` maps an attack's name to its wall time, `goals` to its goal (empty in old records). `audit` is the
+    evidence for or against gradient masking, if it was looked for. `predicted` has the passes and seconds that the
+    attacks were said to take at most, before they began. `adversarial` has the images of broken samples: `index`,
+    `adv` and, but for old records, `clean`.
     """
 
     job: Mapping[str, Any]
@@ -73,6 +79,8 @@ class RunRecord:
     flags: Sequence[Mapping[str, Any]] = ()
     errors: Sequence[Mapping[str, Any]] = ()
     predicted: Mapping[str, Any] | None = None
+    goals: Mapping[str, str] = field(default_factory=dict)
+    audit: Mapping[str, Any] | None = None
     adversarial: Mapping[str, Any] | None = field(default=None, repr=False)
     folder: str | None = None
 
@@ -96,6 +104,11 @@ class RunRecord:
     def carried(self) -> int:
         """How many samples count as broken because they were at a smaller eps of the same sweep."""
         return int((self.samples["broken_at"] < self.job["eps"]).sum()) if self.job.get("carried") else 0
+
+    @property
+    def verdict(self) -> str:
+        """What the audit says: valid, suspect or invalid; "not audited" without one."""
+        return str(self.audit["verdict"]) if self.audit else NOT_AUDITED
 
     @property
     def randomised(self) -> bool:
@@ -217,7 +230,7 @@ class RunRecord:
             "rule": self.rule,
             "unknown": self.unknown,
             "counts": self.counts,
-            "verdict": "not audited",
+            "verdict": self.verdict,
             "attacks": [row.to_json() for row in self.by_attack],
         }
         if self.draws:
@@ -236,6 +249,8 @@ class RunRecord:
             "environment": dict(self.environment),
             "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
             "predicted": dict(self.predicted) if self.predicted else None,
+            **({"goals": dict(self.goals)} if self.goals else {}),
+            **({"audit": dict(self.audit)} if self.audit else {}),
             "summary": summary,
             "flags": list(self.flags),
             "errors": list(self.errors),

@@ -211,6 +211,8 @@ def load_run(path: str | Path) -> RunRecord:
         flags=data["flags"],
         errors=data["errors"],
         predicted=data.get("predicted"),
+        goals=data.get("goals", {}),
+        audit=data.get("audit"),
         adversarial=_adversarial(folder / "adversarial.safetensors"),
         folder=str(folder),
     )
