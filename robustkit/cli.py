@@ -7,7 +7,18 @@ from typing import Any, NoReturn
 
 import click
 
-from robustkit import __version__, cards, cli_cache, cli_corruptions, cli_doctor, cli_options, cli_transfer, plugins
+from robustkit import (
+    __version__,
+    cards,
+    cli_cache,
+    cli_corruptions,
+    cli_doctor,
+    cli_options,
+    cli_plot,
+    cli_report,
+    cli_transfer,
+    plugins,
+)
 from robustkit.errors import RobustkitError, UsageError
 from robustkit.spec import number
 
@@ -267,6 +278,8 @@ main.add_command(cli_cache.models)
 main.add_command(cli_doctor.doctor)
 main.add_command(cli_transfer.transfer)
 main.add_command(cli_corruptions.corruptions)
+main.add_command(cli_report.report)
+main.add_command(cli_plot.plot)
 
 
 @main.command()

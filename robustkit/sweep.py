@@ -70,10 +70,16 @@ class Sweep:
             lines.append(f"{text:>10}  {share(record.robust_accuracy)}  ({attacked} attacked)")
             if record.why_no_robust_accuracy:
                 lines.append(f"{'':>10}  because {record.why_no_robust_accuracy}")
-        return "\n".join([*lines, "95 % Wilson intervals; not audited for gradient masking"])
+        verdicts = ", ".join(dict.fromkeys(record.verdict for record in self.records))
+        return "\n".join([*lines, f"95 % Wilson intervals; audit for gradient masking: {verdicts}"])
 
     def save(self, folder: Path) -> None:
-        """Write the table beside the runs' folders."""
+        """Write the table and the reports beside the runs' folders."""
+        from robustkit.report import files
+
+        folders = [run_folder(folder, place).name for place in range(len(self.records))]
+        for name, text in files.of_sweep(self.eps, self.records, folders).items():
+            write_text(folder / name, text)
         write_text(folder / FILE, dumps({**self.to_json(), "eps": list(self.eps)}))
 
 

@@ -18,9 +18,9 @@ SURVIVED, BROKEN, VIOLATED = 0, 1, 2
 class Verdicts:
     """What an attack achieved on a batch, one row a sample.
 
-    `distance`, `margin` and `decision` belong to the best valid adversarial if there is one (broken, or beyond eps of an attack
-    that seeks the nearest), else to the last valid candidate; NaN where there is none,
-    and a decision of −1. An attack that seeks the nearest and finds none has no distance.
+    `distance`, `margin` and `decision` belong to the best valid adversarial if there is one (broken, or beyond eps of
+    an attack that seeks the nearest), else to the last valid candidate; NaN where there is none, and a decision of −1.
+    An attack that seeks the nearest and finds none has no distance.
     """
 
     outcome: Tensor

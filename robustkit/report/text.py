@@ -1,5 +1,7 @@
 """A record as plain text and as Markdown."""
 
+import re
+
 from robustkit.randomised import MEAN
 from robustkit.record import RunRecord
 from robustkit.stats import MeanShare, Proportion
@@ -35,10 +37,17 @@ def summary(record: RunRecord) -> str:
     lines += [f"  {label:<34} {share(value)}" for label, value in labelled(record)]
     if record.quantized_robust_accuracy is not None:
         lines.append(f"  after rounding to {record.job['quantize']}: {share(record.quantized_robust_accuracy)}")
-    lines.append("95 % Wilson intervals; not audited for gradient masking")
+    lines.append(f"95 % Wilson intervals; {audited(record)}")
     lines += [f"note: {flag['message']}" for flag in record.flags]
     lines += [f"error: {e['attack']}: {e['message']} ({len(e['indices'])} samples)" for e in record.errors]
     return "\n".join(lines)
+
+
+def audited(record: RunRecord) -> str:
+    """What an audit says, with its reasons; or that there was none."""
+    if record.audit is None:
+        return f"{record.verdict} for gradient masking"
+    return f"audit: {record.verdict}" + "".join(f"; {reason}" for reason in record.audit["reasons"])
 
 
 def labelled(record: RunRecord) -> list[tuple[str, Proportion | MeanShare]]:
@@ -77,7 +86,8 @@ def markdown(record: RunRecord) -> str:
         f"{'(' + cell(record.why_no_robust_accuracy) + ') ' if record.why_no_robust_accuracy else ''}"
         f"· clean accuracy: {share(record.clean_accuracy)}",
         *([", ".join(f"{label}: {share(value)}" for label, value in labelled(record))] if record.draws else []),
-        f"{counts}. Rule: {record.rule}. Intervals: Wilson, 95 %. Not audited for gradient masking.",
+        f"{counts}. Rule: {record.rule}. Intervals: Wilson, 95 %.",
+        f"**{cell(audited(record).capitalize())}.**" if record.audit is None else f"**{cell(audited(record))}**",
         "| attack | attacked | broken | robust accuracy after it | forwards | backwards | seconds |\n"
         "|---|---|---|---|---|---|---|\n" + "\n".join(rows),
         *(["\n".join(notes)] if notes else []),
@@ -88,6 +98,7 @@ def markdown(record: RunRecord) -> str:
 
 def cell(text: str) -> str:
     """Text that cannot break out of a Markdown table or become markup."""
-    for char, safe in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "\\|"), ("`", "\\`")):
+    for char, safe in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;")):
         text = text.replace(char, safe)
+    text = re.sub(r"([\\|`*\[\]]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", text)  # '_' inside a word is no markup
     return " ".join(text.split())
