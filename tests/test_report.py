@@ -33,8 +33,8 @@ def without(record, *columns):
 
 
 def test_every_file_of_a_run_with_ugly_names_shows_them_as_names():
-    record = records.random_record(60, (UGLY, "fab"), audit={**records.AUDIT, "reasons": [UGLY]}, images=True, model=UGLY,
-                                   data=UGLY)  # fmt: skip
+    audit = {**records.AUDIT, "reasons": [UGLY]}
+    record = records.random_record(60, (UGLY, "fab"), audit=audit, images=True, model=UGLY, data=UGLY)
     record = dataclasses.replace(record, flags=[{"kind": "x", "message": UGLY}],
                                  errors=[{"attack": UGLY, "message": UGLY, "indices": [1]}])  # fmt: skip
     texts = files.of_run(record)

@@ -36,9 +36,10 @@ def browser(tmp_path_factory):
         pytest.skip("chromium or chromedriver is not installed (Debian: chromium, chromium-driver)")
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
-    for text in ("headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking",
-                 "disable-component-update", "disable-sync", f"user-data-dir={tmp_path_factory.mktemp('profile')}"):  # fmt: skip
-        options.add_argument(f"--{text}")
+    words = "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking"
+    profile = f"user-data-dir={tmp_path_factory.mktemp('profile')}"
+    for word in (*words.split(), "disable-component-update", "disable-sync", profile):
+        options.add_argument(f"--{word}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     service = webdriver.ChromeService(executable_path=driver)
     opened = webdriver.Chrome(options=options, service=service)
@@ -70,7 +71,9 @@ def sweep(tmp_path_factory):
 
 def show(browser, file, scheme, width):
     """Open the page in a colour scheme and a width; keep a picture where ROBUSTKIT_SHOTS names a folder."""
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]})
+    browser.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    )
     size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     browser.get(file.as_uri())
@@ -154,6 +157,8 @@ def test_a_printed_page_has_every_sample_and_is_light(browser, report):
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print", "features": []})
     colour = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
     assert colour == "rgb(255, 255, 255)"
-    pdf = browser.execute_cdp_cmd("Page.printToPDF", {"printBackground": True, "paperWidth": 8.27, "paperHeight": 11.69})
+    pdf = browser.execute_cdp_cmd(
+        "Page.printToPDF", {"printBackground": True, "paperWidth": 8.27, "paperHeight": 11.69}
+    )
     assert pdf["data"].startswith("JVBERi0")  # %PDF-
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": []})

@@ -25,7 +25,9 @@ print(json.dumps({"cpu_s": time.process_time(), "mib": int(peak.split()[1]) / 10
 @pytest.mark.parametrize("classes", [10, pytest.param(1000, marks=pytest.mark.slow)])
 def test_a_large_record_is_drawn_fast_and_small(tmp_path, classes):
     attacks = ("apgd:loss=ce", "apgd:loss=dlr-targeted", "square", "fab")
-    record = records.random_record(10_000, attacks, classes=classes, images=True, shape=(3, 32, 32), audit=records.AUDIT)
+    record = records.random_record(
+        10_000, attacks, classes=classes, images=True, shape=(3, 32, 32), audit=records.AUDIT
+    )
     (tmp_path / "run").mkdir()
     RunFolder(tmp_path / "run").save(record)
     kept = (tmp_path / "run/adversarial.safetensors").stat().st_size
