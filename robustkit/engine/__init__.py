@@ -265,7 +265,10 @@ def _doctor_flags(
     network = subject.reference.seeded("doctor") if subject.facts.randomised else subject.reference
     rows = enough(len(chosen.indices), subject.probes[0])
     some = plan.Samples(
-        chosen.dataset, tuple(chosen.indices[i] for i in rows), chosen.labels[rows], tuple(chosen.hashes[i] for i in rows)
+        chosen.dataset,
+        tuple(chosen.indices[i] for i in rows),
+        chosen.labels[rows],
+        tuple(chosen.hashes[i] for i in rows),
     )
     return examine_input(network, some.batch, len(rows), card).flags()
 
