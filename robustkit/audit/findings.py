@@ -1,4 +1,4 @@
-"""What an audit finds, as a record keeps it: checks with their numbers, and the verdict that follows. Needs no torch."""
+"""What an audit finds, as a record keeps it: checks with their numbers, and the verdict from them. Needs no torch."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -85,6 +85,21 @@ class Audit:
             return cls(tuple(_check(row) for row in data["checks"]))
         except (KeyError, TypeError) as error:
             raise UsageError(f"the audit in the record is incomplete ({error}); audit the model again") from None
+
+
+def stored(data: Any) -> dict[str, Any] | None:
+    """The audit in a record's file, or None if the record is not audited.
+
+    The verdict and the reasons are those that follow from the checks, whatever else the file says.
+
+    Raises:
+        UsageError: see `Audit.from_json`.
+    """
+    if data is None:
+        return None
+    if not isinstance(data, Mapping):
+        raise UsageError("the audit in the record is no object; audit the model again")
+    return Audit.from_json(data).to_json()
 
 
 def _check(row: Mapping[str, Any]) -> Check:

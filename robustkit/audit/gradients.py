@@ -19,8 +19,10 @@ Loss = Callable[[Logits, Labels], Tensor]
 
 
 class Vanishing(NamedTuple):
-    """Shares of images whose gradient is exactly zero: of the cross-entropy at each of SCALES, of its logarithm in
-    float64, and of the margin."""
+    """Shares of images with a gradient that is exactly zero.
+
+    Of the cross-entropy at each of SCALES, of its logarithm in float64, and of the margin.
+    """
 
     entropy: tuple[float, ...]
     of_log: float
@@ -74,7 +76,7 @@ def misleading(network: Network, x: Images) -> Misleading:
 
 
 def steadiness(network: Network, x: Images, indices: Tensor) -> tuple[float, ...]:
-    """The mean cosine of the margin's gradient with that at a random point within each of RADII; empty if all vanish."""
+    """The mean cosine of the margin's gradient with that at points within each of RADII; empty if they vanish."""
     (here,) = _gradients(network, x, [rows.margin])
     draws = SampleDraws(key_of("robustkit audit steadiness"), indices)
     found = []

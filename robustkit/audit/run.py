@@ -219,12 +219,13 @@ class _Audit:
     def _gradients(self, subject: Subject, x: Images, settings: Settings) -> Iterator[Check]:
         network, limits = subject.reference, self.limits
         seen = gradients.outputs(network, x)
-        yield from rules.outputs(seen.distinct, seen.saturated(limits.margin), limits)
+        yield rules.hard_outputs(seen.distinct, limits)
+        yield rules.saturated_outputs(seen.saturated(limits.margin), limits)
         yield rules.differentiable(subject.facts.differentiable)
         if not subject.facts.differentiable:
             return
         zero = gradients.vanishing(network, x)
-        yield rules.zero_gradient(gradients.SCALES, zero.entropy, zero.of_margin, zero.of_log, limits)
+        yield rules.zero_gradient(gradients.SCALES, zero.entropy, zero.of_log, zero.of_margin, limits)
         misled = gradients.misleading(network, x)
         yield rules.misleading(gradients.STEPS, misled.shares, misled.always, limits)
         steady = gradients.steadiness(network, x, torch.tensor(self.indices, device=x.device))
@@ -262,7 +263,7 @@ class _Audit:
             yield rules.attack_list(claim, differentiable=subject.facts.differentiable, limits=limits)
             yield rules.size(claim.robust, limits)
             yield rules.claimed(share(status == BROKEN), limits)
-        if chain.direct:
+        if chain.steps:
             counts = settings.steps
             standing = [float((right & ~broken(chain.steps[: k + 1])).sum()) / n for k in range(len(counts))]
             yield rules.steps(counts, standing, share(broken(chain.steps[-1:])), limits)
@@ -272,16 +273,17 @@ class _Audit:
             so_far = [float(broken(chain.stand_ins[: k + 1]).sum()) / n for k in range(len(chain.stand_ins))]
             gap = share(broken(chain.stand_ins))
             yield rules.stand_ins(chain.labels, so_far, gap, limits)
-        yield rules.stronger("queries", "a query attack", share(broken(chain.queries)), limits.query)
+        if chain.queries:
+            yield rules.stronger("queries", "a query attack", share(broken(chain.queries)), limits)
         noise = self._run(watched, [RandomNoise(settings.noise)], self.question.threat.eps)
         yield self._weak("noise", "random noise", noise, stood, limits)
-        if chain.direct and self.question.threat.norm != "l1":
+        if chain.steps and self.question.threat.norm != "l1":
             one = self._run(watched, [chain.eot(plan.make_attack("fgsm"))], self.question.threat.eps)
             yield self._weak("one-step", "one step (FGSM)", one, stood, limits)
 
     def _weak(self, name: str, what: str, ran: RunRecord, stood: np.ndarray, limits: Limits) -> Check:
         both = (ran.samples["status"] == BROKEN) & stood
-        return rules.stronger(name, what, float(both.sum()) / len(stood), limits.query)
+        return rules.stronger(name, what, float(both.sum()) / len(stood), limits)
 
     def _sweep(self, watched: nn.Module, chain: "_Chain", here: float) -> Iterator[Check]:
         """APGD in larger and larger balls until nothing stands."""
@@ -295,7 +297,8 @@ class _Audit:
             ran = self._run(watched, attacks, radius)
             eps.append(radius)
             standing.append(ran.counts[ROBUST] / ran.n)
-        yield from rules.sweep(eps, standing, self.limits)
+        yield rules.sweep(eps, standing, self.limits)
+        yield rules.monotone(standing, self.limits)
 
     def _radii(self) -> list[float]:
         """Twice the radius, and again, up to one that holds every image."""
@@ -336,6 +339,7 @@ class _Audit:
 class _Chain:
     """The attacks of an audit in the order in which they run, each on what still stands."""
 
+    alone: list[Named]
     steps: list[Named]
     targeted: list[Named]
     restarts: list[Named]
@@ -348,7 +352,7 @@ class _Chain:
     def of(cls, subject: Subject, threat: ThreatModel, settings: Settings, inside: dict[str, nn.Module]) -> "_Chain":
         """What applies to this model."""
         facts = subject.facts
-        empty = cls([], [], [], [], [], [], settings.eot)
+        empty = cls([], [], [], [], [], [], [], settings.eot)
         stand_ins, labels = [], []
         for name in (*facts.surrogates, *inside):
             stand_ins.append(empty._swap(name, "surrogates", settings))
@@ -358,8 +362,8 @@ class _Chain:
                 stand_ins.append(empty._swap(name, "members", settings))
                 labels.append("mean of members" if name == "mean" else f"member {name}")
         queries = [empty.named(f"square:queries={settings.queries}", averaged=False)]
-        if not facts.differentiable:
-            return replace(empty, stand_ins=stand_ins, labels=labels, queries=queries)
+        if not facts.differentiable:  # then queries are all there is to attack the model itself with
+            return replace(empty, alone=queries, stand_ins=stand_ins, labels=labels)
         middle, targets = settings.steps[1], min(settings.targets, facts.classes - 1)
         return replace(
             empty,
@@ -373,8 +377,8 @@ class _Chain:
 
     @property
     def direct(self) -> list[Named]:
-        """Gradient attacks on the model itself."""
-        return [*self.steps, *self.targeted, *self.restarts]
+        """What attacks the model itself: gradients, or queries where none flow."""
+        return [*self.alone, *self.steps, *self.targeted, *self.restarts]
 
     @property
     def all(self) -> list[Named]:

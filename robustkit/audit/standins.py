@@ -1,6 +1,6 @@
 """Stand-ins of a model that the audit makes itself: networks found inside it, and the model smoothed.
 
-What stands around a network (rounding, noise, JPEG, a temperature, a hard decision, a backward pass that lies) may block
+What stands around a network (rounding, noise, JPEG, a temperature, a decision, a backward pass that lies) may block
 gradients; the network inside, fed what it is really fed, does not. Sources: BPDA, Athalye, Carlini, Wagner 2018,
 arXiv:1802.00420, section 4.1; smoothing of shattered gradients, the same, section 3.1 and 4.3.
 """
