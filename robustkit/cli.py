@@ -7,7 +7,17 @@ from typing import Any, NoReturn
 
 import click
 
-from robustkit import __version__, cards, cli_cache, cli_corruptions, cli_doctor, cli_options, cli_transfer, plugins
+from robustkit import (
+    __version__,
+    cards,
+    cli_audit,
+    cli_cache,
+    cli_corruptions,
+    cli_doctor,
+    cli_options,
+    cli_transfer,
+    plugins,
+)
 from robustkit.errors import RobustkitError, UsageError
 from robustkit.spec import number
 
@@ -56,10 +66,12 @@ def main() -> None:
 @click.option("--save-adversarial", is_flag=True, help="Keep the adversarial images in the run's folder.")
 @click.option("--out", type=click.Path(path_type=Path), help=f"The run's folder; default {RUNS}/<what is run>.")
 @click.option("--fresh", is_flag=True, help="Forget what the folder holds of this run and compute it again.")
+@click.option("--audit", is_flag=True, help="Audit the robust accuracy too: valid, suspect or invalid, with evidence.")
 @cli_options.json_option("run.json")
 def evaluate(
-    quantize: str | None, save_adversarial: bool, out: Path | None, fresh: bool, json_to: str | None, **asked: Any
-) -> None:
+    quantize: str | None, save_adversarial: bool, out: Path | None, fresh: bool, audit: bool, json_to: str | None,
+    **asked: Any,
+) -> None:  # fmt: skip
     """Measure a model's robust accuracy. Killed and run again, it continues.
 
     \b
@@ -99,6 +111,7 @@ def evaluate(
                     save_adversarial=save_adversarial,
                     out=place,
                     fresh=fresh,
+                    audit=audit,
                     carry=records[-1] if records else None,
                 )
             )
@@ -267,6 +280,7 @@ main.add_command(cli_cache.models)
 main.add_command(cli_doctor.doctor)
 main.add_command(cli_transfer.transfer)
 main.add_command(cli_corruptions.corruptions)
+main.add_command(cli_audit.audit)
 
 
 @main.command()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from robustkit import randomised, spec
+from robustkit.audit.findings import NOT_AUDITED, VALID
 from robustkit.stats import MeanShare, Proportion
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class RunRecord:
 
     `distance`, `margin` and `broken_at` (the eps of the run that broke a sample) are NaN where there is none. `seconds`
     maps an attack's name to its wall time; `predicted` has the passes and seconds that the attacks were said to take at
-    most, before they began.
+    most, before they began. `audit` is what `robustkit.audit` found, if it was asked.
     """
 
     job: Mapping[str, Any]
@@ -75,6 +76,7 @@ class RunRecord:
     predicted: Mapping[str, Any] | None = None
     adversarial: Mapping[str, Any] | None = field(default=None, repr=False)
     folder: str | None = None
+    audit: Mapping[str, Any] | None = None
 
     @property
     def n(self) -> int:
@@ -171,6 +173,18 @@ class RunRecord:
         return self.insufficient
 
     @property
+    def verdict(self) -> str:
+        """What the audit says of the robust accuracy: valid, suspect or invalid; or else "not audited"."""
+        return str(self.audit["verdict"]) if self.audit else NOT_AUDITED
+
+    @property
+    def warning(self) -> str:
+        """What has to stand beside the robust accuracy wherever it is shown; empty if no audit doubts it."""
+        if self.audit is None or self.verdict == VALID:
+            return ""
+        return f"{self.verdict.upper()}, do not rely on it: {'; '.join(map(str, self.audit['reasons']))}"
+
+    @property
     def quantized_robust_accuracy(self) -> Proportion | None:
         """The robust accuracy when each adversarial is first rounded to the quantised grid, if that was asked for."""
         column = self.samples.get("quantized_status")
@@ -217,7 +231,7 @@ class RunRecord:
             "rule": self.rule,
             "unknown": self.unknown,
             "counts": self.counts,
-            "verdict": "not audited",
+            "verdict": self.verdict,
             "attacks": [row.to_json() for row in self.by_attack],
         }
         if self.draws:
@@ -239,6 +253,7 @@ class RunRecord:
             "summary": summary,
             "flags": list(self.flags),
             "errors": list(self.errors),
+            **({"audit": dict(self.audit)} if self.audit else {}),
         }
 
     def to_frame(self) -> "pd.DataFrame":

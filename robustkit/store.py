@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from robustkit.audit.findings import stored
 from robustkit.errors import UsageError
 from robustkit.record import SCHEMA, Columns, RunRecord
 
@@ -213,6 +214,7 @@ def load_run(path: str | Path) -> RunRecord:
         predicted=data.get("predicted"),
         adversarial=_adversarial(folder / "adversarial.safetensors"),
         folder=str(folder),
+        audit=stored(data.get("audit")),
     )
 
 
