@@ -15,6 +15,8 @@ from robustkit import (
     cli_corruptions,
     cli_doctor,
     cli_options,
+    cli_plot,
+    cli_report,
     cli_transfer,
     plugins,
 )
@@ -281,6 +283,8 @@ main.add_command(cli_doctor.doctor)
 main.add_command(cli_transfer.transfer)
 main.add_command(cli_corruptions.corruptions)
 main.add_command(cli_audit.audit)
+main.add_command(cli_report.report)
+main.add_command(cli_plot.plot)
 
 
 @main.command()

@@ -26,7 +26,9 @@ SURVIVED, BROKE, VIOLATED = "survived", "broken", "violated"
 SAMPLE_COLUMNS = (
     "index", "label", "status", "broken_by", "distance", "sha256", "prediction", "margin", "target", "broken_at",
 )  # fmt: skip
-ATTACK_COLUMNS = ("index", "attack", "outcome", "distance", "margin", "forwards", "backwards")
+ATTACK_COLUMNS = (
+    "index", "attack", "outcome", "distance", "margin", "forwards", "backwards", "prediction",
+)  # fmt: skip
 Columns = Mapping[str, np.ndarray]
 
 
@@ -61,9 +63,12 @@ class AttackSummary:
 class RunRecord:
     """One evaluation. `samples` and `attacks` are columns of equal length; see SAMPLE_COLUMNS and ATTACK_COLUMNS.
 
-    `distance`, `margin` and `broken_at` (the eps of the run that broke a sample) are NaN where there is none. `seconds`
-    maps an attack's name to its wall time; `predicted` has the passes and seconds that the attacks were said to take at
-    most, before they began. `audit` is what `robustkit.audit` found, if it was asked.
+    `distance`, `margin` and `broken_at` (the eps of the run that broke a sample) are NaN where there is none. An
+    attack's `prediction` is the class that the model decides on the candidate it kept, −1 if none; old records lack
+    the column. `seconds` maps an attack's name to its wall time, `goals` to its goal (empty in old records).
+    `predicted` has the passes and seconds that the attacks were said to take at most, before they began. `audit` is
+    what `robustkit.audit` found, if it was asked. `adversarial` has the images of broken samples: `index`, `adv` and,
+    but for old records, `clean`.
     """
 
     job: Mapping[str, Any]
@@ -74,9 +79,10 @@ class RunRecord:
     flags: Sequence[Mapping[str, Any]] = ()
     errors: Sequence[Mapping[str, Any]] = ()
     predicted: Mapping[str, Any] | None = None
+    goals: Mapping[str, str] = field(default_factory=dict)
+    audit: Mapping[str, Any] | None = None
     adversarial: Mapping[str, Any] | None = field(default=None, repr=False)
     folder: str | None = None
-    audit: Mapping[str, Any] | None = None
 
     @property
     def n(self) -> int:
@@ -250,10 +256,11 @@ class RunRecord:
             "environment": dict(self.environment),
             "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
             "predicted": dict(self.predicted) if self.predicted else None,
+            **({"goals": dict(self.goals)} if self.goals else {}),
+            **({"audit": dict(self.audit)} if self.audit else {}),
             "summary": summary,
             "flags": list(self.flags),
             "errors": list(self.errors),
-            **({"audit": dict(self.audit)} if self.audit else {}),
         }
 
     def to_frame(self) -> "pd.DataFrame":

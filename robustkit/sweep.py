@@ -75,7 +75,12 @@ class Sweep:
         return "\n".join([*lines, f"95 % Wilson intervals; {', '.join(sorted({audited(r) for r in self.records}))}"])
 
     def save(self, folder: Path) -> None:
-        """Write the table beside the runs' folders."""
+        """Write the table and the reports beside the runs' folders."""
+        from robustkit.report import files
+
+        folders = [run_folder(folder, place).name for place in range(len(self.records))]
+        for name, text in files.of_sweep(self.eps, self.records, folders).items():
+            write_text(folder / name, text)
         write_text(folder / FILE, dumps({**self.to_json(), "eps": list(self.eps)}))
 
 

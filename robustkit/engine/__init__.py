@@ -221,6 +221,7 @@ def evaluate(
             flags=[*subject.flags, *_left_out(target_text, len(chosen.indices), chosen.left_out), *alone, *found],
             errors=run.errors,
             predicted=asdict(predicted),
+            goals={named.name: named.attack.goal for named in attacks},
             adversarial=assemble.adversarial(run),
             folder=str(path) if path else None,
         )

@@ -1,5 +1,7 @@
 """A record as plain text and as Markdown."""
 
+import re
+
 from robustkit.randomised import MEAN
 from robustkit.record import RunRecord
 from robustkit.stats import MeanShare, Proportion
@@ -107,6 +109,7 @@ def markdown(record: RunRecord) -> str:
 
 def cell(text: str) -> str:
     """Text that cannot break out of a Markdown table or become markup."""
-    for char, safe in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "\\|"), ("`", "\\`")):
+    for char, safe in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;")):
         text = text.replace(char, safe)
+    text = re.sub(r"([\\|`*\[\]]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", text)  # '_' inside a word is no markup
     return " ".join(text.split())
