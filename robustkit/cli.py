@@ -17,6 +17,7 @@ from robustkit import (
     cli_options,
     cli_plot,
     cli_report,
+    cli_run,
     cli_transfer,
     plugins,
 )
@@ -183,7 +184,7 @@ def list_(kind: str, substring: str, source: str) -> None:
 @click.argument("name", required=False, metavar="")
 @click.option("--json", "as_json", is_flag=True, help="As run.json.")
 def show(run: Path, name: str | None, as_json: bool) -> None:
-    """Show a finished RUN from its folder, from the stored facts; or the card of an attack or a defense.
+    """Show a finished RUN or study from its folder, from the stored facts; or the card of an attack or a defense.
 
     \b
     robustkit show robustkit-runs/digits-cnn-at-digits-autoattack-linf-0.1-0123456789
@@ -200,6 +201,9 @@ def show(run: Path, name: str | None, as_json: bool) -> None:
     from robustkit.store import load_run
     from robustkit.transfer_store import RESULT, load_transfer
 
+    if (run / cli_run.RESULT).is_file():
+        click.echo(cli_run.shown(run, as_json=as_json))
+        return
     load = load_transfer if (run / RESULT).is_file() else load_run
     record = sweep.load_sweep(run) if (run / sweep.FILE).is_file() else load(run)
     click.echo(json.dumps(record.to_json(), indent=1, ensure_ascii=False) if as_json else record.summary())
@@ -285,6 +289,7 @@ main.add_command(cli_corruptions.corruptions)
 main.add_command(cli_audit.audit)
 main.add_command(cli_report.report)
 main.add_command(cli_plot.plot)
+main.add_command(cli_run.run)
 
 
 @main.command()
