@@ -1,4 +1,4 @@
-"""Native defenses. One defense, one file; this table is all that adding one needs besides."""
+"""Native defenses and recipes. One defense, one file; this table is all that adding one needs besides."""
 
 from robustkit.plugins import Entry, Plugin
 
@@ -20,5 +20,8 @@ PLUGIN = Plugin(
         "random-resize-pad": Entry(
             "robustkit_defenses.random_resize_pad:RandomResizePad", "random size and place (arXiv:1711.01991)"
         ),
+    },
+    recipes={
+        "standard": Entry("robustkit_defenses.recipes.standard:Standard", "cross-entropy, no defense"),
     },
 )
