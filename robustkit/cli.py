@@ -21,7 +21,6 @@ from robustkit import (
     cli_transfer,
     plugins,
 )
-from robustkit import __version__, cards, cli_cache, cli_corruptions, cli_doctor, cli_options, cli_transfer, plugins
 from robustkit.cli_train import train
 from robustkit.errors import RobustkitError, UsageError
 from robustkit.spec import number
@@ -186,8 +185,7 @@ def list_(kind: str, substring: str, source: str) -> None:
 @click.argument("name", required=False, metavar="")
 @click.option("--json", "as_json", is_flag=True, help="As run.json.")
 def show(run: Path, name: str | None, as_json: bool) -> None:
-    """Show a finished RUN or study from its folder, from the stored facts; or the card of an attack or a defense.
-    """Show a finished RUN from its folder, from the stored facts; or the card of an attack, a defense or a recipe.
+    """Show a finished RUN or study from its folder, from the stored facts; or the card of an attack, defense or recipe.
 
     \b
     robustkit show robustkit-runs/digits-cnn-at-digits-autoattack-linf-0.1-0123456789
