@@ -22,6 +22,8 @@ from robustkit import (
     plugins,
 )
 from robustkit.cli_train import train
+from robustkit import __version__, cards, cli_cache, cli_corruptions, cli_doctor, cli_options, cli_transfer, plugins
+from robustkit.cli_certify import certify
 from robustkit.errors import RobustkitError, UsageError
 from robustkit.spec import number
 
@@ -294,6 +296,7 @@ main.add_command(cli_report.report)
 main.add_command(cli_plot.plot)
 main.add_command(cli_run.run)
 main.add_command(train)
+main.add_command(certify)
 
 
 @main.command()
