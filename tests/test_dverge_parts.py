@@ -5,16 +5,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 from robustkit_defenses.distillation import Distillation, distilled, diversity, others
-from robustkit_defenses.taps import Tap, features, mode, named_taps, taps_of
-from torch import nn
+from robustkit_defenses.taps import Tap, features, named_taps, taps_of
+from torch import Tensor, nn
 
 from robustkit.api import ThreatModel
 from robustkit.errors import UsageError
+from robustkit.sources.zoo.architectures import ARCHITECTURES
 from tests import toys
 
 
 class Residual(nn.Module):
-    """conv-bn-relu-conv-bn, plus the input, relu; one ReLU module for both places, in place, as in torchvision."""
+    """conv-bn-relu-conv-bn, plus the input, relu: the first by one module in place, the second by a function."""
 
     def __init__(self):
         super().__init__()
@@ -23,7 +24,7 @@ class Residual(nn.Module):
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x):
-        return self.relu(self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x))))) + x)
+        return F.relu(self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x))))) + x)
 
 
 def network(seed=0):
@@ -47,14 +48,14 @@ def same(a, b):
     return all(torch.equal(a[key], b[key]) for key in a)
 
 
-def test_taps_are_what_activations_receive_in_the_order_of_calls_and_then_the_logits():
+def test_taps_are_what_activations_receive_in_their_order_and_then_the_logits():
     net = network().train()
     before = statistics(net)
     taps = taps_of(net, images(1))
-    assert [str(tap) for tap in taps] == ["2", "3.relu", "3.relu@2", "output"]
-    assert net.training
+    assert taps == (Tap(1), Tap(2), Tap(3), Tap())
+    assert [str(tap) for tap in taps] == ["activation 1", "activation 2", "activation 3", "output"]
+    assert all(module.training for module in net.modules())
     assert same(before, statistics(net))
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
 
 
 def test_features_at_a_tap_are_before_the_relu_and_the_pass_ends_there():
@@ -67,42 +68,63 @@ def test_features_at_a_tap_are_before_the_relu_and_the_pass_ends_there():
         assert torch.equal(features(net, x, tap), want)
     ended = []
     net[6].register_forward_hook(lambda *_: ended.append(1))
-    features(net, x, Tap("2"))
+    features(net, x, Tap(3))
+    assert torch.equal(features(net, x, Tap(module="4")), net[4](added.relu()))
     assert not ended
-    assert torch.equal(features(net, x, Tap("4")).flatten(1), net[5](net[4](added.relu())))  # any module: its output
+    assert not net[4]._forward_hooks
+
+
+@pytest.mark.parametrize(
+    "activation",
+    [nn.ReLU(), nn.ReLU(inplace=True), nn.ReLU6(), nn.LeakyReLU(), nn.PReLU(), nn.ELU(), nn.GELU(), nn.SiLU(), nn.Mish(),
+     nn.Hardswish(), nn.Sigmoid(), nn.Tanh(), torch.relu, torch.relu_, torch.tanh, Tensor.relu, F.leaky_relu],
+    ids=str,
+)  # fmt: skip
+def test_an_activation_counts_once_however_it_is_called(activation):
+    class Net(nn.Module):
+        def forward(self, x):
+            return activation(2 * x)
+
+    x = images() - 0.5
+    assert taps_of(Net(), x) == (Tap(1), Tap())
+    assert torch.equal(features(Net(), x, Tap(1)), 2 * x)
+
+
+@pytest.mark.parametrize(
+    ("name", "taps"), [("digits-cnn", 4), ("scenes-cnn", 6), ("cifar-resnet8", 8), ("cifar-resnet20", 20)]
+)
+def test_our_networks_have_the_layers_of_the_paper(name, taps):
+    net = ARCHITECTURES[name]().eval()
+    x = torch.rand(2, *((1, 8, 8) if name == "digits-cnn" else (3, 32, 32)))
+    found = taps_of(net, x)
+    assert len(found) == taps
+    if name == "cifar-resnet20":
+        names = ["bn1", *(f"blocks.{i}.{part}" for i in range(9) for part in ("bn1", "sum")), "output"]
+        for tap, named in zip(found, named_taps(net, names), strict=True):
+            assert torch.equal(features(net, x, tap), features(net, x, named))
 
 
 def test_layers_can_be_named_and_a_wrong_name_is_refused():
     net = network().eval()
-    assert named_taps(net, ["0", "3.relu@2", "output"]) == (Tap("0"), Tap("3.relu", 2), Tap())
-    with pytest.raises(UsageError, match=r"no module of Sequential called '3\.rely'; did you mean 3\.relu"):
+    assert named_taps(net, ["0", "3.relu", "output"]) == (Tap(module="0"), Tap(module="3.relu"), Tap())
+    with pytest.raises(UsageError, match=r"no layer of Sequential called '3\.rely'; did you mean 3\.relu"):
         named_taps(net, ["3.rely"])
-    with pytest.raises(UsageError, match="counted from 1"):
-        named_taps(net, ["3.relu@0"])
-    with pytest.raises(UsageError, match="does not come by its layer 3.relu@3"):
-        features(net, images(), Tap("3.relu", 3))
-    with pytest.raises(UsageError, match="no activation among its modules"):
+    with pytest.raises(UsageError, match="does not come by its layer activation 4"):
+        features(net, images(), Tap(4))
+    with pytest.raises(UsageError, match="has no activation such as a ReLU"):
         taps_of(toys.Linear(), torch.rand(1, 1, 4, 4))
-
-
-def test_the_mode_of_every_module_is_put_back():
-    net = network().train()
-    net[3].eval()
-    with mode(net, train=False):
-        assert not net.training
-    assert net.training
-    assert not net[3].training
-    assert not net[3].bn1.training
 
 
 def test_distillation_takes_the_steps_that_a_linear_network_has_in_closed_form():
     # f(z) = Wz, so the gradient of mean((Wz − Wt)²) is 2/F · Wᵀ(W(z − t)), for each row alone.
     net = toys.Linear(shape=(1, 3, 3), classes=4)
     source, target = images(5, 1, (1, 3, 3)), images(5, 2, (1, 3, 3))
-    settings = Distillation(eps=0.2, steps=4, step=0.3, momentum=0.7)
+    settings = Distillation(eps=0.2, steps=4, step_size=0.3, momentum=0.7)
     found = distilled(net, source, target, Tap(), settings)
     w = net.weight.detach().double().numpy()
-    for row, (s, t) in enumerate(zip(source.flatten(1).double().numpy(), target.flatten(1).double().numpy(), strict=True)):
+    for row, (s, t) in enumerate(
+        zip(source.flatten(1).double().numpy(), target.flatten(1).double().numpy(), strict=True)
+    ):
         z, gathered = s.copy(), np.zeros_like(s)
         for _ in range(4):
             grad = 2 / 4 * w.T @ (w @ (z - t))
@@ -126,8 +148,8 @@ def test_one_step_of_distillation_is_a_sign_step_towards_the_target():
 
 
 def test_the_defaults_are_the_papers():
-    assert Distillation() == Distillation(eps=0.07, steps=10, step=0.1, momentum=1.0, faithful=False)
-    for wrong in ({"eps": 0.0}, {"eps": 8.0}, {"steps": 0}, {"step": 0.0}, {"momentum": -1.0}):
+    assert Distillation() == Distillation(eps=0.07, steps=10, step_size=0.1, momentum=1.0, faithful=False)
+    for wrong in ({"eps": 0.0}, {"eps": 8.0}, {"steps": 0}, {"step_size": 0.0}, {"momentum": -1.0}):
         with pytest.raises(UsageError, match="distillation: eps is a share"):
             Distillation(**wrong)
 
@@ -137,7 +159,9 @@ def test_distilled_images_stay_in_the_ball_and_look_more_like_the_target_at_the_
     for tap in taps_of(net, source):
         found = distilled(net, source, target, tap, Distillation())
         assert ThreatModel("linf", 0.07).contains(source, found).all()
-        far = [(features(net, z, tap) - features(net, target, tap)).square().flatten(1).mean(1) for z in (source, found)]
+        far = [
+            (features(net, z, tap) - features(net, target, tap)).square().flatten(1).mean(1) for z in (source, found)
+        ]
         assert (far[1] < far[0]).all()
 
 

@@ -1,38 +1,101 @@
 """Features inside a network: what its activations receive, in order of execution, and last what it answers.
 
-Of a ResNet whose activations are modules these are the outputs of its normalisations and residual additions, before the
-ReLU: of ResNet-20 with its logits the 20 layers of Yang et al. 2020 (arXiv:2009.14720).
+Of a ResNet these are the outputs of its normalisations and residual additions, before the ReLU; of ResNet-20, with its
+logits, the 20 layers of Yang et al. 2020 (arXiv:2009.14720). Activations are seen where torch computes them, so that it
+does not matter whether a network calls a module or a function.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+import torch.nn.functional as F
+from robustkit.recipes import in_eval_mode
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from robustkit.api import Images
 from robustkit.errors import UsageError
 from robustkit.spec import suggest
 
-ACTIVATIONS = (
-    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus,
-    nn.Sigmoid, nn.Tanh, nn.Hardswish,
+ACTIVATIONS: frozenset[Callable[..., Tensor]] = frozenset(
+    {
+        F.relu, F.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_, F.relu6, F.hardtanh, F.leaky_relu,
+        F.leaky_relu_, F.prelu, F.elu, F.elu_, F.selu, F.celu, F.gelu, F.silu, F.mish, F.softplus, F.hardswish,
+        F.sigmoid, torch.sigmoid, Tensor.sigmoid, F.tanh, torch.tanh, Tensor.tanh,
+    }
 )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Tap:
-    """A place in a network: what an activation receives, or what any other module answers, in its `call`-th call.
+    """A place in a network: what its `activation`-th activation receives (from 1), or what a named module answers.
 
-    `module` is the module's name in `named_modules()`; empty is the network, whose answer are its logits.
+    Neither is the network's own answer, its logits.
     """
 
+    activation: int = 0
     module: str = ""
-    call: int = 1
 
     def __str__(self) -> str:
-        return (self.module or "output") + (f"@{self.call}" if self.call > 1 else "")
+        return f"activation {self.activation}" if self.activation else self.module or "output"
+
+
+def taps_of(network: nn.Module, x: Images) -> tuple[Tap, ...]:
+    """Every activation that a pass over `x` comes by, in its order, and the network's answer.
+
+    The pass is without gradients and in eval mode; the network is left as it was.
+
+    Raises:
+        UsageError: if it comes by none.
+    """
+    seen: list[Tensor] = []
+    with torch.no_grad(), in_eval_mode(network), _Activations(seen.append):
+        network(x)
+    if not seen:
+        raise UsageError(
+            f"{type(network).__name__} has no activation such as a ReLU, so its layers are not found; "
+            "name modules whose outputs are to be the features: layers=(conv1)+(output)"
+        )
+    return (*(Tap(activation=i) for i in range(1, len(seen) + 1)), Tap())
+
+
+def named_taps(network: nn.Module, names: Sequence[str]) -> tuple[Tap, ...]:
+    """The outputs of modules, called as in `named_modules()`, or `output`, the network's answer.
+
+    Raises:
+        UsageError: for a name that no module of the network has.
+    """
+    modules = {name for name, _ in network.named_modules() if name}
+    for name in names:
+        if name not in modules and name != "output":
+            raise UsageError(suggest(name, modules | {"output"}, f"layer of {type(network).__name__}"))
+    return tuple(Tap() if name == "output" else Tap(module=name) for name in names)
+
+
+def features(network: nn.Module, x: Images, tap: Tap) -> Tensor:
+    """The features of `x` at a tap, (batch, …). The pass ends there, and gradients flow.
+
+    Raises:
+        UsageError: if the pass does not come by.
+    """
+    try:
+        if tap.activation:
+            with _Activations(_Countdown(tap.activation)):
+                network(x)
+        elif tap.module:
+            handle = network.get_submodule(tap.module).register_forward_hook(_reached)
+            try:
+                network(x)
+            finally:
+                handle.remove()
+        else:
+            answer: Tensor = network(x)
+            return answer
+    except _Reached as found:
+        return found.features
+    raise UsageError(f"{type(network).__name__} does not come by its layer {tap}")
 
 
 class _Reached(Exception):
@@ -43,96 +106,32 @@ class _Reached(Exception):
         self.features = features
 
 
-def taps_of(network: nn.Module, x: Images) -> tuple[Tap, ...]:
-    """Every activation of the network in the order in which a pass over `x` calls them, and the network's answer.
-
-    The pass is without gradients and in eval mode; the network is left as it was.
-
-    Raises:
-        UsageError: if none of its modules is an activation.
-    """
-    found: list[Tap] = []
-    calls: dict[str, int] = {}
-
-    def seen(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            calls[name] = calls.get(name, 0) + 1
-            found.append(Tap(name, calls[name]))
-
-        return note
-
-    activations = [(name, module) for name, module in network.named_modules() if isinstance(module, ACTIVATIONS)]
-    handles = [module.register_forward_pre_hook(seen(name)) for name, module in activations]
-    try:
-        with torch.no_grad(), mode(network, train=False):
-            network(x)
-    finally:
-        for handle in handles:
-            handle.remove()
-    if not found:
-        raise UsageError(
-            f"{type(network).__name__} has no activation among its modules, so its layers cannot be found; "
-            "name modules to take features of: layers=(conv1)+(layer1)"
-        )
-    return (*found, Tap())
+def _reached(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    raise _Reached(output)
 
 
-def named_taps(network: nn.Module, names: Sequence[str]) -> tuple[Tap, ...]:
-    """The taps that are called `layer1.0.relu`, `layer1.0.relu@2` (its second call) or `output`.
+class _Countdown:
+    """Lets so many tensors pass, and ends the pass at the last."""
 
-    Raises:
-        UsageError: for a name that no module of the network has, or a call that is no number from 1.
-    """
-    modules = {name for name, _ in network.named_modules() if name} | {"output"}
-    taps = []
-    for text in names:
-        name, at, call = text.partition("@")
-        if name not in modules:
-            raise UsageError("layers: " + suggest(name, modules, f"module of {type(network).__name__}"))
-        if at and not (call.isdigit() and int(call)):
-            raise UsageError(f"layers: {text!r}: the call of a module is counted from 1; write {name}@2")
-        taps.append(Tap("" if name == "output" else name, int(call) if at else 1))
-    return tuple(taps)
+    def __init__(self, number: int) -> None:
+        self.left = number
+
+    def __call__(self, received: Tensor) -> None:
+        self.left -= 1
+        if not self.left:
+            raise _Reached(received)
 
 
-def features(network: nn.Module, x: Images, tap: Tap) -> Tensor:
-    """The features of `x` at a tap, (batch, …); the pass ends there and gradients flow.
+class _Activations(TorchFunctionMode):
+    """Shows what activations receive, before they are computed."""
 
-    Raises:
-        UsageError: if the pass does not come by.
-    """
-    if not tap.module:
-        answer: Tensor = network(x)
-        return answer
-    module = network.get_submodule(tap.module)
-    left = tap.call
+    def __init__(self, show: Callable[[Tensor], None]) -> None:
+        super().__init__()
+        self.show = show
 
-    def reached(value: Tensor) -> None:
-        nonlocal left
-        left -= 1
-        if not left:
-            raise _Reached(value)
-
-    if isinstance(module, ACTIVATIONS):
-        handle = module.register_forward_pre_hook(lambda _, inputs: reached(inputs[0]))
-    else:
-        handle = module.register_forward_hook(lambda _, inputs, output: reached(output))
-    try:
-        network(x)
-    except _Reached as found:
-        return found.features
-    finally:
-        handle.remove()
-    raise UsageError(f"the network does not come by its layer {tap}")
-
-
-@contextmanager
-def mode(network: nn.Module, *, train: bool) -> Iterator[None]:
-    """The network in train or eval mode for a while; each of its modules is put back as it was."""
-    before = [(module, module.training) for module in network.modules()]
-    network.train(train)
-    try:
-        yield
-    finally:
-        for module, training in before:
-            module.training = training
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func in ACTIVATIONS:
+            self.show(args[0] if args else (kwargs or {})["input"])
+        return func(*args, **(kwargs or {}))
