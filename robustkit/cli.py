@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 import click
 
 from robustkit import __version__, cards, cli_cache, cli_corruptions, cli_doctor, cli_options, cli_transfer, plugins
+from robustkit.cli_certify import certify
 from robustkit.errors import RobustkitError, UsageError
 from robustkit.spec import number
 
@@ -267,6 +268,7 @@ main.add_command(cli_cache.models)
 main.add_command(cli_doctor.doctor)
 main.add_command(cli_transfer.transfer)
 main.add_command(cli_corruptions.corruptions)
+main.add_command(certify)
 
 
 @main.command()

@@ -46,6 +46,10 @@ class Ensemble(nn.Module):
         members = torch.stack(outputs)
         return _averaged(outputs, self.mean), members
 
+    def first_members(self, x: Images, n: int) -> Tensor:
+        """The logits of the first n members (members, batch, classes), without a pass of the others."""
+        return torch.stack([network(x) for network in self.networks[:n]])
+
     def members(self) -> Sequence[nn.Module]:
         """The classifiers."""
         return list(self.networks)

@@ -11,6 +11,9 @@ PLUGIN = Plugin(
             "robustkit_defenses.crossmax:CrossMax",
             "joins an ensemble (arXiv:2408.05446); claimed 72/48 %, evaluated again 11/14 %",
         ),
+        "probes": Entry(
+            "robustkit_defenses.probes:Probes", "probes on a network's layers as its members (arXiv:2408.05446)"
+        ),
         "jpeg": Entry("robustkit_defenses.jpeg:Jpeg", "JPEG compression, BPDA inside", "robustkit[data]"),
         "bit-depth": Entry("robustkit_defenses.bit_depth:BitDepth", "fewer levels a pixel, BPDA inside"),
         "median": Entry("robustkit_defenses.median:Median", "a median filter"),

@@ -116,7 +116,7 @@ class SelfEnsemble:
     def _stack(self, image: tuple[int, int, int]) -> MultiRes:
         own = min(image[1:])
         halved = tuple(own // by for by in (1, 2, 4, 8) if own // by > 1)
-        return MultiRes(self.preset, self.resolutions or halved, self.noise, self.jitter)
+        return MultiRes(self.preset, self.resolutions or halved, noise=self.noise, jitter=self.jitter)
 
 
 class InTraining(nn.Module):

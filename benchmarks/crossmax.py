@@ -1,0 +1,167 @@
+"""CrossMax shown for what it is: attacked directly, and by what its members have in common.
+
+    python -m benchmarks.crossmax                                  (all; continues what --out holds)
+    python -m benchmarks.crossmax --only self,noisy                (some of the defended models)
+
+The networks are the kit's; the probes of the self-ensembles are fitted here, on the first images of its training part.
+Writes the table of reports/paper/crossmax/README.md between its marks. Each row is an ordinary run in --out.
+"""
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from robustkit_defenses.fit_probes import Fit, fit_probes
+from robustkit_defenses.probes import save_probes
+
+import robustkit
+from robustkit import datasets
+from robustkit.record import RunRecord
+from robustkit.store import load_run, write_text
+from tests import kit
+
+HERE = Path(__file__).parent.parent / "reports/paper/crossmax"
+BEGIN, END = "<!-- table: written by benchmarks/crossmax.py -->", "<!-- end of table -->"
+BACKBONE = "cifar10_resnet56_std"
+LAYERS = ("layer2.2", "layer2.5", "layer2.8", "layer3.1", "layer3.3", "layer3.5", "layer3.7")
+IMAGES = 3000  # of the training part, to fit probes on
+FIT = Fit(pool=4, epochs=8, rate=1e-3)
+EPS = "2/255"
+TILE = 8  # few survivors pay for little padding, and on a CPU a tile of 8 costs what 8 images do
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A defended model, and the attacks on it with the number of images for each."""
+
+    title: str
+    model: str
+    defense: tuple[str, ...]
+    attacks: tuple[tuple[str, int], ...]
+
+
+def swap(only: str, steps: int = 30, more: str = "") -> str:
+    """Adversarials of one stand-in, judged on the model."""
+    return f"surrogate-swap:only={only},steps={steps},direct=0{more}"
+
+
+def cases(probes: Path) -> dict[str, Case]:
+    """The models by the names that --only takes."""
+    one = f"python/tests.kit.model:name={BACKBONE}"
+    four = "+".join(f"(python/tests.kit.model:name=cifar10_resnet{depth}_std)" for depth in (20, 32, 44, 56))
+    layered = f"probes:weights={probes}"
+    small = "autoattack:steps=30,targets=3,queries=500"
+    return {
+        "ensemble": Case(
+            "four networks, untrained, median",
+            f"ensemble/{four}",
+            ("crossmax",),
+            (("apgd:steps=30", 100), (swap("mean-logits"), 100), ("adaptive:budget=quick", 100), (small, 50)),
+        ),
+        "self": Case(
+            "self-ensemble: 7 probes and the network, 3rd largest",
+            one,
+            (layered, "crossmax:by=kth"),
+            (
+                ("apgd:steps=30", 100),
+                (swap("mean-logits"), 100),
+                (swap("early"), 100),
+                (small, 50),
+                ("adaptive:budget=quick", 100),
+            ),
+        ),
+        "mean": Case("the same members, joined by their mean", one, (layered,), (("apgd:steps=30", 100),)),
+        "noisy": Case(
+            "the self-ensemble behind Gaussian noise (0.03)",
+            one,
+            ("gaussian-smoothing:sigma=0.03,draws=1", layered, "crossmax:by=kth"),
+            (
+                ("apgd:steps=30", 32),
+                ("apgd:steps=30,eot=10", 32),
+                (swap("mean-logits", more=",eot=10"), 32),
+                (swap("early", more=",eot=10"), 32),
+            ),
+        ),
+    }
+
+
+def fit(file: Path) -> None:
+    """Fit the probes and write them to a file, unless it is there."""
+    if file.exists():
+        return
+    x, y = kit.images("cifar10_train_batch1")
+    pixels = torch.from_numpy(x[:IMAGES]).permute(0, 3, 1, 2).float() / 255
+    data = datasets.resolve((pixels, torch.from_numpy(y[:IMAGES])))
+    save_probes(fit_probes(kit.model(BACKBONE), data, LAYERS, FIT, on_event=print), file)
+
+
+def measure(case: Case, attack: str, n: int, out: Path) -> RunRecord:
+    """The record of one row; continues what `out` holds."""
+    data = f"cifar10:path={kit.ROOT / 'cifar10_test.npz'}"
+    return robustkit.evaluate(
+        case.model, data, attack, defense=case.defense, eps=EPS, n=n, tile=TILE, out=out, doctor=False
+    )
+
+
+def table(found: list[tuple[Case, str, RunRecord]]) -> str:
+    """What README.md shows."""
+    rows = [
+        f"| {case.title} | {attack} | {record.n} | {record.clean_accuracy} | {record.robust_accuracy} | "
+        f"{_more(record)} | {sum(row.backwards for row in record.by_attack) / record.n:.0f} | {record.verdict} |"
+        for case, attack, record in found
+    ]
+    job = found[0][2].job
+    facts = (
+        f"First n CIFAR-10 test images, Linf {EPS}, seed {job['seed']}, {job['device']}, tiles of {TILE}, torch "
+        f"{job['versions']['torch']}; in percent with 95 % Wilson intervals."
+    )
+    head = (
+        "| defended model | attack | n | clean | robust | fresh draws, mean ± std; worst case | gradients an image | "
+        "audit |\n|---|---|---:|---:|---:|---|---:|---|\n"
+    )
+    return f"{facts}\n\n{head}" + "\n".join(rows)
+
+
+def _more(record: RunRecord) -> str:
+    return f"{record.mean_accuracy}; {record.worst_case_accuracy}" if record.draws else ""
+
+
+def write(text: str) -> None:
+    """Put the table into README.md."""
+    file = HERE / "README.md"
+    before, begin, rest = file.read_text(encoding="utf-8").partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise SystemExit(f"{file} has no place for the table: the lines {BEGIN} and {END}")
+    write_text(file, f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="ensemble,self,mean,noisy")
+    parser.add_argument("--attacks", default="", help="only attacks whose spec begins so, separated by ;")
+    parser.add_argument("--out", type=Path, default=Path("robustkit-runs/paper-crossmax"))
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--dry", action="store_true", help="print the table of what is there and leave README.md")
+    asked = parser.parse_args()
+    torch.set_num_threads(asked.threads)
+    asked.out.mkdir(parents=True, exist_ok=True)
+    probes = asked.out / "probes.safetensors"
+    fit(probes)
+    found = []
+    for name, case in cases(probes).items():
+        for number, (attack, n) in enumerate(case.attacks):
+            folder = asked.out / f"{name}-{number}"
+            wanted = name in asked.only.split(",") and attack.startswith(tuple(asked.attacks.split(";")))
+            if wanted and not asked.dry:
+                print(measure(case, attack, n, folder).summary(), flush=True)
+            if (folder / "run.json").exists():
+                found.append((case, attack, load_run(folder)))
+    print(table(found))
+    if not asked.dry:
+        write(table(found))
+
+
+if __name__ == "__main__":
+    main()
