@@ -9,6 +9,7 @@ import click
 
 from robustkit import __version__, cards, cli_cache, cli_corruptions, cli_doctor, cli_options, cli_transfer, plugins
 from robustkit.cli_certify import certify
+from robustkit.cli_train import train
 from robustkit.errors import RobustkitError, UsageError
 from robustkit.spec import number
 
@@ -130,11 +131,11 @@ def _folder_name(job: Any, eps: str) -> str:
 
 
 @main.command("list")
-@click.argument("kind", type=click.Choice(["attacks", "models", "datasets", "defenses"]))
+@click.argument("kind", type=click.Choice(["attacks", "models", "datasets", "defenses", "recipes"]))
 @click.argument("substring", default="")
 @click.option("--source", default="", metavar="NAME", help="Only of this source of models or attacks: timm, foolbox.")
 def list_(kind: str, substring: str, source: str) -> None:
-    """What there is: attacks, models, datasets or defenses, with a SUBSTRING.
+    """What there is: attacks, models, datasets, defenses or recipes, with a SUBSTRING.
 
     \b
     robustkit list attacks
@@ -169,18 +170,20 @@ def list_(kind: str, substring: str, source: str) -> None:
 @click.argument("name", required=False, metavar="")
 @click.option("--json", "as_json", is_flag=True, help="As run.json.")
 def show(run: Path, name: str | None, as_json: bool) -> None:
-    """Show a finished RUN from its folder, from the stored facts; or the card of an attack or a defense.
+    """Show a finished RUN from its folder, from the stored facts; or the card of an attack, a defense or a recipe.
 
     \b
     robustkit show robustkit-runs/digits-cnn-at-digits-autoattack-linf-0.1-0123456789
     robustkit show attack torchattacks/CW
     robustkit show defense crossmax
+    robustkit show recipe at
     """  # noqa: D301
     if name is not None:
-        if str(run) not in ("attack", "defense") or as_json:
+        kinds = {"attack": cards.attack, "defense": cards.defense, "recipe": cards.recipe}
+        if str(run) not in kinds or as_json:
             words = f"{run} {name}" + " --json" * as_json
-            raise UsageError(f"show takes a run's folder, attack NAME, or defense NAME; not {words}")
-        click.echo(cards.attack(name) if str(run) == "attack" else cards.defense(name))
+            raise UsageError(f"show takes a run's folder, attack NAME, defense NAME, or recipe NAME; not {words}")
+        click.echo(kinds[str(run)](name))
         return
     from robustkit import sweep
     from robustkit.store import load_run
@@ -269,6 +272,7 @@ main.add_command(cli_doctor.doctor)
 main.add_command(cli_transfer.transfer)
 main.add_command(cli_corruptions.corruptions)
 main.add_command(certify)
+main.add_command(train)
 
 
 @main.command()

@@ -1,1 +1,1 @@
-"""Training-time defenses. One recipe, one file."""
+"""Recipes: training-time defenses. One recipe, one file; the package's table names them."""
