@@ -24,6 +24,9 @@ from robustkit import (
 from robustkit.cli_train import train
 from robustkit import __version__, cards, cli_cache, cli_corruptions, cli_doctor, cli_options, cli_transfer, plugins
 from robustkit.cli_certify import certify
+from robustkit import __version__, cards, cli_cache, cli_corruptions, cli_doctor, cli_options, cli_transfer, plugins
+from robustkit.cli_certify import certify
+from robustkit.cli_train import train
 from robustkit.errors import RobustkitError, UsageError
 from robustkit.spec import number
 
@@ -297,6 +300,8 @@ main.add_command(cli_plot.plot)
 main.add_command(cli_run.run)
 main.add_command(train)
 main.add_command(certify)
+main.add_command(certify)
+main.add_command(train)
 
 
 @main.command()

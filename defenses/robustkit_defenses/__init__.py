@@ -25,6 +25,16 @@ PLUGIN = Plugin(
         ),
     },
     recipes={
+        "dverge": Entry(
+            "robustkit_defenses.recipes.dverge:Dverge", "members that are not fooled alike (arXiv:2009.14720)"
+        ),
+        "dverge-at": Entry(
+            "robustkit_defenses.recipes.dverge:dverge_at", "dverge and adversarial training (arXiv:2009.14720)"
+        ),
+        "self-ensemble": Entry(
+            "robustkit_defenses.recipes.self_ensemble:SelfEnsemble",
+            "one network at many resolutions and its layers' probes, joined by crossmax (arXiv:2408.05446)",
+        ),
         "standard": Entry("robustkit_defenses.recipes.standard:Standard", "cross-entropy, no defense"),
     },
 )
