@@ -21,10 +21,6 @@ from robustkit import (
     cli_transfer,
     plugins,
 )
-from robustkit.cli_train import train
-from robustkit import __version__, cards, cli_cache, cli_corruptions, cli_doctor, cli_options, cli_transfer, plugins
-from robustkit.cli_certify import certify
-from robustkit import __version__, cards, cli_cache, cli_corruptions, cli_doctor, cli_options, cli_transfer, plugins
 from robustkit.cli_certify import certify
 from robustkit.cli_train import train
 from robustkit.errors import RobustkitError, UsageError
@@ -300,8 +296,6 @@ main.add_command(cli_plot.plot)
 main.add_command(cli_run.run)
 main.add_command(train)
 main.add_command(certify)
-main.add_command(certify)
-main.add_command(train)
 
 
 @main.command()
