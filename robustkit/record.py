@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from robustkit import randomised, spec
+from robustkit.audit.findings import NOT_AUDITED, VALID
 from robustkit.stats import MeanShare, Proportion
 
 if TYPE_CHECKING:
     import pandas as pd
 
 SCHEMA = "robustkit/run/1"
-NOT_AUDITED = "not audited"
 INSUFFICIENT = "insufficient"  # the kind of flag that says that what attacked is no measure by itself
 WRONG, BROKEN, ROBUST, UNKNOWN = "WRONG", "BROKEN", "ROBUST", "UNKNOWN"
 SURVIVED, BROKE, VIOLATED = "survived", "broken", "violated"
@@ -64,11 +64,11 @@ class RunRecord:
     """One evaluation. `samples` and `attacks` are columns of equal length; see SAMPLE_COLUMNS and ATTACK_COLUMNS.
 
     `distance`, `margin` and `broken_at` (the eps of the run that broke a sample) are NaN where there is none. An
-    attack's `prediction` is the class that the model decides on the candidate it kept, −1 if none; old records lack the
-    column. `seconds` maps an attack's name to its wall time, `goals` to its goal (empty in old records). `audit` is the
-    evidence for or against gradient masking, if it was looked for. `predicted` has the passes and seconds that the
-    attacks were said to take at most, before they began. `adversarial` has the images of broken samples: `index`,
-    `adv` and, but for old records, `clean`.
+    attack's `prediction` is the class that the model decides on the candidate it kept, −1 if none; old records lack
+    the column. `seconds` maps an attack's name to its wall time, `goals` to its goal (empty in old records).
+    `predicted` has the passes and seconds that the attacks were said to take at most, before they began. `audit` is
+    what `robustkit.audit` found, if it was asked. `adversarial` has the images of broken samples: `index`, `adv` and,
+    but for old records, `clean`.
     """
 
     job: Mapping[str, Any]
@@ -104,11 +104,6 @@ class RunRecord:
     def carried(self) -> int:
         """How many samples count as broken because they were at a smaller eps of the same sweep."""
         return int((self.samples["broken_at"] < self.job["eps"]).sum()) if self.job.get("carried") else 0
-
-    @property
-    def verdict(self) -> str:
-        """What the audit says: valid, suspect or invalid; "not audited" without one."""
-        return str(self.audit["verdict"]) if self.audit else NOT_AUDITED
 
     @property
     def randomised(self) -> bool:
@@ -182,6 +177,18 @@ class RunRecord:
             reasons = sorted({f"{e['attack']}: {e['message']}" for e in self.errors})
             return f"{self.unknown} of {self.n} samples are UNKNOWN" + (f" ({'; '.join(reasons)})" if reasons else "")
         return self.insufficient
+
+    @property
+    def verdict(self) -> str:
+        """What the audit says of the robust accuracy: valid, suspect or invalid; or else "not audited"."""
+        return str(self.audit["verdict"]) if self.audit else NOT_AUDITED
+
+    @property
+    def warning(self) -> str:
+        """What has to stand beside the robust accuracy wherever it is shown; empty if no audit doubts it."""
+        if self.audit is None or self.verdict == VALID:
+            return ""
+        return f"{self.verdict.upper()}, do not rely on it: {'; '.join(map(str, self.audit['reasons']))}"
 
     @property
     def quantized_robust_accuracy(self) -> Proportion | None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from robustkit.audit.findings import stored
 from robustkit.errors import UsageError
 from robustkit.record import SCHEMA, Columns, RunRecord
 
@@ -219,7 +220,7 @@ def load_run(path: str | Path) -> RunRecord:
         errors=data["errors"],
         predicted=data.get("predicted"),
         goals=data.get("goals", {}),
-        audit=data.get("audit"),
+        audit=stored(data.get("audit")),
         adversarial=_adversarial(folder / "adversarial.safetensors"),
         folder=str(folder),
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 from robustkit.errors import UsageError
 from robustkit.record import RunRecord
-from robustkit.report.text import share
+from robustkit.report.text import audited, share, warning
 from robustkit.spec import number
 from robustkit.store import dumps, load_run, read_json, write_text
 
@@ -51,6 +51,7 @@ class Sweep:
                 "clean_accuracy": record.clean_accuracy.to_json(),
                 "carried": record.carried,
                 "unknown": record.unknown,
+                "verdict": record.verdict,
             }
             for text, record in zip(self.eps, self.records, strict=True)
         ]
@@ -68,10 +69,10 @@ class Sweep:
         for text, record in zip(self.eps, self.records, strict=True):
             attacked = record.n - record.counts["WRONG"] - record.carried
             lines.append(f"{text:>10}  {share(record.robust_accuracy)}  ({attacked} attacked)")
+            lines += [f"{'':>10}  {line}" for line in warning(record)]
             if record.why_no_robust_accuracy:
                 lines.append(f"{'':>10}  because {record.why_no_robust_accuracy}")
-        verdicts = ", ".join(dict.fromkeys(record.verdict for record in self.records))
-        return "\n".join([*lines, f"95 % Wilson intervals; audit for gradient masking: {verdicts}"])
+        return "\n".join([*lines, f"95 % Wilson intervals; {', '.join(sorted({audited(r) for r in self.records}))}"])
 
     def save(self, folder: Path) -> None:
         """Write the table and the reports beside the runs' folders."""

@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from robustkit.audit.findings import NOT_AUDITED
 from robustkit.errors import UsageError
-from robustkit.record import NOT_AUDITED, RunRecord
+from robustkit.record import RunRecord
 from robustkit.report import facts, gallery, svg, sweeps, text
 from robustkit.report.again import command, ranges
 from robustkit.report.facts import Curve, LeftOut

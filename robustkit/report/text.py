@@ -32,6 +32,7 @@ def summary(record: RunRecord) -> str:
             f"{row.backwards} backwards, {row.seconds:.1f} s"
         )
     lines.append(f"robust accuracy  {share(record.robust_accuracy)}")
+    lines += [f"  {line}" for line in warning(record)]
     if record.why_no_robust_accuracy:
         lines.append(f"  because {record.why_no_robust_accuracy}")
     lines += [f"  {label:<34} {share(value)}" for label, value in labelled(record)]
@@ -44,10 +45,15 @@ def summary(record: RunRecord) -> str:
 
 
 def audited(record: RunRecord) -> str:
-    """What an audit says, with its reasons; or that there was none."""
-    if record.audit is None:
-        return f"{record.verdict} for gradient masking"
-    return f"audit: {record.verdict}" + "".join(f"; {reason}" for reason in record.audit["reasons"])
+    """What an audit says, in words."""
+    return f"audit: {record.verdict}" if record.audit else "not audited for gradient masking"
+
+
+def warning(record: RunRecord) -> list[str]:
+    """The lines that stand under a robust accuracy which an audit doubts: the verdict, then each reason."""
+    if not record.warning or record.audit is None:
+        return []
+    return [f"{record.verdict.upper()}: do not rely on this number", *(f"- {text}" for text in record.audit["reasons"])]
 
 
 def labelled(record: RunRecord) -> list[tuple[str, Proportion | MeanShare]]:
@@ -71,6 +77,7 @@ def markdown(record: RunRecord) -> str:
         for row in record.by_attack
     ]
     counts = ", ".join(f"{count} {status}" for status, count in record.counts.items())
+    sentence = audited(record).capitalize()
     notes = [f"- {cell(flag['message'])}" for flag in record.flags]
     notes += [f"- {cell(e['attack'])}: {cell(e['message'])} ({len(e['indices'])} samples)" for e in record.errors]
     facts = {
@@ -85,9 +92,13 @@ def markdown(record: RunRecord) -> str:
         f"**Robust accuracy: {share(record.robust_accuracy)}** "
         f"{'(' + cell(record.why_no_robust_accuracy) + ') ' if record.why_no_robust_accuracy else ''}"
         f"· clean accuracy: {share(record.clean_accuracy)}",
+        *(
+            ["\n".join(["**" + cell(warned[0]) + "**", "", *map(cell, warned[1:])])]
+            if (warned := warning(record))
+            else []
+        ),
         *([", ".join(f"{label}: {share(value)}" for label, value in labelled(record))] if record.draws else []),
-        f"{counts}. Rule: {record.rule}. Intervals: Wilson, 95 %.",
-        f"**{cell(audited(record).capitalize())}.**" if record.audit is None else f"**{cell(audited(record))}**",
+        f"{counts}. Rule: {record.rule}. Intervals: Wilson, 95 %. {sentence}.",
         "| attack | attacked | broken | robust accuracy after it | forwards | backwards | seconds |\n"
         "|---|---|---|---|---|---|---|\n" + "\n".join(rows),
         *(["\n".join(notes)] if notes else []),
