@@ -82,7 +82,7 @@ def test_the_same_record_gives_the_same_files():
 
 
 def test_the_verdict_comes_first():
-    for audit, verdict in ((records.AUDIT, "suspect"), (None, "not audited")):
+    for audit, verdict in ((records.AUDIT, "invalid"), (None, "not audited")):
         record = records.random_record(40, audit=audit)
         assert record.verdict == record.to_json()["summary"]["verdict"] == verdict
         html = page.run_page(record)
@@ -262,7 +262,7 @@ def test_the_repeating_command_asks_for_the_same_job():
 
 
 def test_axes_have_round_ticks_inside_their_range():
-    for low, high in ((0, 1), (0, 0.0314), (3, 17), (0.2, 0.2), (-5, 1e6)):
+    for low, high in ((0, 1), (0, 0.0314), (3, 17), (0.2, 0.2), (0, 0), (-3, -3), (-5, 1e6)):
         axis = svg._axis("x", low, high)
         assert 2 <= len(axis.ticks) <= svg.TICKS + 2
         assert all(axis.low - 1e-9 <= tick <= axis.high * (1 + 1e-9) + 1e-9 for tick in axis.ticks)
@@ -312,4 +312,4 @@ def test_a_sweep_s_curve_leaves_out_what_is_not_established():
 
 def test_run_json_stays_plain_json_with_an_audit():
     data = records.random_record(10, audit=records.AUDIT).to_json()
-    assert json.loads(json.dumps(data, allow_nan=False))["audit"]["verdict"] == "suspect"
+    assert json.loads(json.dumps(data, allow_nan=False))["audit"]["verdict"] == "invalid"

@@ -243,7 +243,7 @@ def _audit(record: RunRecord) -> dict[str, Any] | None:
             }
         )
         points = facts.series(check)
-        if points:
+        if points and len(points[0]) > 1:
             labels = str(check["series"]["x_label"]), str(check["series"]["y_label"])
             drawn = svg.line(*points, *labels, title=str(check["name"]))
             charts.append({"svg": _markup(drawn), "caption": f"{check['name']} ({outcome})"})
