@@ -246,7 +246,9 @@ def _audit(record: RunRecord) -> dict[str, Any] | None:
         if points and len(points[0]) > 1:
             labels = str(check["series"]["x_label"]), str(check["series"]["y_label"])
             drawn = svg.line(*points, *labels, title=str(check["name"]))
-            charts.append({"svg": _markup(drawn), "caption": f"{check['name']} ({outcome})"})
+            charts.append(
+                {"svg": _markup(drawn), "caption": f"{check['name']} ({outcome}): {labels[1]} over {labels[0]}"}
+            )
     return {"reasons": [str(reason) for reason in record.audit["reasons"]], "checks": checks, "charts": charts}
 
 
