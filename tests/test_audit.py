@@ -8,12 +8,11 @@ import torch
 from torch import nn
 
 from robustkit import evaluate
-from robustkit.api import ThreatModel
 from robustkit.audit import Audit, Check, Series, gradients, rules, standins
 from robustkit.audit.findings import stored
 from robustkit.audit.noise import RandomNoise
 from robustkit.audit.rules import Claim, Limits
-from robustkit.audit.run import audit
+from robustkit.audit.run import Settings, audit
 from robustkit.engine import events
 from robustkit.engine.subject import examine
 from robustkit.errors import UsageError
@@ -23,6 +22,7 @@ from tests.masking_zoo import FlipsGradients, Shattered, one_hot, rounded
 
 SHAPE = (1, 4, 4)
 FEW = 24
+SHORT = Settings(steps=(3, 10, 20), targets=1, restarts=2, swap=10, copies=2, queries=50, noise=10)
 
 
 class Net(nn.Module):
@@ -270,7 +270,7 @@ X, Y = labelled()
 
 
 def seen(model, **more):
-    return audit(model, (X, Y), eps=0.02, **more)
+    return audit(model, (X, Y), eps=0.02, settings=SHORT, **more)
 
 
 def test_an_honest_model_is_valid_and_the_budget_is_told_before_anything_is_spent():
@@ -288,7 +288,7 @@ def test_an_honest_model_is_valid_and_the_budget_is_told_before_anything_is_spen
 
 
 def test_what_an_audit_names_it_is_of_those_samples():
-    found = audit(Net(), (X, Y), eps=0.02, indices="3,5,9")
+    found = seen(Net(), indices="3,5,9")
     assert "3, 5, 9" in check(found, "sample").text
 
 
@@ -339,10 +339,6 @@ def test_what_hides_is_found_whether_declared_or_not(name):
 
 
 def test_a_declared_stand_in_shows_the_gap():
-    class Masked(Changed):
-        def surrogates(self):
-            return {"plain": self.network}
-
     hidden = [Net()]  # so that it is not found inside, but declared
 
     class Sealed(nn.Module):
@@ -395,12 +391,12 @@ def test_an_attack_that_breaks_the_rules_makes_the_number_invalid():
 
 
 def test_the_batch_size_changes_nothing():
-    small, large = (evaluate(Net(), (X, Y), "pgd", eps=0.02, audit=True, tile=8, batch_size=size) for size in (8, 24))
+    small, large = (evaluate(Net(), (X, Y), "fgsm", eps=0.02, audit=True, tile=8, batch_size=size) for size in (8, 24))
     assert small.audit == large.audit
 
 
 def test_an_audit_leaves_the_facts_of_the_run_alone():
-    plain, audited = (evaluate(Net(), (X, Y), "pgd", eps=0.02, audit=flag) for flag in (False, True))
+    plain, audited = (evaluate(Net(), (X, Y), "fgsm", eps=0.02, audit=flag) for flag in (False, True))
     assert plain.verdict == "not audited"
     assert plain.job["id"] == audited.job["id"]
     for name, values in plain.samples.items():
@@ -408,6 +404,5 @@ def test_an_audit_leaves_the_facts_of_the_run_alone():
 
 
 def test_threat_models_of_the_sweep_end_at_one_that_holds_every_image():
-    found = audit(Changed(Net(), after=lambda z: 1e6 * z), (X, Y), norm="l2", eps=0.05)
+    found = audit(Changed(Net(), after=lambda z: 1e6 * z), (X, Y), norm="l2", eps=0.05, settings=SHORT)
     assert check(found, "eps-sweep").series.x[-1] == pytest.approx(4.0)  # the diagonal of 16 pixels
-    ThreatModel("l2", 4.0)

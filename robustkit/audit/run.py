@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -71,6 +71,7 @@ def audit(
     device: str = "auto",
     tile: int | None = None,
     on_event: Callable[[events.Event], None] | None = None,
+    settings: Settings | None = None,
 ) -> Audit:
     """Whether a gradient attack on this model would tell the truth; without a robust accuracy that is under audit.
 
@@ -88,6 +89,7 @@ def audit(
         device: as in `robustkit.evaluate`.
         tile: width of the batches the model sees.
         on_event: told the budget before it is spent, and each check.
+        settings: how much is spent; None is `Settings()`, or `RANDOMISED` where the model is.
 
     Raises:
         UsageError: for anything that cannot be run as given.
@@ -108,7 +110,8 @@ def audit(
     with lent(module):
         protected = defended.protect(module, defenses)
         question = Question(threat, seed, outputs, tile, where)
-        return audited(protected, dataset, chosen, question, shape=card.input_shape if card else (), tell=on_event)
+        return audited(protected, dataset, chosen, question, shape=card.input_shape if card else (), tell=on_event,
+                       settings=settings)  # fmt: skip
 
 
 def check_norm(norm: str) -> None:
@@ -131,14 +134,14 @@ def audited(
     attacks: Sequence[Named] = (),
     shape: Sequence[int] = (),
     tell: Callable[[events.Event], None] | None = None,
-    limits: Limits | None = None,
+    settings: Settings | None = None,
 ) -> Audit:
     """Audit a module that is lent already; `record`, what `attacks` made of it, is what is under audit if given."""
     say = tell or (lambda event: None)
     checks = []
     with lent(module):
         for check in _Audit(module, dataset, tuple(indices), question, record, attacks, shape, say,
-                            limits or Limits()).checks():  # fmt: skip
+                            settings).checks():  # fmt: skip
             checks.append(check)
             say(events.Checked(check.name, check.outcome, check.text))
     return Audit(tuple(checks))
@@ -154,7 +157,8 @@ class _Audit:
     attacks: Sequence[Named]
     shape: Sequence[int]
     tell: Callable[[events.Event], None]
-    limits: Limits
+    settings: Settings | None
+    limits: Limits = field(default_factory=Limits)
 
     def checks(self) -> Iterator[Check]:
         """Every check; what is invalid ends it, for numbers of such a model mean nothing."""
@@ -166,7 +170,8 @@ class _Audit:
                           seed=q.seed, device=q.device, input_shape=self.shape)  # fmt: skip
         check_labels(y, subject.facts.classes)
         x = x.to(q.device)
-        facts, settings = subject.facts, RANDOMISED if subject.facts.randomised else Settings()
+        facts = subject.facts
+        settings = self.settings or (RANDOMISED if facts.randomised else Settings())
         inside = self._stand_ins(subject, x, settings)
         chain = _Chain.of(subject, self.question.threat, settings, inside)
         self._budget(subject, chain, settings, x)
