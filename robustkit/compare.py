@@ -94,7 +94,7 @@ class Comparison:
     verdicts: tuple[str, str] = (NOT_AUDITED, NOT_AUDITED)
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON data; `attacks` holds the share that stands after each attack, `verdicts` what audits said of the two."""
+        """As JSON data; `attacks` holds what stands after each attack, `verdicts` what audits said of the two."""
         return {
             "schema": SCHEMA,
             "n": self.robust.n,

@@ -122,7 +122,7 @@ EDGES = {
     "gap": (rules.stand_ins(["mean"], [0.3], 0.3, L), "suspect"),
     "no gap": (rules.stand_ins(["mean"], [0.0], 0.0, L), "fine"),
     "claim": (rules.claimed(0.1, L), "suspect"),
-    "insufficient": (rules.attack_list(Claim(HALF, 2, 100, False, "rand alone"), differentiable=True, limits=L), "suspect"),
+    "alone": (rules.attack_list(Claim(HALF, 2, 100, False, "rand alone"), differentiable=True, limits=L), "suspect"),
     "few steps": (rules.attack_list(Claim(HALF, 1, 3, False), differentiable=True, limits=L), "suspect"),
     "nothing to climb": (rules.attack_list(Claim(HALF, 0, 0, False), differentiable=False, limits=L), "fine"),
     "enough": (rules.attack_list(CLAIM, differentiable=True, limits=L), "fine"),
