@@ -11,6 +11,10 @@ PLUGIN = Plugin(
             "robustkit_defenses.crossmax:CrossMax",
             "joins an ensemble (arXiv:2408.05446); claimed 72/48 %, evaluated again 11/14 %",
         ),
+        "contextual-fusion": Entry(
+            "robustkit_defenses.contextual_fusion.settings:ContextualFusion",
+            "foreground and background features, one head (arXiv:2011.09526): background=SPEC,head=FILE",
+        ),
         "jpeg": Entry("robustkit_defenses.jpeg:Jpeg", "JPEG compression, BPDA inside", "robustkit[data]"),
         "bit-depth": Entry("robustkit_defenses.bit_depth:BitDepth", "fewer levels a pixel, BPDA inside"),
         "median": Entry("robustkit_defenses.median:Median", "a median filter"),
