@@ -70,9 +70,7 @@ def fit_head(
     if y.dtype != torch.int64 or int(y.min()) < 0 or int(y.max()) >= classes:
         raise UsageError(f"fusion: labels are int64 from 0 to {classes - 1}, not {int(y.min())} to {int(y.max())}")
     if missing := sorted(set(range(max(classes, 2))) - set(y.tolist())):
-        raise UsageError(
-            f"fusion: no image of class {missing[0]} to fit on; give some of each class"
-        )
+        raise UsageError(f"fusion: no image of class {missing[0]} to fit on; give some of each class")
     head = Head((foreground.shape[1], background.shape[1]), classes, input_shape, plan.dropout)
     many, labels = _dropped(features, y, plan)
     penalty = [torch.full((z.shape[1],), plan.decay + a) for z, a in zip(features, plan.alpha, strict=True)]

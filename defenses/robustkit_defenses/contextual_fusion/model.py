@@ -125,7 +125,7 @@ class ContextFusion(nn.Module):
 
 def _zero(width: int, classes: int) -> nn.Linear:
     """A linear layer of zeros; nothing is drawn."""
-    layer = nn.utils.skip_init(nn.Linear, width, classes)
+    layer = nn.Linear(width, classes, device="meta").to_empty(device="cpu")
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer
