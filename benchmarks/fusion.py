@@ -28,7 +28,7 @@ from robustkit.datasets import Pair
 from robustkit.sources.normalized import Normalise
 from robustkit.stats import Proportion
 from robustkit.store import write_text
-from robustkit.training.loop import Plan, train
+from robustkit.sources.zoo.first import Plan, train
 from tests import kit
 
 HERE = Path(__file__).parent.parent / "reports/paper/fusion"

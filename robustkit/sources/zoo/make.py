@@ -17,7 +17,8 @@ from safetensors.torch import save
 from robustkit.datasets import Pair, load_dataset
 from robustkit.sources.zoo import FOLDER
 from robustkit.sources.zoo.architectures import ARCHITECTURES
-from robustkit.training.loop import EpochDone, Plan, accuracy, train
+from robustkit.sources.zoo.first import EpochDone, Plan, train
+from robustkit.training.loop import accuracy
 
 PLANS: Mapping[str, Plan] = {
     "digits-cnn": Plan(epochs=15),
@@ -41,9 +42,9 @@ SUBJECTS: Mapping[str, Subject] = {
     "digits-cnn-at": _DIGITS,
     # Both learn where shape and background tell nothing of each other, so that each knows its own part of an image.
     "scenes-background": Subject(
-        "scenes-cnn", "scenes:context=0.1,label=context,n=2000,split=train", "scenes:label=context"
+        "pooled-cnn", "scenes:context=0.1,label=context,n=2000,split=train", "scenes:label=context"
     ),
-    "scenes-foreground": Subject("scenes-cnn", "scenes:context=0.1,n=6000,split=train", "scenes"),
+    "scenes-foreground": Subject("pooled-cnn", "scenes:context=0.1,n=6000,split=train", "scenes"),
 }
 _TRIED = 2000  # images of the test split
 
