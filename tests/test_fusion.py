@@ -19,12 +19,16 @@ from robustkit_defenses.contextual_fusion import (
     train_fusion,
 )
 from robustkit_defenses.contextual_fusion.make import main
+from robustkit_defenses.recipes.fusion import Fusion
 from torch import nn
 
 import robustkit
 from robustkit.datasets import Pair
 from robustkit.errors import UsageError
+from robustkit.recipes import Schedule, Task, Training
 from robustkit.sources import normalized
+from robustkit.training.data import batches, held
+from robustkit.training.run import Request, train
 from tests import toys
 
 
@@ -322,6 +326,58 @@ def test_data_of_another_size_or_number_of_classes_is_refused(fused):
         ContextFusion(headless(Net(1)), headless(Net(2)), Head((6, 6), 4))
     with pytest.raises(UsageError, match="no images to fit a head on"):
         train_fusion(Net(1), Net(2), pair(), indices=[])
+
+
+# ------------------------------------------------------------------ the recipe
+
+
+def test_a_step_of_the_recipe_is_that_of_the_stated_loss_and_moves_the_head_alone():
+    settings = Fusion(BACKGROUND, f"{BACKGROUND}:seed=3", alpha=(0.5, 0.25))
+    fused = settings.build(Task(4, (3, 8, 8), background, robustkit.load_model))
+    x, y = pair(12).batch(range(12))
+    with torch.no_grad():
+        fused.head.joint.weight.normal_(generator=toys.seeded(0))
+    before = {key: value.clone() for key, value in fused.state_dict().items()}
+    f, b = fused.foreground(x), fused.background(x)
+    w = before["head.joint.weight"].clone().requires_grad_(True)
+    loss = F.cross_entropy(F.linear(torch.cat([f, b], 1), w), y)
+    loss = loss + 0.5 * w[:, :4].square().sum() + 0.25 * w[:, 4:].square().sum()
+    (grad,) = torch.autograd.grad(loss, w)
+    training = Training(fused.train(), [torch.optim.SGD(fused.head.parameters(), lr=0.1)])
+    settings.step(training, next(batches(held(pair(12), torch.device("cpu")), Schedule(batch=12), 0, 0)))
+    after = fused.state_dict()
+    torch.testing.assert_close(after["head.joint.weight"], before["head.joint.weight"] - 0.1 * grad)
+    assert {key.partition(".")[0] for key in after if not torch.equal(after[key], before[key])} == {"head"}
+
+
+def test_the_recipe_draws_from_the_batch_and_needs_both_networks():
+    settings, x = Fusion(BACKGROUND, BACKGROUND, dropout=(0.5, 0.5)), held(pair(12), torch.device("cpu"))
+    ends = []
+    for seed in (1, 2):
+        fused = settings.build(Task(4, (3, 8, 8), background, robustkit.load_model)).train()
+        torch.manual_seed(seed)
+        settings.step(Training(fused, [torch.optim.SGD(fused.head.parameters(), lr=0.1)]),
+                      next(batches(x, Schedule(batch=12), 0, 0)))  # fmt: skip
+        ends.append(fused.head.joint.weight.detach())
+    assert torch.equal(*ends)
+    with pytest.raises(UsageError, match="fusion needs two trained networks"):
+        Fusion(BACKGROUND).build(Task(4, (3, 8, 8), background, robustkit.load_model))
+    for wrong in ({"alpha": (0.1,)}, {"dropout": (0.5, 1.0)}, {"alpha": (-1.0, 0.0)}):
+        with pytest.raises(UsageError, match="fusion: "):
+            Fusion(**wrong)
+
+
+def test_a_trained_folder_evaluates_by_its_name(tmp_path):
+    recipe = "fusion:foreground=scenes-foreground,background=scenes-background,alpha=0.001+0"
+    request = Request(recipe, "pooled-cnn", "scenes:n=200", test="scenes:n=50", threads=1, check=50, check_robust=1,
+                      schedule=Schedule(epochs=3, rate=0.05))  # fmt: skip
+    card = train(request, tmp_path / "a")
+    module, _ = robustkit.load_model(str(tmp_path / "a"))
+    x, y = robustkit.load_dataset("scenes").batch(range(50))
+    right = float((module(x).argmax(1) == y).double().mean())
+    assert right == pytest.approx(card["clean_accuracy"])
+    assert right > 0.9
+    assert set(module.surrogates()) == {"foreground", "background", "mean"}
 
 
 def test_the_bundled_head_fits_the_bundled_networks_and_has_the_accuracy_of_its_card():

@@ -35,6 +35,7 @@ PLUGIN = Plugin(
         "dverge-at": Entry(
             "robustkit_defenses.recipes.dverge:dverge_at", "dverge and adversarial training (arXiv:2009.14720)"
         ),
+        "fusion": Entry("robustkit_defenses.recipes.fusion:Fusion", "the head of contextual-fusion (arXiv:2011.09526)"),
         "self-ensemble": Entry(
             "robustkit_defenses.recipes.self_ensemble:SelfEnsemble",
             "one network at many resolutions and its layers' probes, joined by crossmax (arXiv:2408.05446)",

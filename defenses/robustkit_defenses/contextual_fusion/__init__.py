@@ -8,7 +8,7 @@ computed on the foreground network alone. Which network it is, the strengths and
 """
 
 from robustkit_defenses.contextual_fusion.file import load_head, save_head
-from robustkit_defenses.contextual_fusion.fitting import HeadPlan, fit_head, train_fusion
+from robustkit_defenses.contextual_fusion.fitting import HeadPlan, fit_head, new_fusion, train_fusion
 from robustkit_defenses.contextual_fusion.model import ContextFusion, Head, headless
 from robustkit_defenses.contextual_fusion.settings import ContextualFusion
 
@@ -20,6 +20,7 @@ __all__ = [
     "fit_head",
     "headless",
     "load_head",
+    "new_fusion",
     "save_head",
     "train_fusion",
 ]

@@ -97,26 +97,41 @@ def train_fusion(
     Raises:
         UsageError: if a classifier has no linear layer, does not take the images, or as `fit_head`.
     """
-    extractors = {"foreground": headless(foreground, "foreground"), "background": headless(background, "background")}
     places = list(range(len(data)) if indices is None else indices)
     if not places:
         raise UsageError("fusion: no images to fit a head on")
     shape = tuple(data.batch(places[:1])[0].shape[1:])
-    probes = {branch: probe(extractor, shape, branch) for branch, extractor in extractors.items()}
+    fused = new_fusion(foreground, background, data.classes or 2, shape, plan)
     features: dict[str, list[Tensor]] = {branch: [] for branch in BRANCHES}
     labels = []
     for start in range(0, len(places), batch):
         x, y = data.batch(places[start : start + batch])
         labels.append(y)
         with torch.no_grad():
-            for branch, extractor in extractors.items():
-                features[branch].append(extractor(x))
+            for branch, found in features.items():
+                found.append(getattr(fused, branch)(x))
     y = torch.cat(labels)
     classes = data.classes or int(y.max()) + 1
     head = fit_head(torch.cat(features["foreground"]), torch.cat(features["background"]), y, classes, shape, plan)
-    for branch, seen in probes.items():
-        getattr(head, f"probe_{branch}").copy_(seen)
-    return ContextFusion(extractors["foreground"], extractors["background"], head)
+    head.probe_foreground.copy_(fused.head.probe_foreground)
+    head.probe_background.copy_(fused.head.probe_background)
+    return ContextFusion(fused.foreground, fused.background, head)
+
+
+def new_fusion(
+    foreground: nn.Module, background: nn.Module, classes: int, image: tuple[int, ...], plan: HeadPlan | None = None
+) -> ContextFusion:
+    """Two trained classifiers, fused by heads of zeros for images of (channels, height, width).
+
+    Raises:
+        UsageError: if a classifier has no linear layer, or does not take such images.
+    """
+    extractors = (headless(foreground, "foreground"), headless(background, "background"))
+    probes = [probe(extractor, image, branch) for extractor, branch in zip(extractors, BRANCHES, strict=True)]
+    head = Head((probes[0].shape[1], probes[1].shape[1]), classes, image, (plan or HeadPlan()).dropout)
+    head.probe_foreground.copy_(probes[0])
+    head.probe_background.copy_(probes[1])
+    return ContextFusion(*extractors, head)
 
 
 def _dropped(features: Sequence[Features], y: Labels, plan: HeadPlan) -> tuple[list[Features], Labels]:
