@@ -71,7 +71,7 @@ class Fusion:
             features = network.foreground(batch.x), network.background(batch.x)
         with generators.seeded(_seed(batch), batch.x.device):  # of dropout
             joint = F.cross_entropy(network.head(*features), batch.y)
-        weights = network.head.joint.weight.split(network.head.widths, 1)
+        weights = torch.split(network.head.joint.weight, list(network.head.widths), 1)
         penalty = sum(a * weight.square().sum() for a, weight in zip(self.alpha, weights, strict=True))
         heads = (network.head.foreground, network.head.background)
         alone = [F.cross_entropy(head(z), batch.y) for head, z in zip(heads, features, strict=True)]
