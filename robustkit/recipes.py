@@ -57,12 +57,32 @@ class Schedule:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What is to be learnt. `load` loads a model spec (a teacher …): the network in eval mode, its card."""
+    """What is to be learnt. `load` loads a model spec (a teacher …): the network in eval mode, its card.
+
+    `filled`: what `build` makes is about to get saved weights, so that it needs no others (`start`).
+    """
 
     classes: int
     image: tuple[int, int, int]
     architecture: Callable[[], nn.Module]
     load: Callable[[str], tuple[nn.Module, ModelCard]]
+    filled: bool = False
+
+    def start(self, spec: str = "") -> nn.Module:
+        """The architecture: with the weights of a trained model of it, or new.
+
+        Raises:
+            UsageError: if the model has other weights than the architecture.
+        """
+        network = self.architecture()
+        if spec and not self.filled:
+            try:
+                network.load_state_dict(self.load(spec)[0].state_dict())
+            except RuntimeError as error:
+                raise UsageError(
+                    f"{spec} is no model of the architecture that is trained here; give one that --arch made"
+                ) from error
+        return network
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,9 @@ PLUGIN = Plugin(
             "robustkit_defenses.crossmax:CrossMax",
             "joins an ensemble (arXiv:2408.05446); claimed 72/48 %, evaluated again 11/14 %",
         ),
+        "probes": Entry(
+            "robustkit_defenses.probes:Probes", "probes on a network's layers as its members (arXiv:2408.05446)"
+        ),
         "jpeg": Entry("robustkit_defenses.jpeg:Jpeg", "JPEG compression, BPDA inside", "robustkit[data]"),
         "bit-depth": Entry("robustkit_defenses.bit_depth:BitDepth", "fewer levels a pixel, BPDA inside"),
         "median": Entry("robustkit_defenses.median:Median", "a median filter"),
@@ -22,6 +25,16 @@ PLUGIN = Plugin(
         ),
     },
     recipes={
+        "dverge": Entry(
+            "robustkit_defenses.recipes.dverge:Dverge", "members that are not fooled alike (arXiv:2009.14720)"
+        ),
+        "dverge-at": Entry(
+            "robustkit_defenses.recipes.dverge:dverge_at", "dverge and adversarial training (arXiv:2009.14720)"
+        ),
+        "self-ensemble": Entry(
+            "robustkit_defenses.recipes.self_ensemble:SelfEnsemble",
+            "one network at many resolutions and its layers' probes, joined by crossmax (arXiv:2408.05446)",
+        ),
         "standard": Entry("robustkit_defenses.recipes.standard:Standard", "cross-entropy, no defense"),
         "at": Entry("robustkit_defenses.recipes.at:AdversarialTraining", "PGD adversarial training (arXiv:1706.06083)"),
         "fast-at": Entry(
