@@ -247,8 +247,8 @@ def tables(bench: Bench) -> str:
 def _matrices(bench: Bench, ensembles: Mapping[str, str]) -> Iterator[str]:
     yield (
         f"**Transfer among members**, PGD-50 at Linf {MATRIX_EPS} (random start, steps of eps/5), first "
-        f"{bench.scale.matrix_n} test images: of those that all members of the ensemble classify correctly, the share in "
-        "percent that is wrong on the column's network when made on the row's member. 95 % Wilson intervals."
+        f"{bench.scale.matrix_n} test images: of those that all members of the ensemble classify correctly, the share "
+        "in percent that is wrong on the column's network when made on the row's member. 95 % Wilson intervals."
     )
     for name, spec in ensembles.items():
         found = bench.matrix(name, spec)
@@ -264,9 +264,9 @@ def _matrices(bench: Bench, ensembles: Mapping[str, str]) -> Iterator[str]:
 def _black_box(bench: Bench, ensembles: Mapping[str, str]) -> Iterator[str]:
     attacks = ", ".join(f"{label} (`{spec}`)" for label, spec in bench.scale.black_box.items())
     yield (
-        f"**Black-box**, first {bench.scale.black_box_n} test images: the share in percent of all images that an ensemble "
-        f"classifies correctly unattacked and under every one of {attacks}, made on {MEMBERS} held-out networks of ours "
-        f"together (mean logits), or on a network of the kit alone, or both."
+        f"**Black-box**, first {bench.scale.black_box_n} test images: the share in percent of all images that an "
+        f"ensemble classifies correctly unattacked and under every one of {attacks}, made on {MEMBERS} held-out "
+        "networks of ours together (mean logits), or on a network of the kit alone, or under all of these."
     )
     groups = {"held-out": ("held-out",), **{name: (name,) for name in bench.scale.kit}, "all": ()}
     lines = [f"| eps | made on | {' | '.join(ensembles)} |", "|---|---|" + "---:|" * len(ensembles)]
@@ -282,8 +282,8 @@ def _black_box(bench: Bench, ensembles: Mapping[str, str]) -> Iterator[str]:
 
 def _white_box(bench: Bench, ensembles: Mapping[str, str]) -> Iterator[str]:
     yield (
-        f"**White-box**, first {bench.scale.white_box_n} test images: robust accuracy of the ensemble in percent, judged "
-        "on every sample."
+        f"**White-box**, first {bench.scale.white_box_n} test images: robust accuracy of the ensemble in percent, "
+        "judged on every sample."
     )
     lines = [f"| eps | attack | {' | '.join(ensembles)} |", "|---|---|" + "---:|" * len(ensembles)]
     for label, attack, eps in bench.scale.white_box:

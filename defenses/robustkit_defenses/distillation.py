@@ -10,12 +10,12 @@ from itertools import combinations
 
 import torch
 import torch.nn.functional as F
-from robustkit.recipes import in_eval_mode
 from torch import Tensor, nn
 
 from robustkit import rows
 from robustkit.api import Images, Labels
 from robustkit.errors import UsageError
+from robustkit.recipes import in_eval_mode
 from robustkit_defenses.taps import Tap, features
 
 
@@ -37,9 +37,9 @@ class Distillation:
     def __post_init__(self) -> None:
         if not 0 < self.eps <= 1 or self.steps < 1 or self.step_size <= 0 or self.momentum < 0:
             raise UsageError(
-                "distillation: eps is a share of the pixel range above 0, steps and step_size (in units of eps) must be "
-                f"positive and momentum at least 0; not eps={self.eps}, steps={self.steps}, step_size={self.step_size}, "
-                f"momentum={self.momentum}"
+                "distillation: eps is a share of the pixel range above 0, steps and step_size (in units of eps) must "
+                f"be positive and momentum at least 0; not eps={self.eps}, steps={self.steps}, "
+                f"step_size={self.step_size}, momentum={self.momentum}"
             )
 
 

@@ -12,12 +12,12 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from robustkit.recipes import Batch, Task, Training, in_eval_mode
-from robustkit.training.adversarial import pgd
 from torch import Tensor, nn
 
 from robustkit.ensembles import Ensemble
 from robustkit.errors import UsageError
+from robustkit.recipes import Batch, Task, Training, in_eval_mode
+from robustkit.training.adversarial import pgd
 from robustkit_defenses.distillation import Distillation, distilled, others
 from robustkit_defenses.taps import Tap, named_taps, taps_of
 
@@ -29,9 +29,10 @@ class Dverge:
     They start from the models `init=(A)+(B)+(C)`, trained as usual and each from another seed; or as new ones, which
     learn the images themselves for the first `plain_epochs` epochs (the paper starts from trained members).
 
-    `eps`, `steps` and `step_size` (in units of eps) are of the distillation. Its layer is drawn once an epoch, the same for
-    all members, from `layers`: names of modules, by default all that an activation receives, and the logits. BatchNorm
-    is in eval mode while features are distilled; `faithful` leaves it in train mode, as the paper's program does.
+    `eps`, `steps` and `step_size` (in units of eps) are of the distillation. Its layer is drawn once an epoch, the same
+    for all members, from `layers`: names of modules, by default all that an activation receives, and the logits.
+    BatchNorm is in eval mode while features are distilled; `faithful` leaves it in train mode, as the paper's program
+    does.
 
     With `at_eps` above 0 each member's loss is `coefficient` times DVERGE's, plus its cross-entropy on images that PGD
     (`at_steps` steps of `at_step`, from a random start) makes against that member.
