@@ -18,7 +18,7 @@ from robustkit import datasets, defended
 from robustkit.cli import main
 from robustkit.errors import UsageError
 from robustkit.wrapping import Prepared
-from tests import toys
+from tests import kit, toys
 
 LAYERS = ("one", "two", "head.0")
 
@@ -275,3 +275,28 @@ def test_the_spec_of_a_self_ensemble_names_it_and_its_noise_is_drawn_once(tmp_pa
     assert network.passes["one"] == 4
     assert once.randomised
     assert all(member.randomised for member in once.members())
+
+
+@pytest.mark.slow
+@kit.needs_kit
+def test_a_self_ensemble_of_a_kit_network_looks_robust_and_is_not(tmp_path):
+    """Linf 2/255: direct APGD against adversarials of the mean of the same logits and of the early probes."""
+    network, n = kit.model("cifar10_resnet56_std"), 1500
+    x, y = kit.images("cifar10_train_batch1")
+    pixels = torch.from_numpy(x[:n]).permute(0, 3, 1, 2).float() / 255
+    layers = ("layer2.2", "layer2.5", "layer2.8", "layer3.1", "layer3.3", "layer3.5", "layer3.7")
+    data = datasets.resolve((pixels, torch.from_numpy(y[:n])))
+    save_probes(fit_probes(network, data, layers, Fit(pool=4, epochs=8, rate=1e-3)), tmp_path / "probes.safetensors")
+    defenses = [f"probes:weights={tmp_path / 'probes.safetensors'}", "crossmax:by=kth"]
+    direct, mean, early = (
+        robustkit.evaluate(network, kit.cifar10(range(50)), attack, defense=defenses, eps="2/255", tile=8, doctor=False)
+        for attack in (
+            "apgd:steps=30",
+            "surrogate-swap:only=mean-logits,steps=30,direct=0",
+            "surrogate-swap:only=early,steps=30,direct=0",
+        )
+    )
+    print(direct.summary(), mean.summary(), early.summary(), sep="\n")
+    assert float(direct.robust_accuracy) > 0.3
+    assert float(mean.robust_accuracy) < 0.1
+    assert float(early.robust_accuracy) < float(direct.robust_accuracy) - 0.15

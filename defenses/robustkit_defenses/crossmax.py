@@ -1,9 +1,10 @@
 """CrossMax, an aggregation of several classifiers. Fort & Lakshminarayanan 2024, arXiv:2408.05446, algorithm 1.
 
-Claimed there, for multi-resolution self-ensembles in Linf 8/255: 72 % (CIFAR-10, of three of them; of one 62 %) and
-48 % (CIFAR-100). Evaluated again with an attack that fits it (Zhang, Nikolić, Carlini, Tramèr 2024/25,
-arXiv:2411.14834, version 2), the 62 % and the 48 %: 11 % and 14 %. The two subtractions and the order statistic hide
-gradients; the stand-ins declared here are what takes them away. reports/paper/crossmax shows it on small networks.
+Claimed there, for multi-resolution self-ensembles in Linf 8/255: 72 % (CIFAR-10, three of them) and 48 % (CIFAR-100).
+Evaluated again with an attack that fits it (Zhang, Nikolić, Carlini, Tramèr 2024/25, arXiv:2411.14834, version 2): 11 %
+and 14 %, where 62 % and 48 % had been claimed of the variants that were attacked. The two subtractions and the order
+statistic hide gradients; the stand-ins declared here are what takes them away. reports/paper/crossmax shows it on small
+networks.
 """
 
 from collections.abc import Sequence

@@ -1,8 +1,8 @@
 """Layer probes: a linear classifier on each of some inner layers, which make an ensemble of one backbone.
 
-Fort & Lakshminarayanan 2024, arXiv:2408.05446, section 3.2. There the probes stand at seven depths of a ResNet-152 and
-`crossmax` joins them with the backbone's own logits. What that is worth stands in the card of `crossmax`: the probes of
-early layers are the weakest members, and attacks on them carry over to all.
+Fort & Lakshminarayanan 2024, arXiv:2408.05446. There the probes stand at seven depths of a ResNet-152, and `crossmax`
+joins them with the backbone's own logits. What that is worth stands in the card of `crossmax`: the probes of early
+layers are the weakest members, and attacks on them carry over to all.
 """
 
 import hashlib

@@ -54,7 +54,7 @@ class Known:
 
     @property
     def repeats(self) -> bool:
-        """Whether its answers can be had again: not of noise that seeding does not fix, whose settings nothing shows."""
+        """Whether its answers can be had again: not of noise that seeding does not fix; nothing shows its settings."""
         return bool(self.subject.probe_sha256 or self.subject.noisy_sha256)
 
 
