@@ -3,8 +3,9 @@
     python -m benchmarks.dverge --scale small --threads 1       (what reports/paper/dverge shows; one CPU core)
     reports/paper/dverge/run.sh                                 (3 ResNet-20 on 40,000 images; a GPU)
 
-Trains what it needs on the kit's CIFAR-10 images, then measures. Everything stands in --out and is resumable: what is
-done there is read, what was begun continues. Writes the tables of reports/paper/dverge/README.md between its marks.
+Trains what it needs on the kit's CIFAR-10 images, then measures. Everything stands in --out and is resumable: what was
+begun continues, and a network that is done there is not trained again. Writes the tables of
+reports/paper/dverge/README.md between its marks.
 """
 
 import argparse
@@ -22,6 +23,7 @@ import robustkit
 from robustkit.recipes import Schedule
 from robustkit.record import RunRecord
 from robustkit.sources import load_model
+from robustkit.sources.trained import CARD
 from robustkit.sources.zoo.architectures import CifarResNet
 from robustkit.stats import Proportion
 from robustkit.store import write_text
@@ -73,7 +75,7 @@ SCALES = {
         black_box={"M-PGD": "mi:steps=20", "M-DI²": "di:steps=20"},
         kit=("resnet20_std",),
         white_box_n=100,
-        white_box=(("MORA", "mora", 0.01), ("MORA", "mora", 0.03), ("AutoAttack", "autoattack", 0.03)),
+        white_box=(("MORA", "mora:steps=50", 0.01), ("MORA", "mora", 0.03), ("AutoAttack", "autoattack", 0.03)),
     ),
     "paper": Scale(
         blocks=3,
@@ -151,6 +153,9 @@ class Bench:
         return self._train(f"plain-{seed}", "standard", self.scale.plain, self.scale.images, seed)
 
     def _train(self, name: str, recipe: str, schedule: Schedule, images: int, seed: int) -> str:
+        if (self.out / name / CARD).is_file():
+            return f"./{self.out / name}"
+
         def tell(event: object) -> None:
             if isinstance(event, EpochDone):
                 print(f"{name} {event}", flush=True)

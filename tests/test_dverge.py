@@ -125,8 +125,9 @@ def test_with_adversarial_training_a_member_also_learns_its_own_adversarials(dat
     assert (dverge_at().attacked_eps, Dverge().attacked_eps) == (8 / 255, 0.0)
     asked = []
 
-    def pgd(net, x, y, **how):
-        asked.append((net, how["eps"], how["steps"], how["rate"], how["draws"].uniform((1,)).sum()))
+    def pgd(net, x, **how):
+        assert float(how["start"].abs().max()) <= 0.1
+        asked.append((net, how["eps"], how["steps"], how["step_size"], float(how["start"].sum())))
         return x + 0.01
 
     monkeypatch.setattr(recipe, "pgd", pgd)

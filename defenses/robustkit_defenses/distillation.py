@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from itertools import combinations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustkit import rows
 from robustkit.api import Images, Labels
 from robustkit.errors import UsageError
 from robustkit.recipes import in_eval_mode
+from robustkit.training.adversarial import cross_entropy
 from robustkit_defenses.taps import Tap, features
 
 
@@ -68,7 +68,7 @@ def distilled(network: nn.Module, source: Images, target: Images, tap: Tap, sett
 
 def others(network: nn.Module, images: Sequence[Images], y: Labels, own: int) -> Tensor:
     """DVERGE's loss of member `own`: the sum, over all other members, of its cross-entropy on what they distilled."""
-    return rows.added([F.cross_entropy(network(x), y) for j, x in enumerate(images) if j != own])
+    return rows.added([cross_entropy(network(x), y) for j, x in enumerate(images) if j != own])
 
 
 @torch.no_grad()
@@ -77,6 +77,6 @@ def diversity(networks: Sequence[nn.Module], images: Sequence[Images], y: Labels
 
     The paper's measure of diversity, for one batch and one layer; `images[i]` were distilled from `networks[i]`.
     """
-    loss = [[float(F.cross_entropy(network(x), y)) for x in images] for network in networks]
+    loss = [[float(cross_entropy(network(x), y)) for x in images] for network in networks]
     pairs = list(combinations(range(len(networks)), 2))
     return sum((loss[i][j] + loss[j][i]) / 2 for i, j in pairs) / len(pairs)

@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustkit.ensembles import Ensemble
 from robustkit.errors import UsageError
 from robustkit.recipes import Batch, Task, Training, in_eval_mode
-from robustkit.training.adversarial import pgd
+from robustkit.training.adversarial import cross_entropy, pgd, summed_cross_entropy, uniform_start
 from robustkit_defenses.distillation import Distillation, distilled, others
 from robustkit_defenses.taps import Tap, named_taps, taps_of
 
@@ -92,7 +91,7 @@ class Dverge:
         """Distil every member's features first, then take a step with each member."""
         networks: Members = training.network
         if batch.epoch < self.plain_epochs:
-            return _taken(training, networks, lambda i, member: F.cross_entropy(member(batch.x), batch.y))
+            return _taken(training, networks, lambda i, member: cross_entropy(member(batch.x), batch.y))
         target = batch.other(1).x
         layer = networks.layer(float(batch.epoch_draws.uniform((1,))[0, 0]))
         images = [
@@ -106,10 +105,10 @@ class Dverge:
                 return apart
             with contextlib.nullcontext() if self.faithful else in_eval_mode(member):
                 adv = pgd(
-                    member, batch.x, batch.y, eps=self.at_eps, steps=self.at_steps, rate=self.at_step,
-                    draws=batch.draws.at(i),
+                    member, batch.x, eps=self.at_eps, steps=self.at_steps, step_size=self.at_step,
+                    loss=summed_cross_entropy(batch.y), start=uniform_start(batch.x, self.at_eps, batch.draws.at(i)),
                 )  # fmt: skip
-            return self.coefficient * apart + F.cross_entropy(member(adv), batch.y)
+            return self.coefficient * apart + cross_entropy(member(adv), batch.y)
 
         return _taken(training, networks, loss)
 

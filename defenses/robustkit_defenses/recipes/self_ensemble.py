@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustkit import generators, rows
 from robustkit.errors import UsageError
 from robustkit.recipes import Batch, Task, Training, in_eval_mode
+from robustkit.training.adversarial import cross_entropy
 from robustkit.wrapping import Prepared
 from robustkit_defenses.crossmax import CrossMax
 from robustkit_defenses.layers import flattened, outputs_of
@@ -95,7 +95,7 @@ class SelfEnsemble:
         with generators.seeded(seed, batch.x.device), torch.no_grad():
             x = network.stack(batch.x)
         if batch.epoch < self.backbone_epochs:
-            loss = F.cross_entropy(network.backbone(x), batch.y)
+            loss = cross_entropy(network.backbone(x), batch.y)
             training.update(loss, part=0)
             return {"loss": loss.detach()}
         if len(batch.y) < 2:  # no BatchNorm of one image
@@ -103,7 +103,7 @@ class SelfEnsemble:
         with torch.no_grad(), in_eval_mode(network.backbone):
             outputs, _ = outputs_of(network.backbone, network.layers, x, whole=False)
         each = [
-            F.cross_entropy(probe(outputs[layer]), batch.y)
+            cross_entropy(probe(outputs[layer]), batch.y)
             for layer, probe in zip(network.layers, network.probes, strict=True)
         ]
         training.update(rows.added(each), part=1)
