@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from robustkit.recipes import in_eval_mode
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from robustkit.api import Images
 from robustkit.errors import UsageError
+from robustkit.recipes import in_eval_mode
 from robustkit.spec import suggest
 
 ACTIVATIONS: frozenset[Callable[..., Tensor]] = frozenset(
