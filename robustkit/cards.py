@@ -56,8 +56,20 @@ def defense(text: str) -> str:
     Raises:
         UsageError: for an unknown name.
     """
-    name = spec.parse(text).name
-    factory = plugins.load("defenses", name)
+    return _about("defenses", spec.parse(text).name)
+
+
+def recipe(text: str) -> str:
+    """What a user should know of a recipe: what it is and where from, its settings.
+
+    Raises:
+        UsageError: for an unknown name.
+    """
+    return _about("recipes", spec.parse(text).name)
+
+
+def _about(kind: plugins.Kind, name: str) -> str:
+    factory = plugins.load(kind, name)
     about = inspect.getdoc(sys.modules[factory.__module__]) or ""
     return "\n".join([f"{name}: {about}", "", inspect.getdoc(factory) or "", "", *_settings(factory())])
 

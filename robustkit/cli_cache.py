@@ -17,7 +17,8 @@ _CROWD = 12  # unpinned files in one folder, such as an unpacked archive, from w
 
 
 @contextlib.contextmanager
-def _no_downloads() -> Iterator[None]:
+def no_downloads() -> Iterator[None]:
+    """Within it nothing is fetched: what is missing is an error."""
     before = os.environ.get("ROBUSTKIT_OFFLINE")
     os.environ["ROBUSTKIT_OFFLINE"] = "1"  # the environment, so that worker processes obey too
     try:
@@ -31,7 +32,7 @@ def _no_downloads() -> Iterator[None]:
 
 def _go_offline(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     if value:
-        ctx.with_resource(_no_downloads())
+        ctx.with_resource(no_downloads())
 
 
 offline = click.option(

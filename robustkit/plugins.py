@@ -16,7 +16,7 @@ from robustkit.errors import UsageError
 from robustkit.spec import parse, split, suggest, unwrap
 
 GROUP = "robustkit.plugins"
-Kind = Literal["attacks", "defenses", "sources", "datasets", "attack_sources", "dataset_sources"]
+Kind = Literal["attacks", "defenses", "recipes", "sources", "datasets", "attack_sources", "dataset_sources"]
 _SINGULAR = {"sources": "model source"}
 
 
@@ -32,11 +32,13 @@ class Entry(NamedTuple):
 class Plugin:
     """What a package adds: tables from a name to an `Entry`. Suites stand among the attacks.
 
-    `sources` give models; a name of another source is written source/name: `timm/resnet18`, `torchattacks/PGD`.
+    `recipes` are training-time defenses. `sources` give models; a name of another source is written source/name:
+    `timm/resnet18`, `torchattacks/PGD`.
     """
 
     attacks: Mapping[str, Entry] = field(default_factory=dict)
     defenses: Mapping[str, Entry] = field(default_factory=dict)
+    recipes: Mapping[str, Entry] = field(default_factory=dict)
     sources: Mapping[str, Entry] = field(default_factory=dict)
     datasets: Mapping[str, Entry] = field(default_factory=dict)
     attack_sources: Mapping[str, Entry] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Run folders: `run.json`, `samples.parquet`, `attacks.parquet`, `report.md`, and the journal of a run under way.
+"""Run folders: `run.json`, `samples.parquet`, `attacks.parquet`, reports, and the journal of a run under way.
 
 Every file appears whole or not at all: it is written beside its place and then moved there.
 """
@@ -15,11 +15,15 @@ from typing import Any
 
 import numpy as np
 
+from robustkit.audit.findings import stored
 from robustkit.errors import UsageError
 from robustkit.record import SCHEMA, Columns, RunRecord
 
 JOB, JOURNAL = "job.json", "journal"
-_OURS = (JOB, JOURNAL, "run.json", "samples.parquet", "attacks.parquet", "report.md", "adversarial.safetensors")
+_OURS = (
+    JOB, JOURNAL, "run.json", "samples.parquet", "attacks.parquet", "report.md", "report.html", "tables.tex",
+    "tables.csv", "adversarial.safetensors",
+)  # fmt: skip
 
 
 def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
@@ -159,11 +163,12 @@ class RunFolder:
 
     def save(self, record: RunRecord) -> None:
         """Write the finished record; `run.json` last, so that its presence means the rest is there."""
-        from robustkit.report.text import markdown
+        from robustkit.report import files
 
         write_table(self.path / "samples.parquet", record.samples)
         write_table(self.path / "attacks.parquet", record.attacks)
-        write_text(self.path / "report.md", markdown(record))
+        for name, text in files.of_run(record).items():
+            write_text(self.path / name, text)
         if record.adversarial is not None:
             from safetensors.numpy import save_file
 
@@ -211,6 +216,8 @@ def load_run(path: str | Path) -> RunRecord:
         flags=data["flags"],
         errors=data["errors"],
         predicted=data.get("predicted"),
+        goals=data.get("goals", {}),
+        audit=stored(data.get("audit")),
         adversarial=_adversarial(folder / "adversarial.safetensors"),
         folder=str(folder),
     )

@@ -9,8 +9,9 @@ from robustkit.datasets import load_dataset
 from robustkit.errors import UsageError
 from robustkit.sources import load_model
 from robustkit.sources.zoo import FOLDER, Zoo
+from robustkit.sources.zoo.first import Plan, pgd, train
 from robustkit.sources.zoo.make import PLANS, main, make
-from robustkit.training.loop import Plan, accuracy, pgd, train
+from robustkit.training.loop import accuracy
 
 NAMES = ["digits-cnn", "digits-cnn-at"]
 

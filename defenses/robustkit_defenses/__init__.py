@@ -1,4 +1,4 @@
-"""Native defenses. One defense, one file; this table is all that adding one needs besides."""
+"""Native defenses and recipes. One defense, one file; this table is all that adding one needs besides."""
 
 from robustkit.plugins import Entry, Plugin
 
@@ -23,5 +23,18 @@ PLUGIN = Plugin(
         "random-resize-pad": Entry(
             "robustkit_defenses.random_resize_pad:RandomResizePad", "random size and place (arXiv:1711.01991)"
         ),
+    },
+    recipes={
+        "dverge": Entry(
+            "robustkit_defenses.recipes.dverge:Dverge", "members that are not fooled alike (arXiv:2009.14720)"
+        ),
+        "dverge-at": Entry(
+            "robustkit_defenses.recipes.dverge:dverge_at", "dverge and adversarial training (arXiv:2009.14720)"
+        ),
+        "self-ensemble": Entry(
+            "robustkit_defenses.recipes.self_ensemble:SelfEnsemble",
+            "one network at many resolutions and its layers' probes, joined by crossmax (arXiv:2408.05446)",
+        ),
+        "standard": Entry("robustkit_defenses.recipes.standard:Standard", "cross-entropy, no defense"),
     },
 )

@@ -21,12 +21,19 @@ def predict(subject: Subject, attacks: Sequence[Named], x: Images, n: int) -> Pr
     It is the cost if nothing breaks: a sample that breaks leaves early, and most of a weak model's do at once. What an
     attack computes beside the model is not in it.
     """
-    costs = [cost_of(named.attack, subject.facts) for named in attacks]
+    return bound(subject.facts, attacks, n, subject.reference.tile, seconds_of_a_tile(subject, x))
+
+
+def bound(
+    facts: ModelFacts, attacks: Sequence[Named], n: int, tile: int, seconds_of_tile: tuple[float, float]
+) -> Predicted:
+    """The same for a model of which these facts are known, and the time of a tile's forward and backward pass."""
+    costs = [cost_of(named.attack, facts) for named in attacks]
     forwards, backwards = (sum(passes) for passes in zip(*costs, strict=True))
-    forward, backward = seconds_of_a_tile(subject, x)
-    tiles, seconds = -(-n // subject.reference.tile), 0.0
+    forward, backward = seconds_of_tile
+    tiles, seconds = -(-n // tile), 0.0
     for named, (forwards_here, backwards_here) in zip(attacks, costs, strict=True):
-        share = max(1, subject.facts.members) if climbs_on_members(named.attack) else 1  # a pass is of one member
+        share = max(1, facts.members) if climbs_on_members(named.attack) else 1  # a pass is of one member
         seconds += tiles * (forwards_here * forward + backwards_here * backward) / share
     return Predicted(n * forwards, n * backwards, seconds)
 

@@ -16,7 +16,8 @@ from safetensors.torch import save
 from robustkit.datasets import load_dataset
 from robustkit.sources.zoo import FOLDER
 from robustkit.sources.zoo.architectures import ARCHITECTURES
-from robustkit.training.loop import EpochDone, Plan, accuracy, train
+from robustkit.sources.zoo.first import EpochDone, Plan, train
+from robustkit.training.loop import accuracy
 
 PLANS: Mapping[str, Plan] = {
     "digits-cnn": Plan(epochs=15),
