@@ -13,7 +13,15 @@ from torch import Tensor, nn
 
 from robustkit.api import Dataset, Labels
 from robustkit.errors import UsageError
-from robustkit_defenses.contextual_fusion.model import BRANCHES, ContextFusion, Features, Head, headless, probe
+from robustkit_defenses.contextual_fusion.model import (
+    BRANCHES,
+    ContextFusion,
+    Features,
+    Head,
+    device_of,
+    headless,
+    probe,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,13 +118,13 @@ def train_fusion(
 def features_of(
     fused: ContextFusion, data: Dataset, indices: Sequence[int], batch: int = 64
 ) -> tuple[Features, Features, Labels]:
-    """Foreground features, background features and labels of images."""
+    """Foreground features, background features and labels of images, on the CPU."""
     foreground, background, labels = [], [], []
     for start in range(0, len(indices), batch):
         x, y = data.batch(indices[start : start + batch])
         with torch.no_grad():
-            foreground.append(fused.foreground(x))
-            background.append(fused.background(x))
+            foreground.append(fused.foreground(x.to(device_of(fused.foreground))).cpu())
+            background.append(fused.background(x.to(device_of(fused.background))).cpu())
         labels.append(y)
     return torch.cat(foreground), torch.cat(background), torch.cat(labels)
 

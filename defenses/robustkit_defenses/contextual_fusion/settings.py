@@ -14,7 +14,7 @@ from torch import nn
 import robustkit
 from robustkit.errors import UsageError
 from robustkit_defenses.contextual_fusion.file import load_head
-from robustkit_defenses.contextual_fusion.model import ContextFusion, headless
+from robustkit_defenses.contextual_fusion.model import ContextFusion, device_of, headless
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,4 +45,5 @@ class ContextualFusion:
         head = load_head(self.head)
         background = robustkit.load_model(self.background)[0]
         fused = ContextFusion(headless(model, "foreground"), headless(background, "background"), head)
+        fused.to(device_of(model))
         return (fused if self.variant == "joint" else fused.alone(self.variant)).eval()
