@@ -14,9 +14,11 @@ import torch
 from safetensors.torch import save
 
 from robustkit.datasets import load_dataset
+from robustkit.report.training import TrainingProgress
 from robustkit.sources.zoo import FOLDER
 from robustkit.sources.zoo.architectures import ARCHITECTURES
 from robustkit.sources.zoo.first import EpochDone, Plan, train
+from robustkit.sources.zoo.requests import REQUESTS, make_trained
 from robustkit.training.loop import accuracy
 
 PLANS: Mapping[str, Plan] = {
@@ -59,11 +61,17 @@ def make(name: str, folder: Path, plan: Plan, on_event: Callable[[EpochDone], No
 
 
 @click.command()
-@click.argument("name", type=click.Choice(sorted(PLANS)))
+@click.argument("name", type=click.Choice(sorted([*PLANS, *REQUESTS])))
 @click.option("--epochs", type=click.IntRange(1), help="Train for fewer or more epochs than the recipe says.")
 @click.option("--folder", type=click.Path(path_type=Path, file_okay=False, exists=True), default=FOLDER, hidden=True)
 def main(name: str, epochs: int | None, folder: Path) -> None:
     """Train the network NAME from scratch and write its weights and its card."""
+    if name in REQUESTS:
+        request = REQUESTS[name]
+        schedule = request.schedule if epochs is None else replace(request.schedule, epochs=epochs)
+        with TrainingProgress() as progress:
+            make_trained(name, folder, replace(request, schedule=schedule), progress)
+        return
     plan = PLANS[name] if epochs is None else replace(PLANS[name], epochs=epochs)
     make(name, folder, plan, lambda e: click.echo(f"{e.epoch}/{e.epochs} loss {e.loss:.4f} accuracy {e.accuracy:.4f}"))
 
