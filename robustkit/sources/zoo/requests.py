@@ -5,13 +5,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from robustkit.recipes import Schedule
+from robustkit.sources.trained import WEIGHTS
 from robustkit.spec import parse
 from robustkit.store import dumps, write_text
 from robustkit.training.events import Event
-from robustkit.training.folder import WEIGHTS
 from robustkit.training.run import Request, train
 
-_SCENES = {"data": "scenes:n=4000", "test": "scenes:n=1000"}
 REQUESTS: Mapping[str, Request] = {
     "digits-dverge": Request(
         "dverge:plain_epochs=15", "digits-cnn", "digits", schedule=Schedule(30, 128), device="cpu", threads=1
@@ -21,11 +20,12 @@ REQUESTS: Mapping[str, Request] = {
         schedule=Schedule(40, 32, rate=3e-3), device="cpu", threads=1,
     ),
     "scenes-dverge": Request(
-        "dverge:plain_epochs=10", "scenes-cnn:width=8", **_SCENES, schedule=Schedule(14, 128), device="cpu", threads=1
+        "dverge:plain_epochs=10", "scenes-cnn:width=8", "scenes:n=2000", "scenes:n=1000", Schedule(15, 64, rate=3e-3),
+        device="cpu", threads=1,
     ),
     "scenes-self-ensemble": Request(
-        "self-ensemble:backbone_epochs=12,pool=4", "scenes-cnn:width=8", **_SCENES, schedule=Schedule(16, 64),
-        device="cpu", threads=1,
+        "self-ensemble:backbone_epochs=14,pool=4,noise=0.1", "scenes-cnn:width=8", "scenes:n=2000", "scenes:n=1000",
+        Schedule(20, 32, rate=3e-3), device="cpu", threads=1,
     ),
 }  # fmt: skip
 
