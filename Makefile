@@ -37,6 +37,10 @@ baselines: .venv/.installed
 zoo: .venv/.installed
 	$(BIN)/python -m robustkit.sources.zoo.make digits-cnn
 	$(BIN)/python -m robustkit.sources.zoo.make digits-cnn-at
+	$(BIN)/python -m robustkit.sources.zoo.make digits-dverge
+	$(BIN)/python -m robustkit.sources.zoo.make digits-self-ensemble
+	$(BIN)/python -m robustkit.sources.zoo.make scenes-dverge
+	$(BIN)/python -m robustkit.sources.zoo.make scenes-self-ensemble
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

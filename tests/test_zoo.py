@@ -11,6 +11,7 @@ from robustkit.sources import load_model
 from robustkit.sources.zoo import FOLDER, Zoo
 from robustkit.sources.zoo.first import Plan, pgd, train
 from robustkit.sources.zoo.make import PLANS, main, make
+from robustkit.sources.zoo.requests import REQUESTS
 from robustkit.training.loop import accuracy
 
 NAMES = ["digits-cnn", "digits-cnn-at"]
@@ -28,7 +29,8 @@ def robust(module, digits, eps):
 
 
 def test_the_zoo_lists_its_networks():
-    assert Zoo().names() == NAMES == sorted(PLANS)
+    assert sorted(PLANS) == NAMES
+    assert Zoo().names() == sorted([*PLANS, *REQUESTS])
 
 
 @pytest.mark.parametrize("name", NAMES)

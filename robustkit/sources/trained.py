@@ -84,9 +84,8 @@ def empty(card: Mapping[str, Any]) -> nn.Module:
         return architecture(card["architecture"])
     made = recipe(built_by)
     task = Task(
-        card["classes"], tuple(card["input_shape"]), lambda: architecture(card["architecture"]), lambda s: load_model(s),
-        filled=True,
-    )  # fmt: skip
+        card["classes"], tuple(card["input_shape"]), lambda: architecture(card["architecture"]), load_model, filled=True
+    )
     return made.result(made.build(task))
 
 
