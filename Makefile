@@ -1,8 +1,8 @@
-# make eval · make test · make check · make bench · make gate: each sets up what it needs in .venv
+# make eval · make test · make check · make bench · make gate · make docs: each sets up what it needs in .venv
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: eval test test-slow check bench gate baselines zoo clean
+.PHONY: eval test test-slow check bench gate baselines zoo docs clean
 
 eval: .venv/.installed
 	$(BIN)/robustkit eval --model digits-cnn-at --attack autoattack --eps 0.2 --threads 1
@@ -42,6 +42,16 @@ zoo: .venv/.installed
 	$(BIN)/python -m robustkit.sources.zoo.make scenes-dverge
 	$(BIN)/python -m robustkit.sources.zoo.make scenes-self-ensemble
 
+docs: .venv/.installed .venv-docs/.installed
+	$(BIN)/python docs/build_pages.py
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
+
+.venv-docs/.installed: pyproject.toml | .venv/bin/python
+	$(BIN)/python -m venv .venv-docs
+	.venv-docs/bin/python -c 'import tomllib; extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; print(*extras["docs"], sep="\n")' > .venv-docs/wanted.txt
+	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check -r .venv-docs/wanted.txt
+	touch $@
+
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "robustkit needs Python 3.11 or newer; say which: make PYTHON=python3.12 …"; exit 1; }
@@ -56,4 +66,4 @@ zoo: .venv/.installed
 	touch $@ .venv/.installed
 
 clean:
-	rm -rf .venv dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-docs build site dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

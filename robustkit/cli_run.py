@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from robustkit import cli_cache, cli_options
+from robustkit import cli_cache, cli_options, completion
 
 if TYPE_CHECKING:
     from robustkit.study.forecast import Cost
@@ -26,7 +26,9 @@ RESULT = "study.json"
 @click.option(
     "-n", "n", type=click.IntRange(1), metavar="N", help="The first N samples, instead of what the file says."
 )
-@click.option("--device", metavar="auto|cpu|cuda:0", help="Instead of what the file says.")
+@click.option(
+    "--device", metavar="auto|cpu|cuda:0", shell_complete=completion.device, help="Instead of what the file says."
+)
 @click.option(
     "--out", type=click.Path(path_type=Path), help=f"The study's folder; default {RUNS}/study-<the file's name>."
 )

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from robustkit_defenses.bit_depth import BitDepth
+from robustkit_defenses.contextual_fusion import train_fusion
 from robustkit_defenses.crossmax import CrossMax, joined
 from robustkit_defenses.gaussian_smoothing import GaussianSmoothing
 from robustkit_defenses.jpeg import Jpeg
@@ -14,6 +15,7 @@ from torch import nn
 
 from robustkit import plugins
 from robustkit.api import Defense, ThreatModel
+from robustkit.datasets import Pair
 from robustkit.errors import UsageError
 from robustkit.testing import attack_batch
 from tests import toys
@@ -48,7 +50,14 @@ def images(n=4, channels=3, height=10, width=12):
     return torch.rand(n, channels, height, width, generator=toys.seeded(0))
 
 
+def fused(channels):
+    data = Pair(images(40, channels), torch.arange(40) % 4, classes=4)
+    return train_fusion(Net(channels), Net(channels, seed=2), data)
+
+
 def protected(name, channels=3):
+    if name == "contextual-fusion":  # around the one network that its head was fitted on: tests/test_fusion.py
+        return fused(channels)
     settings = plugins.load("defenses", name)()
     assert isinstance(settings, Defense)
     if name == "probes":  # whose file is made in tests/test_probes.py

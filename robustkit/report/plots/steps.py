@@ -85,7 +85,7 @@ def draw(sources: Sequence[source.Source], width: style.Width) -> "Figure":
     curves = by_steps(runs)
     figure, axes = style.new(width)
     style.curves(axes, curves)
-    axes.set_xscale("log")
+    style.logarithmic(axes, sorted({x for curve in curves for x in curve.x}))
     axes.set_xlabel("steps")
     style.percent(axes, "y", "robust accuracy")
     style.legend(axes, len(curves))
