@@ -3,10 +3,10 @@
     python -m benchmarks.conadv --epochs 30 --seeds 5
 
 digits-cnn on digits, one-step images of linf 0.1, loss on clean and adversarial images. Staleness 0 is one-step
-adversarial training, bit for bit (tests/test_recipes.py). Clean: all 355 test images; PGD: 200 of them under 10 steps at
-0.1, progress, no robust accuracy. Times are CPU seconds of one thread, so that other work on the machine does not count:
-making the images of a batch, and the update. One after the other a batch takes their sum; with stale weights and a second
-device it takes the longer of both: that is a model, nothing runs concurrently here.
+adversarial training, bit for bit (tests/test_recipes.py). Clean: all 355 test images; PGD: 200 of them under 10 steps
+at 0.1, progress, no robust accuracy. Times are CPU seconds of one thread, so that other work on the machine does not
+count: making the images of a batch, and the update. One after the other a batch takes their sum; with stale weights and
+a second device it takes the longer of both: that is a model, nothing runs concurrently here.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import statistics
 import time
 
 import torch
+from robustkit_defenses.recipes.fast_at import one_step
 
 from robustkit.datasets import load_dataset
 from robustkit.recipes import Schedule, Task, Training
@@ -21,7 +22,6 @@ from robustkit.sources import load_model, trained, untrained
 from robustkit.training.adversarial import cross_entropy
 from robustkit.training.data import batches, held
 from robustkit.training.loop import Loop, Watch, optimiser
-from robustkit_defenses.recipes.fast_at import one_step
 
 EPS = 0.1
 

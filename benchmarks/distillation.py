@@ -4,8 +4,8 @@
     python -m benchmarks.distillation --data scenes:n=2000 --arch scenes-cnn --eps 4/255 --epochs 15 -n 200
 
 For each temperature T a teacher is trained by `standard:temperature=T` and a student by `distillation`, of one
-architecture, and evaluated at temperature 1. The row "none" is `standard` with as many epochs. Zero gradient: the share of
-the images where the gradient of the cross-entropy is exactly zero in every pixel, in float32, in float64, and of the
+architecture, and evaluated at temperature 1. The row "none" is `standard` with as many epochs. Zero gradient: the share
+of the images where the gradient of the cross-entropy is exactly zero in every pixel, in float32, in float64, and of the
 cross-entropy of logits / T. The other columns are robust accuracies, each attack alone, judged on every image.
 """
 
