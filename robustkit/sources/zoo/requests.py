@@ -64,11 +64,11 @@ REQUESTS: Mapping[str, Request] = {
 
 MEASURED: Mapping[str, Measured] = {
     "digits-trades": Measured("0.2", 355),
-    "scenes-cnn": Measured("4/255", 200),
-    "scenes-cnn-at": Measured("4/255", 200),
-    "scenes-trades": Measured("4/255", 200),
-    "cifar10-resnet8": Measured("8/255", 200),
-    "cifar10-resnet8-at": Measured("8/255", 200),
+    "scenes-cnn": Measured("4/255", 100),
+    "scenes-cnn-at": Measured("4/255", 100),
+    "scenes-trades": Measured("4/255", 100),
+    "cifar10-resnet8": Measured("8/255", 100),
+    "cifar10-resnet8-at": Measured("8/255", 100),
 }
 
 
