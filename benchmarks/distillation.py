@@ -56,7 +56,10 @@ def main():
     given = parser.parse_args()
     torch.set_num_threads(1)
     eps, schedule = number(given.eps), Schedule(epochs=given.epochs, batch=given.batch)
-    columns = ["T", "clean", "median margin", "zero gradient", "in float64", "of logits/T", "FGSM", "FGSM on logits/T", "PGD-40", "PGD-40 on logits/T", "PGD-40 margin", "APGD-DLR", "from the teacher"]
+    columns = [
+        "T", "clean", "median margin", "zero gradient", "in float64", "of logits/T", "FGSM", "FGSM on logits/T",
+        "PGD-40", "PGD-40 on logits/T", "PGD-40 margin", "APGD-DLR", "from the teacher",
+    ]  # fmt: skip
     print("| " + " | ".join(columns) + " |\n|" + "---|" * len(columns))
 
     def robust(network, attack, data, victim=None):

@@ -64,6 +64,10 @@ REQUESTS: Mapping[str, Request] = {
 
 MEASURED: Mapping[str, Measured] = {
     "digits-trades": Measured("0.2", 355),
+    "digits-teacher": Measured("0.2", 355),
+    "digits-distillation": Measured("0.2", 355),
+    "scenes-teacher": Measured("4/255", 100),
+    "scenes-distillation": Measured("4/255", 100),
     "scenes-cnn": Measured("4/255", 100),
     "scenes-cnn-at": Measured("4/255", 100),
     "scenes-trades": Measured("4/255", 100),
