@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: eval test test-slow check bench gate baselines zoo docs clean
+.PHONY: eval test test-slow check bench gate baselines zoo zoo-cifar10 docs clean
 
 eval: .venv/.installed
 	$(BIN)/robustkit eval --model digits-cnn-at --attack autoattack --eps 0.2 --threads 1
@@ -34,9 +34,17 @@ baselines: .venv/.installed
 	$(GATE)/digits-cnn.json --update --model digits-cnn --eps 0.1 --attack "$(SUITE)" --device cpu --threads 1
 	$(GATE)/digits-cnn-at.json --update --model digits-cnn-at --eps 0.2 --attack "$(SUITE)" --device cpu --threads 1
 
+# The bundled networks, each by its own command; `zoo-cifar10` needs CIFAR-10 (ROBUSTKIT_DATA, or fetched). Teachers first.
+ZOO := digits-cnn digits-cnn-at digits-trades digits-teacher digits-distillation digits-dverge digits-self-ensemble \
+  scenes-background scenes-foreground scenes-cnn scenes-cnn-at scenes-trades scenes-teacher scenes-distillation \
+  scenes-dverge scenes-self-ensemble
+MAKE_ZOO = for name in $(1); do $(BIN)/python -m robustkit.sources.zoo.make $$name || exit 1; done
+
 zoo: .venv/.installed
-	$(BIN)/python -m robustkit.sources.zoo.make digits-cnn
-	$(BIN)/python -m robustkit.sources.zoo.make digits-cnn-at
+	$(call MAKE_ZOO,$(ZOO))
+
+zoo-cifar10: .venv/.installed
+	$(call MAKE_ZOO,cifar10-resnet8 cifar10-resnet8-at)
 
 docs: .venv/.installed .venv-docs/.installed
 	$(BIN)/python docs/build_pages.py

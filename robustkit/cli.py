@@ -25,6 +25,7 @@ from robustkit import (
     plugins,
 )
 from robustkit.cli_certify import certify
+from robustkit.cli_leaderboard import leaderboard
 from robustkit.cli_train import train
 from robustkit.errors import RobustkitError, UsageError
 from robustkit.spec import number, suggest
@@ -326,6 +327,7 @@ main.add_command(cli_report.report)
 main.add_command(cli_plot.plot)
 main.add_command(cli_run.run)
 main.add_command(train)
+main.add_command(leaderboard)
 main.add_command(certify)
 
 

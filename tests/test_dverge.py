@@ -163,7 +163,7 @@ def test_settings_that_make_no_sense_are_refused(settings, text):
 
 
 def test_what_the_task_cannot_give_is_refused():
-    with pytest.raises(UsageError, match="no layer of Sequential called 'conv9'"):
+    with pytest.raises(UsageError, match="no layer called 'conv9'"):
         Dverge(layers=("conv9",)).build(task())
     with pytest.raises(UsageError, match="no activation such as a ReLU"):
         Dverge().build(task(lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10))))

@@ -108,9 +108,9 @@ def test_our_networks_have_the_layers_of_the_paper(name, taps):
 def test_layers_can_be_named_and_a_wrong_name_is_refused():
     net = network().eval()
     assert named_taps(net, ["0", "3.relu", "output"]) == (Tap(module="0"), Tap(module="3.relu"), Tap())
-    with pytest.raises(UsageError, match=r"no layer of Sequential called '3\.rely'; did you mean 3\.relu"):
+    with pytest.raises(UsageError, match=r"no layer called '3\.rely'; did you mean 3\.relu"):
         named_taps(net, ["3.rely"])
-    with pytest.raises(UsageError, match="does not come by its layer activation 4"):
+    with pytest.raises(UsageError, match="a pass over Sequential does not come by its activation 4"):
         features(net, images(), Tap(4))
     with pytest.raises(UsageError, match="has no activation such as a ReLU"):
         taps_of(toys.Linear(), torch.rand(1, 1, 4, 4))

@@ -395,6 +395,15 @@ def test_a_recipe_of_the_users_may_train_several_networks_and_answer_more_than_t
     assert module(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
 
 
+def test_the_recipe_in_the_documentation_trains(tmp_path, monkeypatch):
+    text = (Path(__file__).parent.parent / "docs" / "training.md").read_text(encoding="utf-8")
+    (tmp_path / "my_recipes.py").write_text(text.partition("```python\n")[2].partition("```")[0])
+    monkeypatch.chdir(tmp_path)
+    schedule = Schedule(epochs=1)
+    run.train(Request("python/my_recipes.Noisy:sigma=0.2", "digits-cnn", "digits", schedule=schedule), Path("noisy"))
+    assert load_model("./noisy")[1].classes == 10
+
+
 def test_weights_of_libraries_start_from_the_seed():
     pytest.importorskip("timm")
     torch.manual_seed(0)
