@@ -1,12 +1,13 @@
 """The contract between the harness and everything that plugs into it.
 
 Images are float32 in [0,1], shape (batch, channels, height, width); eps is a fraction such as 8/255, in those
-units; logits are pre-softmax scores. A plugin needs this module, `robustkit.rows` and nothing else.
+units; logits are pre-softmax scores. A plugin needs this module, `robustkit.rows` and nothing else; a recipe
+`robustkit.recipes` besides.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -343,14 +344,6 @@ class Defense(Protocol):
 
     def protect(self, model: nn.Module) -> nn.Module:
         """The defended model."""
-
-
-@runtime_checkable
-class Recipe(Protocol):
-    """A training-time defense."""
-
-    def train(self, architecture: Any, data: "Dataset", *, draws: Draws, on_event: Callable[[Any], None]) -> nn.Module:
-        """A trained network in eval mode."""
 
 
 @dataclass(frozen=True, slots=True)

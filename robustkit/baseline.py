@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from robustkit import store
+from robustkit.audit.findings import stored
 from robustkit.errors import NotEstablishedError, UsageError
 from robustkit.record import BROKE, BROKEN, ROBUST, SURVIVED, WRONG, Columns, RunRecord
 
@@ -50,6 +51,7 @@ def save(record: RunRecord, path: Path) -> None:
         },
         "seconds": {name: round(value, 3) for name, value in record.seconds.items()},
         "flags": list(record.flags),
+        **({"audit": dict(record.audit)} if record.audit else {}),
         "columns": COLUMNS,
     }
     lines = ",\n".join("  " + json.dumps(row, ensure_ascii=False) for row in rows)
@@ -91,6 +93,7 @@ def load(path: Path) -> RunRecord:
         attacks=_columns(met_by, ("index", "attack", "outcome", "forwards", "backwards")),
         seconds=data["seconds"],
         flags=data["flags"],
+        audit=stored(data.get("audit")),
     )
 
 

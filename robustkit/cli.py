@@ -12,15 +12,20 @@ import click
 from robustkit import (
     __version__,
     cards,
+    cli_audit,
     cli_cache,
     cli_corruptions,
     cli_doctor,
     cli_options,
+    cli_plot,
+    cli_report,
     cli_run,
     cli_transfer,
     completion,
     plugins,
 )
+from robustkit.cli_certify import certify
+from robustkit.cli_train import train
 from robustkit.errors import RobustkitError, UsageError
 from robustkit.spec import number, suggest
 
@@ -97,10 +102,12 @@ def main() -> None:
 @click.option("--save-adversarial", is_flag=True, help="Keep the adversarial images in the run's folder.")
 @click.option("--out", type=click.Path(path_type=Path), help=f"The run's folder; default {RUNS}/<what is run>.")
 @click.option("--fresh", is_flag=True, help="Forget what the folder holds of this run and compute it again.")
+@click.option("--audit", is_flag=True, help="Audit the robust accuracy too: valid, suspect or invalid, with evidence.")
 @cli_options.json_option("run.json")
 def evaluate(
-    quantize: str | None, save_adversarial: bool, out: Path | None, fresh: bool, json_to: str | None, **asked: Any
-) -> None:
+    quantize: str | None, save_adversarial: bool, out: Path | None, fresh: bool, audit: bool, json_to: str | None,
+    **asked: Any,
+) -> None:  # fmt: skip
     """Measure a model's robust accuracy. Killed and run again, it continues.
 
     \b
@@ -140,6 +147,7 @@ def evaluate(
                     save_adversarial=save_adversarial,
                     out=place,
                     fresh=fresh,
+                    audit=audit,
                     carry=records[-1] if records else None,
                 )
             )
@@ -170,11 +178,11 @@ def _folder_name(job: Any, eps: str) -> str:
 
 
 @main.command("list")
-@click.argument("kind", type=click.Choice(["attacks", "models", "datasets", "defenses"]))
+@click.argument("kind", type=click.Choice(["attacks", "models", "datasets", "defenses", "recipes"]))
 @click.argument("substring", default="")
 @click.option("--source", default="", metavar="NAME", help="Only of this source of models or attacks: timm, foolbox.")
 def list_(kind: str, substring: str, source: str) -> None:
-    """What there is: attacks, models, datasets or defenses, with a SUBSTRING.
+    """What there is: attacks, models, datasets, defenses or recipes, with a SUBSTRING.
 
     \b
     robustkit list attacks
@@ -209,18 +217,20 @@ def list_(kind: str, substring: str, source: str) -> None:
 @click.argument("name", required=False, metavar="", shell_complete=completion.shown)
 @click.option("--json", "as_json", is_flag=True, help="As run.json.")
 def show(run: Path, name: str | None, as_json: bool) -> None:
-    """Show a finished RUN or study from its folder, from the stored facts; or the card of an attack or a defense.
+    """Show a finished RUN or study from its folder, from the stored facts; or the card of an attack, defense or recipe.
 
     \b
     robustkit show robustkit-runs/digits-cnn-at-digits-autoattack-linf-0.1-0123456789
     robustkit show attack torchattacks/CW
     robustkit show defense crossmax
+    robustkit show recipe at
     """  # noqa: D301
     if name is not None:
-        if str(run) not in ("attack", "defense") or as_json:
+        kinds = {"attack": cards.attack, "defense": cards.defense, "recipe": cards.recipe}
+        if str(run) not in kinds or as_json:
             words = f"{run} {name}" + " --json" * as_json
-            raise UsageError(f"show takes a run's folder, attack NAME, or defense NAME; not {words}")
-        click.echo(cards.attack(name) if str(run) == "attack" else cards.defense(name))
+            raise UsageError(f"show takes a run's folder, attack NAME, defense NAME, or recipe NAME; not {words}")
+        click.echo(kinds[str(run)](name))
         return
     from robustkit import sweep
     from robustkit.store import load_run
@@ -311,7 +321,12 @@ main.add_command(cli_cache.models)
 main.add_command(cli_doctor.doctor)
 main.add_command(cli_transfer.transfer)
 main.add_command(cli_corruptions.corruptions)
+main.add_command(cli_audit.audit)
+main.add_command(cli_report.report)
+main.add_command(cli_plot.plot)
 main.add_command(cli_run.run)
+main.add_command(train)
+main.add_command(certify)
 
 
 @main.command("completion")

@@ -143,7 +143,7 @@ def surrogate_sets(
     "--out", type=click.Path(path_type=Path), help=f"The run's folder; default {RUNS}/transfer-<what is run>."
 )
 @click.option("--fresh", is_flag=True, help="Forget what the folder holds and compute it again.")
-@click.option("--heatmap", type=click.Path(path_type=Path), help="Draw the matrix there, .png or .pdf.")
+@click.option("--heatmap", type=click.Path(path_type=Path), help="Draw the matrix there: .pdf, .svg or .png.")
 @cli_options.json_option("transfer.json")
 @cli_cache.offline
 @click.option("--quiet", is_flag=True, help="No progress.")
@@ -164,14 +164,14 @@ def transfer(
     Exit codes: 0 done, 2 bad usage, 3 a success rate could not be established, 130 interrupted.
     """  # noqa: D301
     from robustkit.engine.plan import specs
-    from robustkit.report.transfer import check_heatmap
+    from robustkit.report.plots import style
 
     for what, given in (("--surrogate", surrogate or surrogates), ("--victim", victim), ("--attack", attack),
                         ("--dataset", dataset)):  # fmt: skip
         if not given:
             raise UsageError(f"{what} is needed; see robustkit transfer --help")
     if heatmap:
-        check_heatmap(heatmap)
+        style.check(heatmap)
     attacks = named(tuple(text for item in attack for text in ([item] if _NAMED.fullmatch(item) else specs(item))))
     sources, sets = surrogate_sets(surrogates, named(surrogate))
     folder: list[Path] = []

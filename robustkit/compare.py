@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from robustkit.audit.findings import NOT_AUDITED
 from robustkit.errors import NotEstablishedError, UsageError
 from robustkit.record import ROBUST, UNKNOWN, WRONG, Columns, RunRecord
 from robustkit.stats import Proportion, difference_interval, mcnemar_p
@@ -90,9 +91,10 @@ class Comparison:
     only_before: int
     only_after: int
     differs: tuple[str, ...]
+    verdicts: tuple[str, str] = (NOT_AUDITED, NOT_AUDITED)
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON data; `attacks` holds the share that stands after each attack."""
+        """As JSON data; `attacks` holds the share that stands after each attack, `verdicts` what audits said."""
         return {
             "schema": SCHEMA,
             "n": self.robust.n,
@@ -103,6 +105,7 @@ class Comparison:
             "only_before": self.only_before,
             "only_after": self.only_after,
             "differs": list(self.differs),
+            "verdicts": list(self.verdicts),
         }
 
 
@@ -146,6 +149,7 @@ def compare(before: RunRecord, after: RunRecord) -> Comparison:
         only_before=before.n - len(index),
         only_after=after.n - len(index),
         differs=tuple(_differs(before, after)),
+        verdicts=(before.verdict, after.verdict),
     )
 
 

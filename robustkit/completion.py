@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from robustkit import cards, plugins
+from robustkit import plugins
 
 _ZOO = Path(__file__).parent / "sources/zoo"  # read as files: importing the sources would import torch
 
@@ -13,7 +13,7 @@ _ZOO = Path(__file__).parent / "sources/zoo"  # read as files: importing the sou
 def attack(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """Attacks, and those of a library once its name is typed; of a list the last item."""
     before, last = _last(incomplete)
-    return [before + name for name in cards.completed(last)]
+    return [before + name for name in attacks(last)]
 
 
 def defense(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
@@ -58,4 +58,14 @@ def _last(incomplete: str) -> tuple[str, str]:
 
 
 def _starting(incomplete: str, names: Iterable[str]) -> list[str]:
+    return [name for name in names if name.startswith(incomplete)]
+
+
+def attacks(incomplete: str) -> list[str]:
+    """The attacks that begin so; those of a source once its name is typed. Imports no library."""
+    source, slash, _ = incomplete.partition("/")
+    if slash and source in plugins.table("attack_sources"):
+        names = [f"{source}/{name}" for name in plugins.load("attack_sources", source)().names()]
+    else:
+        names = [*plugins.table("attacks"), *(f"{name}/" for name in plugins.table("attack_sources"))]
     return [name for name in names if name.startswith(incomplete)]

@@ -46,7 +46,7 @@ def text(defenses: Sequence[Named]) -> str:
 
 def _named(defense: Any) -> Iterator[Named]:
     if isinstance(defense, str):
-        for item in spec.listed(defense):
+        for item in plugins.specs("defenses", defense):
             yield _made(item)
     elif isinstance(defense, Sequence):
         for item in defense:

@@ -5,6 +5,7 @@ come in through the same door.
 """
 
 import importlib
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -12,10 +13,10 @@ from importlib.metadata import entry_points
 from typing import Any, Literal, NamedTuple
 
 from robustkit.errors import UsageError
-from robustkit.spec import suggest
+from robustkit.spec import parse, split, suggest, unwrap
 
 GROUP = "robustkit.plugins"
-Kind = Literal["attacks", "defenses", "sources", "datasets", "attack_sources", "dataset_sources"]
+Kind = Literal["attacks", "defenses", "recipes", "sources", "datasets", "attack_sources", "dataset_sources"]
 _SINGULAR = {"sources": "model source"}
 
 
@@ -31,11 +32,13 @@ class Entry(NamedTuple):
 class Plugin:
     """What a package adds: tables from a name to an `Entry`. Suites stand among the attacks.
 
-    `sources` give models; a name of another source is written source/name: `timm/resnet18`, `torchattacks/PGD`.
+    `recipes` are training-time defenses. `sources` give models; a name of another source is written source/name:
+    `timm/resnet18`, `torchattacks/PGD`.
     """
 
     attacks: Mapping[str, Entry] = field(default_factory=dict)
     defenses: Mapping[str, Entry] = field(default_factory=dict)
+    recipes: Mapping[str, Entry] = field(default_factory=dict)
     sources: Mapping[str, Entry] = field(default_factory=dict)
     datasets: Mapping[str, Entry] = field(default_factory=dict)
     attack_sources: Mapping[str, Entry] = field(default_factory=dict)
@@ -98,6 +101,27 @@ def load(kind: Kind, name: str) -> Any:
         raise UsageError(
             f"the {singular(kind)} {name!r} needs {error.name!r}, which is not installed: pip install '{needed}'"
         ) from error
+
+
+def specs(kind: Kind, text: str) -> list[str]:
+    """The specs of a '+' list; what follows a setting that is itself a list continues it: `transfer:input=di+ti`."""
+    found: list[str] = []
+    for item in split(text, "+"):
+        if found and _ends_in_a_list(kind, found[-1]):
+            found[-1] += f"+{item}"
+        else:
+            found.append(item)
+    return [unwrap(item.strip()) for item in found]
+
+
+def _ends_in_a_list(kind: Kind, text: str) -> bool:
+    """Whether the last option written is one that holds several values."""
+    parsed = None if text.strip().startswith("(") else parse(text)
+    if parsed is None or parsed.source or not parsed.options or parsed.name not in table(kind):
+        return False
+    factory = load(kind, parsed.name)
+    hints = typing.get_type_hints(factory if isinstance(factory, type) else type(factory()))
+    return typing.get_origin(hints.get(list(parsed.options)[-1])) is tuple
 
 
 def name_of(kind: Kind, factory: type) -> str:

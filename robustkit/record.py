@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from robustkit import randomised, spec
+from robustkit.audit.findings import NOT_AUDITED, VALID
 from robustkit.stats import MeanShare, Proportion
 
 if TYPE_CHECKING:
@@ -25,7 +26,9 @@ SURVIVED, BROKE, VIOLATED = "survived", "broken", "violated"
 SAMPLE_COLUMNS = (
     "index", "label", "status", "broken_by", "distance", "sha256", "prediction", "margin", "target", "broken_at",
 )  # fmt: skip
-ATTACK_COLUMNS = ("index", "attack", "outcome", "distance", "margin", "forwards", "backwards")
+ATTACK_COLUMNS = (
+    "index", "attack", "outcome", "distance", "margin", "forwards", "backwards", "prediction",
+)  # fmt: skip
 Columns = Mapping[str, np.ndarray]
 
 
@@ -60,9 +63,12 @@ class AttackSummary:
 class RunRecord:
     """One evaluation. `samples` and `attacks` are columns of equal length; see SAMPLE_COLUMNS and ATTACK_COLUMNS.
 
-    `distance`, `margin` and `broken_at` (the eps of the run that broke a sample) are NaN where there is none. `seconds`
-    maps an attack's name to its wall time; `predicted` has the passes and seconds that the attacks were said to take at
-    most, before they began.
+    `distance`, `margin` and `broken_at` (the eps of the run that broke a sample) are NaN where there is none. An
+    attack's `prediction` is the class that the model decides on the candidate it kept, −1 if none; old records lack
+    the column. `seconds` maps an attack's name to its wall time, `goals` to its goal (empty in old records).
+    `predicted` has the passes and seconds that the attacks were said to take at most, before they began. `audit` is
+    what `robustkit.audit` found, if it was asked. `adversarial` has the images of broken samples: `index`, `adv` and,
+    but for old records, `clean`.
     """
 
     job: Mapping[str, Any]
@@ -73,6 +79,8 @@ class RunRecord:
     flags: Sequence[Mapping[str, Any]] = ()
     errors: Sequence[Mapping[str, Any]] = ()
     predicted: Mapping[str, Any] | None = None
+    goals: Mapping[str, str] = field(default_factory=dict)
+    audit: Mapping[str, Any] | None = None
     adversarial: Mapping[str, Any] | None = field(default=None, repr=False)
     folder: str | None = None
 
@@ -171,6 +179,18 @@ class RunRecord:
         return self.insufficient
 
     @property
+    def verdict(self) -> str:
+        """What the audit says of the robust accuracy: valid, suspect or invalid; or else "not audited"."""
+        return str(self.audit["verdict"]) if self.audit else NOT_AUDITED
+
+    @property
+    def warning(self) -> str:
+        """What has to stand beside the robust accuracy wherever it is shown; empty if no audit doubts it."""
+        if self.audit is None or self.verdict == VALID:
+            return ""
+        return f"{self.verdict.upper()}, do not rely on it: {'; '.join(map(str, self.audit['reasons']))}"
+
+    @property
     def quantized_robust_accuracy(self) -> Proportion | None:
         """The robust accuracy when each adversarial is first rounded to the quantised grid, if that was asked for."""
         column = self.samples.get("quantized_status")
@@ -217,7 +237,7 @@ class RunRecord:
             "rule": self.rule,
             "unknown": self.unknown,
             "counts": self.counts,
-            "verdict": "not audited",
+            "verdict": self.verdict,
             "attacks": [row.to_json() for row in self.by_attack],
         }
         if self.draws:
@@ -236,6 +256,8 @@ class RunRecord:
             "environment": dict(self.environment),
             "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
             "predicted": dict(self.predicted) if self.predicted else None,
+            **({"goals": dict(self.goals)} if self.goals else {}),
+            **({"audit": dict(self.audit)} if self.audit else {}),
             "summary": summary,
             "flags": list(self.flags),
             "errors": list(self.errors),

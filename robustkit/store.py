@@ -1,4 +1,4 @@
-"""Run folders: `run.json`, `samples.parquet`, `attacks.parquet`, `report.md`, and the journal of a run under way.
+"""Run folders: `run.json`, `samples.parquet`, `attacks.parquet`, reports, and the journal of a run under way.
 
 Every file appears whole or not at all: it is written beside its place and then moved there.
 """
@@ -15,11 +15,15 @@ from typing import Any
 
 import numpy as np
 
+from robustkit.audit.findings import stored
 from robustkit.errors import UsageError
 from robustkit.record import SCHEMA, Columns, RunRecord
 
 JOB, JOURNAL = "job.json", "journal"
-_OURS = (JOB, JOURNAL, "run.json", "samples.parquet", "attacks.parquet", "report.md", "adversarial.safetensors")
+_OURS = (
+    JOB, JOURNAL, "run.json", "samples.parquet", "attacks.parquet", "report.md", "report.html", "tables.tex",
+    "tables.csv", "adversarial.safetensors",
+)  # fmt: skip
 
 
 def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
@@ -76,6 +80,9 @@ def read_arrays(path: Path, without: Sequence[str] = ()) -> dict[str, np.ndarray
 def dumps(data: Any) -> str:
     """JSON for people and machines; NaN is refused."""
     return json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+_KINDS = {"F32": "<f4", "F64": "<f8", "I64": "<i8"}  # of what a run keeps, as safetensors writes it
 
 
 class RunFolder:
@@ -159,11 +166,12 @@ class RunFolder:
 
     def save(self, record: RunRecord) -> None:
         """Write the finished record; `run.json` last, so that its presence means the rest is there."""
-        from robustkit.report.text import markdown
+        from robustkit.report import files
 
         write_table(self.path / "samples.parquet", record.samples)
         write_table(self.path / "attacks.parquet", record.attacks)
-        write_text(self.path / "report.md", markdown(record))
+        for name, text in files.of_run(record).items():
+            write_text(self.path / name, text)
         if record.adversarial is not None:
             from safetensors.numpy import save_file
 
@@ -211,17 +219,32 @@ def load_run(path: str | Path) -> RunRecord:
         flags=data["flags"],
         errors=data["errors"],
         predicted=data.get("predicted"),
+        goals=data.get("goals", {}),
+        audit=stored(data.get("audit")),
         adversarial=_adversarial(folder / "adversarial.safetensors"),
         folder=str(folder),
     )
 
 
 def _adversarial(file: Path) -> dict[str, np.ndarray] | None:
+    """The arrays of a .safetensors file, mapped: what is not looked at is not read, for it may be gigabytes."""
     if not file.exists():
         return None
-    from safetensors.numpy import load_file
-
-    return dict(load_file(file))
+    try:
+        with file.open("rb") as handle:
+            size = int.from_bytes(handle.read(8), "little")
+            head = json.loads(handle.read(size))
+        found = {}
+        for name in head.keys() - {"__metadata__"}:
+            start, stop = head[name]["data_offsets"]
+            kind, shape = np.dtype(_KINDS[head[name]["dtype"]]), tuple(head[name]["shape"])
+            if stop == start:
+                found[name] = np.zeros(shape, dtype=kind)
+            else:
+                found[name] = np.memmap(file, kind, "c", 8 + size + start, shape)
+        return found
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{file} cannot be read: {error}") from error
 
 
 def write_table(path: Path, columns: Columns) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from robustkit.errors import UsageError
 from robustkit.record import RunRecord
-from robustkit.report.text import share
+from robustkit.report.text import audited, share, warning
 from robustkit.spec import number
 from robustkit.store import dumps, load_run, read_json, write_text
 
@@ -51,6 +51,7 @@ class Sweep:
                 "clean_accuracy": record.clean_accuracy.to_json(),
                 "carried": record.carried,
                 "unknown": record.unknown,
+                "verdict": record.verdict,
             }
             for text, record in zip(self.eps, self.records, strict=True)
         ]
@@ -68,12 +69,18 @@ class Sweep:
         for text, record in zip(self.eps, self.records, strict=True):
             attacked = record.n - record.counts["WRONG"] - record.carried
             lines.append(f"{text:>10}  {share(record.robust_accuracy)}  ({attacked} attacked)")
+            lines += [f"{'':>10}  {line}" for line in warning(record)]
             if record.why_no_robust_accuracy:
                 lines.append(f"{'':>10}  because {record.why_no_robust_accuracy}")
-        return "\n".join([*lines, "95 % Wilson intervals; not audited for gradient masking"])
+        return "\n".join([*lines, f"95 % Wilson intervals; {', '.join(sorted({audited(r) for r in self.records}))}"])
 
     def save(self, folder: Path) -> None:
-        """Write the table beside the runs' folders."""
+        """Write the table and the reports beside the runs' folders."""
+        from robustkit.report import files
+
+        folders = [run_folder(folder, place).name for place in range(len(self.records))]
+        for name, text in files.of_sweep(self.eps, self.records, folders).items():
+            write_text(folder / name, text)
         write_text(folder / FILE, dumps({**self.to_json(), "eps": list(self.eps)}))
 
 

@@ -108,6 +108,20 @@ def test_what_the_model_declares_and_what_is_seen_of_it_decides():
     assert not any("fab" in name for name in noisy)
 
 
+def test_what_hides_its_gradients_is_first_attacked_through_its_stand_ins_and_each_of_them_once():
+    declared = PLAIN._replace(members=2, surrogates=("mean-logits", "early", "member-1", "member-2"))
+    found = names(declared)
+    assert found[:4] == [f"surrogate-swap:only={only}" for only in declared.surrogates]
+    assert not any("of=members" in name for name in found)
+    assert found[4] == "apgd"
+    alone = names(declared, Adaptive(only=("members",)))
+    assert [name.split("only=")[1].split(",")[0] for name in alone] == ["mean", "0", "1"]
+    assert names(declared._replace(surrogates=("mean-logits",)))[1] == "surrogate-swap:only=0,of=members,most=2"
+    assert names(PLAIN._replace(members=2))[0] == "apgd"  # honest gradients and nothing declared: the usual order
+    assert names(PLAIN._replace(members=2, misleading_gradient=0.5))[0].startswith("surrogate-swap:only=mean,of=")
+    assert set(found) >= {name for name, _ in resolve_attacks(AutoAttack(), THREAT, declared)}
+
+
 @pytest.mark.parametrize("budget", ["quick", "standard", "thorough"])
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_every_attack_of_it_has_a_name_that_makes_it_again(budget, norm):

@@ -44,6 +44,10 @@ class Wavy(nn.Module):
         return self.outer(self.inner(x.flatten(1)).sin())
 
 
+# One start misses a row in a hundred in l1, another one on another processor: AutoAttack takes five there.
+STARTS = {"linf": 1, "l2": 1, "l1": 5}
+
+
 def images(n, low=0.0, high=1.0, seed=0):
     return low + (high - low) * torch.rand(n, *SHAPE, generator=toys.seeded(seed))
 
@@ -99,7 +103,7 @@ def test_a_linear_model_is_broken_exactly_where_margin_over_dual_norm_is_below_e
     can, clear = far < eps, (far / eps - 1).abs() > 1e-3
     assert clear.sum() >= 150
     assert 40 <= can.sum() <= 120
-    found = attacked(APGD("dlr-targeted", targets=classes - 1, steps=60), model, x, y, norm, eps)
+    found = attacked(APGD("dlr-targeted", targets=classes - 1, steps=60, restarts=STARTS[norm]), model, x, y, norm, eps)
     assert torch.equal(found.broken[clear], can[clear])
 
 
@@ -139,7 +143,7 @@ def test_every_loss_works_with_two_classes(loss, norm):
     far = radius(model, x, y, norm)
     eps = min(float(far.median()), 0.3)
     clear = (far / eps - 1).abs() > 1e-2
-    found = attacked(APGD(loss, steps=60), model, x, y, norm, eps)
+    found = attacked(APGD(loss, steps=60, restarts=STARTS[norm]), model, x, y, norm, eps)
     if (norm, loss) == ("l1", "ce-rescaled"):  # of two classes it only knows which leads, so no point is best
         assert not found.broken[clear & (far > eps)].any()
     else:

@@ -5,9 +5,9 @@ import torch
 from safetensors.torch import save_file
 
 import robustkit
+from robustkit.ensembles import Ensemble
 from robustkit.errors import UsageError
 from robustkit.sources import load_model
-from robustkit.sources.ensemble import Ensemble
 from robustkit.sources.zoo.architectures import digits_cnn
 from tests.toys import HardLabels, Linear, seeded
 

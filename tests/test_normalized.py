@@ -6,9 +6,9 @@ from torch import nn
 
 import robustkit
 from robustkit.api import ModelCard
+from robustkit.ensembles import Ensemble
 from robustkit.errors import UsageError
 from robustkit.sources import load_model
-from robustkit.sources.ensemble import Ensemble
 from robustkit.sources.normalized import Prepared, Resize, core, normalized, parse_mean_std, prepare
 from tests.toys import Linear, seeded
 

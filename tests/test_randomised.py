@@ -107,7 +107,7 @@ def test_a_candidate_beyond_eps_is_none_for_the_mean():
 
 
 def test_what_is_within_eps_is_not_given_up_for_what_is_surer_beyond():
-    x, y, _ = coin_case(80)
+    x, y, _ = coin_case(200)
 
     @dataclass(frozen=True)
     class Both(Inverted):
@@ -295,7 +295,7 @@ def test_minimal_rounded_and_targeted_evaluations_vote_as_well(more):
     assert record.robust_accuracy is not None
     assert record.counts["UNKNOWN"] == 0
     broken = record.attacks["outcome"] == "broken"
-    lost = np.array([text.count("1") >= 5 for text in record.attacks["draws"]])
+    lost = np.array([text[:10].count("1") >= 5 for text in record.attacks["draws"]])
     inside = record.attacks["distance"] <= 0.1 * (1 + 1e-6) + 1e-7
     assert (broken == (lost & inside)).all()
 

@@ -81,7 +81,7 @@ def test_the_benchmark_writes_its_tables_into_the_readme(tmp_path, monkeypatch):
     monkeypatch.setattr(cwa, "VICTIMS", ("cnn_a_std", "kw_base_2px"))
     monkeypatch.setitem(sys.modules, "tests.kit", kit)
     shutil.copy(HERE / "README.md", tmp_path / "README.md")
-    record = cwa.measure(4, 4, ["MI", "MI-CWA"], tmp_path / "run", quiet=True)
+    record = cwa.measure(range(4), 4, ["MI", "MI-CWA"], tmp_path / "run", quiet=True)
     assert record.established
     # Four gradients of single surrogates an image: equal, whatever the attack and the set.
     assert {cost.backwards for cost in record.costs.values()} == {4.0}

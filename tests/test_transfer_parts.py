@@ -10,6 +10,7 @@ from robustkit_attacks.transfer import blocks, ensembles, gradients, inputs, sur
 from robustkit_attacks.transfer.attack import Transfer
 from robustkit_attacks.transfer.surrogates import Surrogates
 
+from robustkit import rows
 from robustkit.api import Outputs, ThreatModel
 from robustkit.streams import SampleDraws
 from tests import toys
@@ -67,7 +68,7 @@ def test_joint_gradients_are_autograd_s(members, loss, targeted):
     combinations = {
         surrogates.mean_logits: lambda z: z.mean(0),
         surrogates.mean_probabilities: lambda z: z.softmax(-1).mean(0).log(),
-        (lambda z: surrogates.total(z.unbind())): lambda z: z.sum(0),
+        (lambda z: rows.added(z.unbind())): lambda z: z.sum(0),
     }
     for combine, plain in combinations.items():
         close(found.joint(X, combine), by_autograd(lambda x, p=plain: climb(Outputs(p(stacked(models, x)))), X))

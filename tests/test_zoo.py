@@ -9,10 +9,12 @@ from robustkit.datasets import load_dataset
 from robustkit.errors import UsageError
 from robustkit.sources import load_model
 from robustkit.sources.zoo import FOLDER, Zoo
+from robustkit.sources.zoo.first import Plan, pgd, train
 from robustkit.sources.zoo.make import PLANS, main, make
-from robustkit.training.loop import Plan, accuracy, pgd, train
+from robustkit.training.loop import accuracy
 
 NAMES = ["digits-cnn", "digits-cnn-at"]
+SCENES = ["scenes-background", "scenes-foreground"]
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +29,7 @@ def robust(module, digits, eps):
 
 
 def test_the_zoo_lists_its_networks():
-    assert Zoo().names() == NAMES == sorted(PLANS)
+    assert Zoo().names() == NAMES + SCENES == sorted(PLANS)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -41,6 +43,20 @@ def test_a_zoo_network_has_the_accuracy_of_its_card(name, digits):
     assert written["clean_accuracy"] >= 0.98
     assert (FOLDER / f"{name}.safetensors").stat().st_size == written["bytes"] <= 500_000
     assert written["recipe"]["epochs"] == PLANS[name].epochs
+
+
+@pytest.mark.parametrize("name", SCENES)
+def test_a_scenes_network_has_the_accuracy_of_its_card_and_knows_its_own_part_of_an_image(name):
+    module, card = load_model(name)
+    written = json.loads((FOLDER / f"{name}.json").read_text())
+    assert (card.classes, card.input_shape, card.source) == (10, (3, 32, 32), "zoo")
+    x, y = load_dataset(card.dataset).batch(range(200))
+    assert accuracy(module, x, y) == pytest.approx(written["clean_accuracy"], abs=0.02)
+    assert (FOLDER / f"{name}.safetensors").stat().st_size == written["bytes"] <= 250_000
+    part, other = ("shape", "context") if name == "scenes-foreground" else ("context", "shape")
+    x, y = load_dataset(f"scenes:context=0.1,label={part}").batch(range(300))
+    assert accuracy(module, x, y) > 0.95
+    assert accuracy(module, *load_dataset(f"scenes:context=0.1,label={other}").batch(range(300))) < 0.25
 
 
 def test_the_adversarially_trained_network_is_robust_where_the_standard_one_is_not(digits):

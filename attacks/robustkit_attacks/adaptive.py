@@ -53,7 +53,8 @@ class Adaptive:
 
     * `autoattack`: APGD-CE, APGD-T, FAB-T; with EOT, and without FAB, of a randomised model.
     * `surrogates`: PGD on each declared stand-in, then on the model from there, inside the original ball.
-    * `members`: the same on the mean of the members and on each of them.
+    * `members`: the same on the mean of the members and on each of them, unless they are among the stand-ins already,
+      by the names `mean-logits` and `member-1`, `member-2` …
     * `mora`: of ensembles, members reweighed.
     * `losses`: where gradients vanish or mislead, cross-entropy rescaled and in float64, margin and DLR.
     * `long`: PGD on the margin, 500 steps, 5 restarts.
@@ -74,6 +75,10 @@ class Adaptive:
     def attacks(self, threat: ThreatModel, facts: ModelFacts) -> Sequence[Attack]:
         """The attacks, the cheap ones that break most first, so that the dear ones meet few samples.
 
+        Which those are depends: a model that declares stand-ins, or whose gradients mislead, is attacked through
+        stand-ins and members before it is attacked itself. Of a model that is not randomised, what breaks in the end
+        does not depend on the order.
+
         Raises:
             UsageError: for l0, or if nothing of `only` applies to this model.
         """
@@ -93,12 +98,15 @@ class Adaptive:
             return Expected(attack, budget.eot) if facts.randomised else attack
 
         first, *others = self._autoattack(threat, facts, budget)
-        if facts.differentiable:
+        masked = facts.zero_gradient > 0 or facts.misleading_gradient > _MISLED
+        through_others = masked or bool(facts.surrogates)
+        if facts.differentiable and not through_others:
             yield "autoattack", eot(first)
         yield from self._stand_ins(facts, budget)
+        if facts.differentiable and through_others:
+            yield "autoattack", eot(first)
         if facts.members > 1 and (facts.differentiable or facts.surrogates):
             yield "mora", eot(MORA(steps=budget.steps, targets=min(budget.targets, facts.classes - 1)))
-        masked = facts.zero_gradient > 0 or facts.misleading_gradient > _MISLED
         if facts.differentiable:
             if masked:
                 for loss in ("ce-float64", "ce-rescaled", "margin", "dlr"):
@@ -124,7 +132,10 @@ class Adaptive:
 
         for name in facts.surrogates:
             yield "surrogates", swap(name, "surrogates")
+        attacked = facts.surrogates if not self.only or "surrogates" in self.only else ()
         if facts.members > 1:
-            yield "members", swap("mean", "members", facts.members)
+            if "mean-logits" not in attacked:
+                yield "members", swap("mean", "members", facts.members)
             for number in range(facts.members):
-                yield "members", swap(str(number), "members", facts.members)
+                if f"member-{number + 1}" not in attacked:
+                    yield "members", swap(str(number), "members", facts.members)

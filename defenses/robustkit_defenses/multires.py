@@ -1,8 +1,9 @@
 """A random stack of an image at several resolutions. Fort & Lakshminarayanan 2024, arXiv:2408.05446, section 3.1.
 
 The paper's text and its published notebook differ: the notebook's noise is uniform on [0,1], which brightens, and its
-contrast is the very draw it uses for colour. Both are here. The paper's text states no ranges; `paper` takes the
-contrast range that the notebook's code overwrites, 0.7 to 1.5, and the notebook's colour range, 0.5 to 1.
+contrast is the very draw it uses for colour, one of 100 evenly spaced values. Both are here. The paper's text states
+no ranges; `paper` takes the contrast range that the notebook's code overwrites, 0.7 to 1.5, and its colour range, 0.5
+to 1.
 """
 
 from dataclasses import dataclass
@@ -25,17 +26,24 @@ class MultiRes:
 
     An image of 3×32×32 becomes 12×32×32 with the default resolutions, each given in pixels of the shorter side. The
     network must have been made for such input. `noise` is the scale of the noise added at each resolution and again at
-    full size, `jitter` the largest circular shift in pixels.
+    full size, `jitter` the largest circular shift in pixels. For a network that expects it, the stack is then resized
+    to `resize` pixels a side (bicubic; 0: not) and each copy normalised by `mean` and `std`, a value a channel: in the
+    paper 224 and ImageNet's. For ImageNet itself: resolutions=224+112+84+56,noise=0.5,jitter=42.
     """
 
     preset: Literal["paper", "notebook"] = "paper"
     resolutions: tuple[int, ...] = (32, 16, 8, 4)
     noise: float = 0.2
     jitter: int = 3
+    resize: int = 0
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        if not self.resolutions or min(self.resolutions) < 1 or self.noise < 0 or self.jitter < 0:
-            raise UsageError("multires: resolutions must be positive, noise and jitter at least 0")
+        if not self.resolutions or min(self.resolutions) < 1 or min(self.noise, self.jitter, self.resize) < 0:
+            raise UsageError("multires: resolutions must be positive, noise, jitter and resize at least 0")
+        if len(self.mean) != len(self.std) or min(self.std, default=1) <= 0:
+            raise UsageError("multires: mean and std hold a value for each channel, and std positive ones")
 
     def protect(self, model: nn.Module) -> nn.Module:
         """The network behind the stack."""
@@ -52,14 +60,38 @@ class Stack(nn.Module):
         self.settings = settings
 
     def forward(self, x: Images) -> Images:
-        """(batch, channels·resolutions, height, width), in [0,1]."""
-        return torch.cat([self._at(x, size) for size in self.settings.resolutions], 1)
+        """(batch, channels·resolutions, height, width), in [0,1] unless it is normalised.
+
+        Raises:
+            UsageError: for images smaller than a resolution or the jitter, or of other channels than the mean has.
+        """
+        how, side = self.settings, min(x.shape[2:])
+        if (most := max(*how.resolutions, how.jitter)) > side:
+            raise UsageError(
+                f"multires: resolutions and jitter up to {most} pixels are more than these images of "
+                f"{x.shape[2]}×{x.shape[3]} have; name others: multires:resolutions={side}+{side // 2 or 1}"
+            )
+        if how.mean and len(how.mean) != x.shape[1]:
+            raise UsageError(f"multires: mean has {len(how.mean)} values, these images {x.shape[1]} channels")
+        stack = torch.cat([self._at(x, size) for size in how.resolutions], 1)
+        if how.resize:
+            stack = F.interpolate(stack, (how.resize, how.resize), mode="bicubic", align_corners=False)
+        return self._normalised(stack) if how.mean else stack
+
+    def _normalised(self, stack: Images) -> Images:
+        mean, std = (
+            stack.new_tensor(values).repeat(len(self.settings.resolutions)).view(1, -1, 1, 1)
+            for values in (self.settings.mean, self.settings.std)
+        )
+        return (stack - mean) / std
 
     def _at(self, x: Images, size: int) -> Images:
         own = min(x.shape[2:])
         scaled = [max(1, round(side * size / own)) for side in x.shape[2:]]
-        colour = 0.5 + 0.5 * _uniform(x)
-        contrast = colour if self.settings.preset == "notebook" else 0.7 + 0.8 * _uniform(x)
+        if self.settings.preset == "notebook":
+            contrast = colour = 0.5 + 0.5 * (100 * _uniform(x)).floor() / 99
+        else:
+            colour, contrast = 0.5 + 0.5 * _uniform(x), 0.7 + 0.8 * _uniform(x)
         gray = _gray(x).mean((1, 2, 3), keepdim=True)
         x = (contrast * x + (1 - contrast) * gray).clamp(0, 1)
         x = self._shifted(x)

@@ -268,7 +268,7 @@ def _notes(own: Sequence[MeanStd], declared: MeanStd | None, bench: Bench) -> It
     if bench.n < GLANCE:
         yield f"{bench.n} images are too few to establish anything; give more (-n 256)"
     elif bench.one_class:
-        yield f"all {len(bench.y)} images are of class {int(bench.y[0])}: that establishes nothing; give several classes"
+        yield f"all {len(bench.y)} images are of class {int(bench.y[0])}: give several"
 
 
 def _evidence(given: Trial, better: Trial, advice: str, rivals: Sequence[Setting] = ()) -> str:

@@ -59,7 +59,7 @@ GREY = (
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """A change of the images before the model sees them: `applied`, `bgr`, `transposed`, `undone`, `scale`, in this order.
+    """A change of the images before the model sees them: applied, bgr, transposed, undone, scale, in this order.
 
     The default changes nothing.
     """

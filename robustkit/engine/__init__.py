@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -53,6 +53,7 @@ def evaluate(
     carry: RunRecord | None = None,
     draws: int = spec.DEFAULT_DRAWS,
     doctor: bool = True,
+    audit: bool = False,
 ) -> RunRecord:
     """Measure the robust accuracy of a model, judged on every sample.
 
@@ -82,6 +83,7 @@ def evaluate(
         carry: the same evaluation at a smaller eps: what it broke is not attacked again and counts as broken.
         draws: of a randomised model, how many fresh draws vote on a sample; see `robustkit.randomised`.
         doctor: let `robustkit.doctor` look first whether the model gets the input it expects; a flag if not.
+        audit: let `robustkit.audit` find out whether the robust accuracy is real: `record.verdict`, `record.audit`.
 
     Raises:
         UsageError: for anything that cannot be run as given, before anything is written.
@@ -105,6 +107,8 @@ def evaluate(
     classes = dataset.classes or None
     target_text = plan.parse_target(target, classes)
     plan.check_attack(attack)
+    if audit:
+        _check_audit(norm, target_text)
     defenses = defended.resolve(defense)
     with evaluating(dataset.name, norm):
         module, card = sources.load_model(model, trust=trust) if isinstance(model, str) else (as_module(model), None)
@@ -169,6 +173,9 @@ def evaluate(
         resumed = folder is not None and folder.has_parts()
         tell(events.Started(title, len(chosen.indices), job.attacks, resumed))
         if folder is not None and (known := _finished(folder, carry)) is not None:
+            if audit and known.audit is None:
+                known = _audited(module, dataset, attacks, known, threat, subject, shape, tell)
+                folder.save(known)
             tell(events.Finished(str(path)))
             return known
         weights = snapshot(module)
@@ -214,13 +221,44 @@ def evaluate(
             flags=[*subject.flags, *_left_out(target_text, len(chosen.indices), chosen.left_out), *alone, *found],
             errors=run.errors,
             predicted=asdict(predicted),
+            goals={named.name: named.attack.goal for named in attacks},
             adversarial=assemble.adversarial(run),
             folder=str(path) if path else None,
         )
+        if audit:
+            record = _audited(module, dataset, attacks, record, threat, subject, shape, tell)
     if folder is not None:
         folder.save(record)
     tell(events.Finished(str(path) if path else None))
     return record
+
+
+def _check_audit(norm: str, target: str) -> None:
+    """Refuse what an audit cannot look at, before anything is computed.
+
+    Raises:
+        UsageError: in l0, or for a targeted evaluation.
+    """
+    from robustkit.audit.run import check_norm
+
+    check_norm(norm)
+    if target:
+        raise UsageError("the audit is of untargeted evaluations; leave out target, or audit")
+
+
+def _audited(
+    module: nn.Module, dataset: Dataset, attacks: Sequence[plan.Named], record: RunRecord, threat: ThreatModel,
+    subject: Subject, shape: Sequence[int], tell: Callable[[events.Event], None],
+) -> RunRecord:  # fmt: skip
+    """The record with the audit of its robust accuracy, on its first samples."""
+    from robustkit.audit.chain import Settings
+    from robustkit.audit.run import Question, audited
+
+    job, network = record.job, subject.reference
+    question = Question(threat, job["seed"], job["outputs"], network.tile, network.device)
+    some = job["indices"][: Settings().n]
+    found = audited(module, dataset, some, question, record=record, attacks=attacks, shape=shape, tell=tell)
+    return replace(record, audit=found.to_json())
 
 
 _CARRIED_AS_IS = (
@@ -265,7 +303,10 @@ def _doctor_flags(
     network = subject.reference.seeded("doctor") if subject.facts.randomised else subject.reference
     rows = enough(len(chosen.indices), subject.probes[0])
     some = plan.Samples(
-        chosen.dataset, tuple(chosen.indices[i] for i in rows), chosen.labels[rows], tuple(chosen.hashes[i] for i in rows)
+        chosen.dataset,
+        tuple(chosen.indices[i] for i in rows),
+        chosen.labels[rows],
+        tuple(chosen.hashes[i] for i in rows),
     )
     return examine_input(network, some.batch, len(rows), card).flags()
 

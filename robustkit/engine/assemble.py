@@ -1,6 +1,6 @@
 """From the journal's facts to the record."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -51,6 +51,7 @@ def columns(run: Run) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dic
                     "margin": facts["margin"],
                     "forwards": facts["forwards"],
                     "backwards": facts["backwards"],
+                    "prediction": facts["decision"],
                     **({"quantized": _OUTCOMES[facts["quantized"].astype(np.int64)]} if run.quantize else {}),
                     **({"draws": facts["draws"].astype(np.object_), "ever": facts["ever"]} if run.draws else {}),
                 }
@@ -80,7 +81,7 @@ def columns(run: Run) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dic
 
 
 def adversarial(run: Run) -> Mapping[str, Any] | None:
-    """The valid adversarial images of the broken samples with their indices, if they were kept."""
+    """The valid adversarial images of the broken samples, their indices and their originals, if they were kept."""
     if not run.keep_adversarial:
         return None
     found: dict[int, np.ndarray] = {}
@@ -89,8 +90,11 @@ def adversarial(run: Run) -> Mapping[str, Any] | None:
             continue
         for position, adv in zip(facts["adv_position"], facts["adv"], strict=True):
             found[run.samples.indices[int(position) + shard * run.shard_size]] = adv
-    images = list(found.values())
-    return {
-        "index": np.array(list(found), dtype=np.int64),
-        "adv": np.ascontiguousarray(np.stack(images)) if images else np.zeros((0, 1, 1, 1), dtype=np.float32),
-    }
+    place = {index: position for position, index in enumerate(run.samples.indices)}
+    clean = [run.samples.batch(place[index], place[index] + 1)[0][0].numpy() for index in found]
+    return {"index": np.array(list(found), dtype=np.int64), "adv": _stacked(found.values()), "clean": _stacked(clean)}
+
+
+def _stacked(images: Iterable[np.ndarray]) -> np.ndarray:
+    listed = list(images)
+    return np.ascontiguousarray(np.stack(listed)) if listed else np.zeros((0, 1, 1, 1), dtype=np.float32)

@@ -58,6 +58,25 @@ class Finished:
     folder: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class Auditing:
+    """An audit begins: on how many samples, and what its attacks take at most, as in `Predicted`."""
+
+    n: int
+    forwards: int
+    backwards: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """A check of the audit is made."""
+
+    name: str
+    outcome: str
+    text: str
+
+
 class Guard:
     """Keeps what a caller's callback raises while an attack is at work apart from what the attack raises itself."""
 
@@ -82,4 +101,4 @@ class Guard:
             raise self.failure
 
 
-Event = Started | Noted | Predicted | CleanDone | Progress | Finished
+Event = Started | Noted | Predicted | CleanDone | Progress | Auditing | Checked | Finished

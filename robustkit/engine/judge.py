@@ -18,14 +18,15 @@ SURVIVED, BROKEN, VIOLATED = 0, 1, 2
 class Verdicts:
     """What an attack achieved on a batch, one row a sample.
 
-    `distance` and `margin` belong to the best valid adversarial if there is one (broken, or beyond eps of an attack
-    that seeks the nearest), else to the last valid candidate; NaN where there is none. An attack
-    that seeks the nearest and finds none has no distance.
+    `distance`, `margin` and `decision` belong to the best valid adversarial if there is one (broken, or beyond eps of
+    an attack that seeks the nearest), else to the last valid candidate; NaN where there is none, and a decision of −1.
+    An attack that seeks the nearest and finds none has no distance.
     """
 
     outcome: Tensor
     distance: Tensor
     margin: Tensor
+    decision: Tensor
     adv: Images
 
 
@@ -84,6 +85,7 @@ class Judge:
         self.fooled = torch.zeros_like(self.broken)  # misclassified inside the box, at any distance
         self.distance = torch.full((n,), torch.nan, dtype=torch.float64, device=x.device)
         self.margin = torch.full((n,), torch.nan, dtype=torch.float64, device=x.device)
+        self.decision = torch.full_like(self.y, -1)  # the class that the model decides on the candidate kept
         self.adv = self.x.clone()
         self.reasons: dict[str, Tensor] = {}
 
@@ -115,20 +117,21 @@ class Judge:
         self.violate(samples[allowed & ~sound], "the model's outputs are not finite")
         fooled = allowed & sound & rows.reached(logits, self.y[samples], target)
         margin = rows.margin(logits, self.y[samples], target).double()
-        self._keep(samples, adv, distance, margin, allowed & sound, fooled)
+        self._keep(samples, adv, distance, margin, logits.argmax(1), allowed & sound, fooled)
         valid = fooled & near
         self.broken[samples] |= valid
         return valid
 
     def _keep(
-        self, samples: Tensor, adv: Images, distance: Tensor, margin: Tensor, allowed: Mask, fooled: Mask
-    ) -> None:
+        self, samples: Tensor, adv: Images, distance: Tensor, margin: Tensor, decision: Labels, allowed: Mask,
+        fooled: Mask,
+    ) -> None:  # fmt: skip
         """Keep a candidate that is better: bounded, of lower margin; minimal, nearer; and any before the first."""
         had, known = self.fooled[samples], self.distance[samples]
         nearer = distance < known if self.goal == "minimal" else margin < self.margin[samples]
         better = allowed & torch.where(had, fooled & nearer, torch.ones_like(fooled))
         at = samples[better]
-        self.distance[at], self.margin[at] = distance[better], margin[better]
+        self.distance[at], self.margin[at], self.decision[at] = distance[better], margin[better], decision[better]
         self.adv[at] = adv[better]
         self.fooled[samples] |= fooled
 
@@ -150,6 +153,7 @@ class Judge:
             self.broken[lost] = False
             self.fooled[lost] = False
             self.distance[lost] = self.margin[lost] = torch.nan
+            self.decision[lost] = -1
             self.violate(lost, "the model was fooled only while the attack ran; did it change the model's state?")
 
     def revoke(self, reason: str) -> None:
@@ -158,6 +162,7 @@ class Judge:
         self.fooled.zero_()
         self.distance.fill_(torch.nan)
         self.margin.fill_(torch.nan)
+        self.decision.fill_(-1)
         self.violate(torch.arange(len(self.y), device=self.y.device), reason)
 
     def lent(self) -> tuple[Images, Labels, Labels | None]:
@@ -178,4 +183,4 @@ class Judge:
         distance = self.distance
         if self.goal == "minimal":  # the distance of an image that fools nobody is not one to the nearest adversarial
             distance = torch.where(self.fooled, distance, torch.full_like(distance, torch.nan))
-        return Verdicts(outcome, distance, self.margin, self.adv)
+        return Verdicts(outcome, distance, self.margin, self.decision, self.adv)

@@ -5,7 +5,6 @@ import importlib.metadata
 import operator
 import platform
 import sys
-import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -104,24 +103,8 @@ def _settings(attack: Any) -> Iterator[Any]:
 
 
 def specs(text: str) -> list[str]:
-    """The specs of a '+' list; what follows a setting that is itself a list continues it: `transfer:input=di+ti`."""
-    found: list[str] = []
-    for item in spec.split(text, "+"):
-        if found and _ends_in_a_list(found[-1]):
-            found[-1] += f"+{item}"
-        else:
-            found.append(item)
-    return [spec.unwrap(item.strip()) for item in found]
-
-
-def _ends_in_a_list(text: str) -> bool:
-    """Whether the last option written is one that holds several values."""
-    parsed = None if text.strip().startswith("(") else spec.parse(text)
-    if parsed is None or parsed.source or not parsed.options or parsed.name not in plugins.table("attacks"):
-        return False
-    factory = plugins.load("attacks", parsed.name)
-    hints = typing.get_type_hints(factory if isinstance(factory, type) else type(factory()))
-    return typing.get_origin(hints.get(list(parsed.options)[-1])) is tuple
+    """The specs of a '+' list of attacks."""
+    return plugins.specs("attacks", text)
 
 
 def make_attack(text: str) -> Any:

@@ -28,7 +28,7 @@ CLEAN = 0
 TELL_EVERY_S = 0.25
 Facts = dict[str, np.ndarray]
 _ATTACK_FACTS = (
-    "position", "outcome", "distance", "margin", "forwards", "backwards", "quantized", "draws", "ever",
+    "position", "outcome", "distance", "margin", "decision", "forwards", "backwards", "quantized", "draws", "ever",
 )  # fmt: skip
 
 
@@ -229,6 +229,7 @@ class Run:
             "outcome": verdicts.outcome.cpu().numpy(),
             "distance": verdicts.distance.cpu().numpy(),
             "margin": verdicts.margin.cpu().numpy(),
+            "decision": verdicts.decision.cpu().numpy(),
             "forwards": counts.forwards.cpu().numpy(),
             "backwards": counts.backwards.cpu().numpy(),
             "quantized": self._quantized(judge, name, first).cpu().numpy(),

@@ -146,12 +146,14 @@ class VotingJudge(Judge):
         Args:
             fresh: the network of each draw, with noise that nothing else has.
         """
-        answers, _ = ask(fresh, len(self.wrong), self.adv, self.y, self.target)
+        answers, logits = ask(fresh, len(self.wrong), self.adv, self.y, self.target)
         kept = self.share >= 0
         self.violate((kept & ~answers.sound).nonzero()[:, 0], "the model's outputs are not finite")
         near = kept & answers.sound & (self.distance <= self.threat.limit)
         self.wrong = answers.wrong & kept & answers.sound
         self.margin = torch.where(kept, answers.margin, self.margin)
+        said = logits[: self.draws].argmax(2).mode(0).values  # what the draws that vote say most often
+        self.decision = torch.where(kept & answers.sound, said, self.decision)
         voted = lost(self.wrong[: self.draws].sum(0), self.draws)
         self.fooled = voted & kept
         self.broken = voted & near

@@ -12,6 +12,8 @@ def comparison(found: Comparison, before: RunRecord, after: RunRecord) -> str:
     """What changed from one record to the other."""
     lines = [f"before  {heading(before)}", f"after   {heading(after)}", *_numbers(found), *_flips(found.flips)]
     lines += [f"note: not the same: {what}" for what in found.differs]
+    lines += [f"{side}: robust accuracy {record.warning}" for side, record in (("before", before), ("after", after))
+              if record.warning]  # fmt: skip
     return "\n".join(lines)
 
 

@@ -45,6 +45,12 @@ class Progress:
             self.rows["clean"] = ["", str(event.clean), "", "", ""]
         elif kind == "Progress":
             self._progress(event)
+        elif kind == "Auditing":
+            text = f"audit of {event.n} samples, {cost(event)}"
+            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        elif kind == "Checked" and event.outcome in ("suspect", "invalid"):
+            text = f"audit, {event.name}: {event.outcome.upper()}: {event.text}"
+            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
         if self.live is not None:
             self.live.update(self._table())
 

@@ -1,5 +1,7 @@
 """A record as plain text and as Markdown."""
 
+import re
+
 from robustkit.randomised import MEAN
 from robustkit.record import RunRecord
 from robustkit.stats import MeanShare, Proportion
@@ -30,15 +32,28 @@ def summary(record: RunRecord) -> str:
             f"{row.backwards} backwards, {row.seconds:.1f} s"
         )
     lines.append(f"robust accuracy  {share(record.robust_accuracy)}")
+    lines += [f"  {line}" for line in warning(record)]
     if record.why_no_robust_accuracy:
         lines.append(f"  because {record.why_no_robust_accuracy}")
     lines += [f"  {label:<34} {share(value)}" for label, value in labelled(record)]
     if record.quantized_robust_accuracy is not None:
         lines.append(f"  after rounding to {record.job['quantize']}: {share(record.quantized_robust_accuracy)}")
-    lines.append("95 % Wilson intervals; not audited for gradient masking")
+    lines.append(f"95 % Wilson intervals; {audited(record)}")
     lines += [f"note: {flag['message']}" for flag in record.flags]
     lines += [f"error: {e['attack']}: {e['message']} ({len(e['indices'])} samples)" for e in record.errors]
     return "\n".join(lines)
+
+
+def audited(record: RunRecord) -> str:
+    """What an audit says, in words."""
+    return f"audit: {record.verdict}" if record.audit else "not audited for gradient masking"
+
+
+def warning(record: RunRecord) -> list[str]:
+    """The lines that stand under a robust accuracy which an audit doubts: the verdict, then each reason."""
+    if not record.warning or record.audit is None:
+        return []
+    return [f"{record.verdict.upper()}: do not rely on this number", *(f"- {text}" for text in record.audit["reasons"])]
 
 
 def labelled(record: RunRecord) -> list[tuple[str, Proportion | MeanShare]]:
@@ -62,6 +77,7 @@ def markdown(record: RunRecord) -> str:
         for row in record.by_attack
     ]
     counts = ", ".join(f"{count} {status}" for status, count in record.counts.items())
+    sentence = audited(record).capitalize()
     notes = [f"- {cell(flag['message'])}" for flag in record.flags]
     notes += [f"- {cell(e['attack'])}: {cell(e['message'])} ({len(e['indices'])} samples)" for e in record.errors]
     facts = {
@@ -76,8 +92,13 @@ def markdown(record: RunRecord) -> str:
         f"**Robust accuracy: {share(record.robust_accuracy)}** "
         f"{'(' + cell(record.why_no_robust_accuracy) + ') ' if record.why_no_robust_accuracy else ''}"
         f"· clean accuracy: {share(record.clean_accuracy)}",
+        *(
+            ["\n".join(["**" + cell(warned[0]) + "**", "", *map(cell, warned[1:])])]
+            if (warned := warning(record))
+            else []
+        ),
         *([", ".join(f"{label}: {share(value)}" for label, value in labelled(record))] if record.draws else []),
-        f"{counts}. Rule: {record.rule}. Intervals: Wilson, 95 %. Not audited for gradient masking.",
+        f"{counts}. Rule: {record.rule}. Intervals: Wilson, 95 %. {sentence}.",
         "| attack | attacked | broken | robust accuracy after it | forwards | backwards | seconds |\n"
         "|---|---|---|---|---|---|---|\n" + "\n".join(rows),
         *(["\n".join(notes)] if notes else []),
@@ -88,6 +109,7 @@ def markdown(record: RunRecord) -> str:
 
 def cell(text: str) -> str:
     """Text that cannot break out of a Markdown table or become markup."""
-    for char, safe in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "\\|"), ("`", "\\`")):
+    for char, safe in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;")):
         text = text.replace(char, safe)
+    text = re.sub(r"([\\|`*\[\]]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", text)  # '_' inside a word is no markup
     return " ".join(text.split())

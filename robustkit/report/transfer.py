@@ -1,16 +1,17 @@
 """A transfer record as plain text, Markdown, CSV, LaTeX and a heat map. The numbers come from the record's facts."""
 
 import csv
-import importlib.util
 import io
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from robustkit.errors import UsageError
+from robustkit.report.plots import style
 from robustkit.report.text import cell as markdown_cell
 from robustkit.stats import Proportion
 from robustkit.transfer_record import Cell, TransferRecord
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Of = Literal["all", "correct"]
 WHITE_BOX = "*"
@@ -199,59 +200,40 @@ def tex(text: str) -> str:
     return "".join(_TEX.get(char, char) for char in " ".join(text.split()))
 
 
-_FORMATS: Mapping[str, Mapping[str, Any]] = {
-    # What would tell two drawings of one record apart is left out.
-    ".png": {"Software": None},
-    ".pdf": {"Creator": None, "Producer": None, "CreationDate": None},
-}
-
-
 def heatmap(record: TransferRecord, path: Path, of: Of = "all") -> None:
-    """Draw one matrix as a .png or .pdf; the same record gives the same bytes with the same matplotlib.
+    """Draw one matrix as a .pdf, .svg or .png; the same record gives the same bytes with the same matplotlib.
 
     Raises:
         UsageError: for another ending, or if matplotlib is not installed.
     """
-    check_heatmap(path)
-    from matplotlib import style
-    from matplotlib.figure import Figure
+    style.check(path)
+    with style.paper():
+        style.save(heatmap_figure(record, of), path)
 
-    from robustkit.store import write_atomic
+
+def heatmap_figure(record: TransferRecord, of: Of = "all", inches: float | None = None) -> "Figure":
+    """One matrix as a figure, drawn inside `style.paper()`; `inches` is its width, by default what its cells need."""
+    from matplotlib.figure import Figure
 
     rows, columns = record.rows, record.columns
     cells = [[record.cells[(*row, name)] for name in columns] for row in rows]
     values = [[_percent(rate(found, of)) for found in line] for line in cells]
-    with style.context("default"):  # not the reader's own style, so that a record looks the same everywhere
-        figure = Figure(figsize=(3.5 + 0.75 * len(columns), 2.5 + 0.32 * len(rows)), dpi=150, layout="constrained")
-        axes = figure.add_subplot()
-        image = axes.imshow(values, vmin=0, vmax=100, cmap="viridis", aspect="auto")
-        axes.set_xticks(range(len(columns)), columns, rotation=40, ha="right", parse_math=False)
-        axes.set_yticks(range(len(rows)), [" · ".join(row) for row in rows], parse_math=False)
-        for i, line in enumerate(cells):
-            for j, found in enumerate(line):
-                known = rate(found, of) is not None
-                text = f"{values[i][j]:.0f}{WHITE_BOX if found.white_box else ''}" if known else "–"
-                colour = "white" if known and values[i][j] < 60 else "black"
-                axes.text(j, i, text, ha="center", va="center", size=8, color=colour)
-        share = "all" if of == "all" else "initially correct"
-        title = f"{heading(record)}\nsuccess rate, % of {share} images; {WHITE_BOX} white-box"
-        axes.set_title(title, size=9, parse_math=False, wrap=True)
-        figure.colorbar(image, ax=axes)
-        write_atomic(path, lambda part: figure.savefig(part, format=path.suffix[1:], metadata=_FORMATS[path.suffix]))
-
-
-def check_heatmap(path: Path) -> None:
-    """Whether a heat map can be drawn there.
-
-    Raises:
-        UsageError: for an ending that is not .png or .pdf, a folder that is not there, or without matplotlib.
-    """
-    if path.suffix not in _FORMATS:
-        raise UsageError(f"{path}: a heat map is a {' or '.join(_FORMATS)} file")
-    if not path.parent.is_dir():
-        raise UsageError(f"{path}: there is no folder {path.parent}")
-    if importlib.util.find_spec("matplotlib") is None:
-        raise UsageError("a heat map needs 'matplotlib', which is not installed: pip install 'robustkit[plots]'")
+    figure = Figure(figsize=(inches or 3.5 + 0.75 * len(columns), 2.5 + 0.32 * len(rows)), layout="constrained")
+    axes = figure.add_subplot()
+    axes.grid(visible=False)
+    image = axes.imshow(values, vmin=0, vmax=100, cmap="viridis", aspect="auto")
+    axes.set_xticks(range(len(columns)), columns, rotation=40, ha="right")
+    axes.set_yticks(range(len(rows)), [" · ".join(row) for row in rows])
+    for i, line in enumerate(cells):
+        for j, found in enumerate(line):
+            known = rate(found, of) is not None
+            text = f"{values[i][j]:.0f}{WHITE_BOX if found.white_box else ''}" if known else "–"
+            colour = "white" if known and values[i][j] < 60 else "black"
+            axes.text(j, i, text, ha="center", va="center", size=8, color=colour)
+    share = "all" if of == "all" else "initially correct"
+    figure.suptitle(f"{heading(record)}\nsuccess rate, % of {share} images; {WHITE_BOX} white-box", size=8, wrap=True)
+    figure.colorbar(image, ax=axes)
+    return figure
 
 
 def _percent(value: Proportion | None) -> float:

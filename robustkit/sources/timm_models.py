@@ -14,8 +14,8 @@ from robustkit import cache, generators
 from robustkit.api import ModelCard
 from robustkit.cache import checks
 from robustkit.errors import UsageError
-from robustkit.sources.file import fill, read_weights
 from robustkit.sources.normalized import normalized
+from robustkit.sources.weights import fill, read_weights
 from robustkit.spec import build, settings, suggest
 
 with warnings.catch_warnings():
@@ -25,13 +25,17 @@ with warnings.catch_warnings():
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What a spec may say: `checkpoint` is a file of the user's; `image_size` other than the architecture's own."""
+    """What a spec may say: `checkpoint` is a file of the user's; `image_size` other than the architecture's own.
+
+    `seed` decides untrained weights.
+    """
 
     pretrained: bool | None = None
     classes: int | None = None
     in_chans: int = 3
     image_size: int | None = None
     checkpoint: str = ""
+    seed: int = 0
 
     def __post_init__(self) -> None:
         for name in ("classes", "in_chans", "image_size"):
@@ -165,7 +169,7 @@ def _made(name: str, config: Any, wanted: Options, weights: Mapping[str, Any]) -
     if weights:
         arguments |= {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": dict(weights)}}
     try:
-        with warnings.catch_warnings(), generators.seeded(0, torch.device("cpu")):
+        with warnings.catch_warnings(), generators.seeded(wanted.seed, torch.device("cpu")):
             warnings.simplefilter("ignore")  # of names that timm has renamed, and of torch functions
             network = timm.create_model(name, **arguments).eval()
     except (TypeError, AssertionError, ValueError, RuntimeError) as error:

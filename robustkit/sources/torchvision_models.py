@@ -14,8 +14,8 @@ from robustkit import cache, generators
 from robustkit.api import ModelCard
 from robustkit.cache import checks
 from robustkit.errors import UsageError
-from robustkit.sources.file import fill, read_weights
 from robustkit.sources.normalized import PRESETS, normalized
+from robustkit.sources.weights import fill, read_weights
 from robustkit.spec import build, suggest
 
 NONE = "none"
@@ -25,10 +25,11 @@ _INCEPTIONS = ("googlenet", "inception_v3")
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What a spec may say: the name of a set of weights, DEFAULT or none; `classes` of an untrained network."""
+    """What a spec may say: the name of a set of weights, DEFAULT or none; of an untrained network `classes`, `seed`."""
 
     weights: str = "DEFAULT"
     classes: int | None = None
+    seed: int = 0
 
     def __post_init__(self) -> None:
         if self.classes is not None and self.classes < 1:
@@ -85,14 +86,14 @@ class Torchvision:
         Raises:
             UsageError: see `card`; also for weights that cannot be had.
         """
-        card, (_, weights) = self.card(name, options), _settled(name, options)
+        card, (wanted, weights) = self.card(name, options), _settled(name, options)
         arguments = {"num_classes": card.classes}
         if weights is not None:  # what torchvision's own builders set beside the weights
             if name in _INCEPTIONS:
                 arguments["transform_input"] = True
             if name.startswith("vit_"):
                 arguments["image_size"] = weights.meta["min_size"][0]
-        network = _made(name, **arguments)
+        network = _made(name, wanted.seed, **arguments)
         if weights is not None:
             file = _fetched(name, weights)
             fill(network, _present_names(read_weights(file)), f"torchvision/{name}")
@@ -136,11 +137,11 @@ def _present_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return weights
 
 
-def _made(name: str, **arguments: Any) -> Any:
-    """The architecture, always with the same weights."""
+def _made(name: str, seed: int, **arguments: Any) -> Any:
+    """The architecture, with the weights of a seed."""
     if name in _INCEPTIONS:  # their own initialisation takes minutes; the auxiliary heads answer in training only
         arguments["init_weights"] = False
-    with generators.seeded(0, torch.device("cpu")):
+    with generators.seeded(seed, torch.device("cpu")):
         return models.get_model(name, weights=None, **arguments).eval()
 
 

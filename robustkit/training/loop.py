@@ -1,87 +1,190 @@
-"""Training, standard or adversarial: one loop, deterministic for a seed and a number of threads.
+"""The one training loop: any recipe, any network; deterministic for a seed, a device and a number of threads.
 
-Adversarial training: Madry et al., "Towards deep learning models resistant to adversarial attacks", ICLR 2018.
+What a batch depends on is keyed by (seed, epoch, its number), and what goes over from batch to batch is in
+`Checkpoint`: so a training that was killed and continued ends in the same bytes.
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NamedTuple
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
-from robustkit.api import Dataset, Images, Labels
+from robustkit.api import Images, Labels
+from robustkit.recipes import Recipe, Schedule, Task, Training, in_eval_mode
+from robustkit.streams import SampleDraws, key_of
+from robustkit.training.adversarial import pgd, summed_cross_entropy, uniform_start
+from robustkit.training.data import Held, batches
+from robustkit.training.events import EpochDone, Event, Progress
+
+QUICK_STEPS = 10
+_CHUNK = 500
+Save = Callable[["Checkpoint"], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """How to train. With `eps` above 0, on the images that PGD makes in that linf ball; the rate falls as a cosine."""
+class Watch:
+    """What is measured after each epoch: accuracy on `clean` test images, and under quick PGD on the first `robust`."""
 
-    epochs: int = 60
-    batch: int = 64
-    rate: float = 2e-3
-    weight_decay: float = 1e-4
-    eps: float = 0.0
-    steps: int = 10
-    seed: int = 0
+    test: Held
+    eps: float
+    clean: int = 1000
+    robust: int = 200
 
 
-class EpochDone(NamedTuple):
-    """Progress: the epoch just finished (from 1), of how many, and on its training images loss and accuracy."""
+@dataclass
+class Checkpoint:
+    """All that a training carries from one batch to the next, besides its settings."""
 
-    epoch: int
-    epochs: int
-    loss: float
-    accuracy: float
+    network: dict[str, Any]
+    optimisers: list[dict[str, Any]]
+    epoch: int = 0
+    batch: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+    curves: list[dict[str, float]] = field(default_factory=list)
 
 
-def train(
-    build: Callable[[], nn.Module], data: Dataset, plan: Plan, on_event: Callable[[EpochDone], None]
-) -> nn.Module:
-    """A network trained from scratch, in eval mode.
+@dataclass(frozen=True)
+class Loop:
+    """A training: what is learnt from which images, how fast, and who is told.
 
-    The weights start from `plan.seed` and everything else that is random comes from one generator of its own; the
-    global generator is left as it was.
+    `save` is called with a checkpoint after each epoch, and inside an epoch every `save_every` seconds.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(plan.seed)
-        network = build().train()
-    generator = torch.Generator().manual_seed(plan.seed)
-    optimiser = torch.optim.AdamW(network.parameters(), lr=plan.rate, weight_decay=plan.weight_decay)
-    for epoch in range(plan.epochs):
-        order = torch.randperm(len(data), generator=generator).tolist()
-        for group in optimiser.param_groups:
-            group["lr"] = plan.rate * (1 + math.cos(math.pi * epoch / plan.epochs)) / 2
-        loss_sum, correct = 0.0, 0
-        for start in range(0, len(order), plan.batch):
-            x, y = data.batch(order[start : start + plan.batch])
-            if plan.eps > 0:
-                x = pgd(network, x, y, plan.eps, plan.steps, generator)
-            logits = network(x)
-            loss = F.cross_entropy(logits, y)
-            optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
-            loss_sum += loss.item() * len(y)
-            correct += int((logits.argmax(1) == y).sum())
-        on_event(EpochDone(epoch + 1, plan.epochs, loss_sum / len(data), correct / len(data)))
-    return network.eval()
+
+    recipe: Recipe
+    task: Task
+    data: Held
+    schedule: Schedule
+    watch: Watch
+    seed: int = 0
+    bf16: bool = False
+    save: Save | None = None
+    save_every: float = 60.0
+    on_event: Callable[[Event], None] = lambda event: None
+
+    def train(self, start: Checkpoint | None = None) -> tuple[nn.Module, list[dict[str, float]]]:
+        """The trained classifier in eval mode and its curves, a row an epoch; goes on from `start` if there is one.
+
+        The global generators are left as they were.
+        """
+        device = self.data.x.device
+        with repeatable(device), torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(self.seed)
+            network = self.recipe.build(self.task).to(device)
+            optimisers = [optimiser(part, self.schedule) for part in self.recipe.parts(network)]
+            training, now = Training(network, optimisers), start or Checkpoint({}, [])
+            if start:
+                network.load_state_dict(start.network)
+                for each, state in zip(optimisers, start.optimisers, strict=True):
+                    each.load_state_dict(state)
+            for epoch in range(now.epoch, self.schedule.epochs):
+                began = time.monotonic()
+                self._batches(training, now)
+                self._measure(training, now, began)
+                now.epoch, now.batch, now.sums = epoch + 1, 0, {}
+                self._keep(training, now)
+            return self.recipe.result(network).eval(), now.curves
+
+    def _batches(self, training: Training, now: Checkpoint) -> None:
+        """The batches of the epoch that `now` is in, from where it is."""
+        data, schedule, device = self.data, self.schedule, self.data.x.device
+        count = -(-len(data) // schedule.batch)
+        sums = {name: torch.tensor(value, dtype=torch.float64, device=device) for name, value in now.sums.items()}
+        kept = told = time.monotonic()
+        for batch in batches(data, schedule, self.seed, now.epoch, now.batch):
+            for each in training.optimisers:
+                for group in each.param_groups:
+                    group["lr"] = rate(schedule, (now.epoch + batch.number / count) / schedule.epochs)
+            training.network.train()
+            # For networks with dropout: the contract lets no recipe draw from the global generator.
+            torch.manual_seed(key_of("training batch", self.seed, now.epoch, batch.number)[0])
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.bf16):
+                losses = self.recipe.step(training, batch)
+            for name, value in losses.items():
+                added = value.detach().double() * len(batch.y)
+                sums[name] = sums[name] + added if name in sums else added
+            now.batch, at = batch.number + 1, time.monotonic()
+            if at - told > 1:  # reading a number waits for the device
+                told = at
+                seen = min(now.batch * schedule.batch, len(data))
+                self.on_event(Progress(now.epoch + 1, now.batch / count, float(sums["loss"]) / seen))
+            if at - kept > self.save_every and now.batch < count:
+                now.sums, kept = {name: float(value) for name, value in sums.items()}, at
+                self._keep(training, now)
+        now.sums = {name: float(value) for name, value in sums.items()}
+
+    def _measure(self, training: Training, now: Checkpoint, began: float) -> None:
+        """The epoch's row of the curves."""
+        result = self.recipe.result(training.network)
+        with in_eval_mode(result):
+            clean, robust = watched(result, self.watch, self.seed)
+        losses = {name: value / len(self.data) for name, value in now.sums.items()}
+        at = rate(self.schedule, now.epoch / self.schedule.epochs)
+        now.curves.append({"epoch": now.epoch + 1, "rate": at, **losses, "clean": clean, "robust": robust})
+        self.on_event(EpochDone(now.epoch + 1, at, losses, clean, robust, time.monotonic() - began))
+
+    def _keep(self, training: Training, now: Checkpoint) -> None:
+        if self.save:
+            now.network = training.network.state_dict()
+            now.optimisers = [each.state_dict() for each in training.optimisers]
+            self.save(now)
 
 
-def pgd(network: nn.Module, x: Images, y: Labels, eps: float, steps: int, generator: torch.Generator) -> Images:
-    """Images of the linf ball that raise the loss: a random start, then steps of 2.5·eps/steps. For training only."""
-    low, high = (x - eps).clamp_min(0), (x + eps).clamp_max(1)
-    adv = (x + eps * (2 * torch.rand(x.shape, generator=generator) - 1)).clamp(low, high)
-    for _ in range(steps):
-        adv.requires_grad_(True)
-        grad: Tensor = torch.autograd.grad(F.cross_entropy(network(adv), y, reduction="sum"), adv)[0]
-        adv = (adv.detach() + 2.5 * eps / steps * grad.sign()).clamp(low, high)
-    return adv
+def optimiser(part: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
+    """The optimiser of a part's parameters that take gradients."""
+    parameters = [p for p in part.parameters() if p.requires_grad]
+    if schedule.optimiser == "adamw":
+        return torch.optim.AdamW(parameters, lr=schedule.rate, weight_decay=schedule.weight_decay)
+    return torch.optim.SGD(parameters, lr=schedule.rate, momentum=schedule.momentum, weight_decay=schedule.weight_decay)
+
+
+def rate(schedule: Schedule, done: float) -> float:
+    """The learning rate after this share of the training."""
+    if schedule.shape == "cosine":
+        return schedule.rate * (1 + math.cos(math.pi * done)) / 2
+    if schedule.shape == "steps":
+        return schedule.rate * 0.1 ** sum(done >= share for share in schedule.milestones)
+    if schedule.shape == "triangle":
+        return schedule.rate * min(max(done, 1e-3) / 0.4, (1 - done) / 0.6)
+    return schedule.rate
+
+
+def watched(network: nn.Module, watch: Watch, seed: int) -> tuple[float, float]:
+    """Clean accuracy, and accuracy under quick PGD (10 steps of eps/4 from a random start): for progress only."""
+    test, n, m = watch.test, min(watch.clean, len(watch.test)), min(watch.robust, len(watch.test))
+    rows = torch.arange(n, device=test.x.device)
+    clean = accuracy(network, test.images(rows), test.y[rows])
+    rows = rows[:m]
+    draws, x, y = SampleDraws(key_of("training quick", seed), rows), test.images(rows), test.y[rows]
+    adv = pgd(
+        network, x, eps=watch.eps, steps=QUICK_STEPS, step_size=watch.eps / 4, loss=summed_cross_entropy(y),
+        start=uniform_start(x, watch.eps, draws),
+    )  # fmt: skip
+    return clean, accuracy(network, adv, y)
 
 
 @torch.no_grad()
 def accuracy(network: nn.Module, x: Images, y: Labels) -> float:
     """The share of images that the network classifies as `y`."""
-    return float((network(x).argmax(1) == y).double().mean())
+    answers = [network(x[start : start + _CHUNK]).argmax(1) for start in range(0, len(x), _CHUNK)]
+    return float((torch.cat(answers) == y).double().mean())
+
+
+@contextmanager
+def repeatable(device: torch.device) -> Iterator[None]:
+    """Inside, CUDA's convolutions are chosen the same in every run; the settings are restored after."""
+    if device.type != "cuda":
+        yield
+        return
+    cudnn: Any = torch.backends.cudnn
+    before: Mapping[str, bool] = {name: getattr(cudnn, name) for name in ("deterministic", "benchmark")}
+    cudnn.deterministic, cudnn.benchmark = True, False
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(cudnn, name, value)

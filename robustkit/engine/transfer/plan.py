@@ -22,13 +22,13 @@ from robustkit.engine.plan import (
     versions,
 )
 from robustkit.engine.subject import Subject, as_module, examine
+from robustkit.ensembles import Ensemble
 from robustkit.errors import UsageError
-from robustkit.sources.ensemble import Ensemble
 from robustkit.sources.evaluating import evaluating
 
 Model = str | nn.Module | Callable[[Tensor], Tensor]
 Models = Model | Sequence[Model] | Mapping[str, Model]
-_CODE = ("engine/transfer/*.py", "sources/ensemble.py")  # what it has a part in besides
+_CODE = ("engine/transfer/*.py", "ensembles.py", "sources/ensemble.py")  # what it has a part in besides
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class Known:
 
     @property
     def repeats(self) -> bool:
-        """Whether its answers can be had again: not of noise that seeding does not fix, whose settings nothing shows."""
+        """Whether its answers can be had again: not of noise that seeding does not fix; nothing shows its settings."""
         return bool(self.subject.probe_sha256 or self.subject.noisy_sha256)
 
 

@@ -8,30 +8,58 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import click
 import torch
 from safetensors.torch import save
 
-from robustkit.datasets import load_dataset
+from robustkit.datasets import Pair, load_dataset
 from robustkit.sources.zoo import FOLDER
 from robustkit.sources.zoo.architectures import ARCHITECTURES
-from robustkit.training.loop import EpochDone, Plan, accuracy, train
+from robustkit.sources.zoo.first import EpochDone, Plan, train
+from robustkit.training.loop import accuracy
 
 PLANS: Mapping[str, Plan] = {
     "digits-cnn": Plan(epochs=15),
     "digits-cnn-at": Plan(epochs=100, eps=0.2),
+    "scenes-background": Plan(epochs=4, rate=4e-3),
+    "scenes-foreground": Plan(epochs=8, rate=4e-3),
 }
+
+
+class Subject(NamedTuple):
+    """What a network is: its architecture, the data it learns from, and the data it is tried on and meant for."""
+
+    architecture: str
+    train: str
+    test: str
+
+
+_DIGITS = Subject("digits-cnn", "digits:split=train", "digits")
+SUBJECTS: Mapping[str, Subject] = {
+    "digits-cnn": _DIGITS,
+    "digits-cnn-at": _DIGITS,
+    # Both learn where shape and background tell nothing of each other, so that each knows its own part of an image.
+    "scenes-background": Subject(
+        "pooled-cnn", "scenes:context=0.1,label=context,n=2000,split=train", "scenes:label=context"
+    ),
+    "scenes-foreground": Subject("pooled-cnn", "scenes:context=0.1,n=6000,split=train", "scenes"),
+}
+_TRIED = 2000  # images of the test split
 
 
 def make(name: str, folder: Path, plan: Plan, on_event: Callable[[EpochDone], None]) -> None:
     """Train a network of the zoo and write its weights and its card."""
-    architecture, threads = "digits-cnn", torch.get_num_threads()
+    subject, threads = SUBJECTS[name], torch.get_num_threads()
     torch.set_num_threads(1)  # sums over several threads round by their number
     try:
-        network = train(ARCHITECTURES[architecture], load_dataset("digits:split=train"), plan, on_event)
-        test = load_dataset("digits")
-        clean = accuracy(network, *test.batch(range(len(test))))
+        data = load_dataset(subject.train)
+        drawn = Pair(*data.batch(range(len(data))), data.name, data.classes)  # once, not in every epoch
+        network = train(ARCHITECTURES[subject.architecture], drawn, plan, on_event)
+        test = load_dataset(subject.test)
+        x, y = test.batch(range(min(len(test), _TRIED)))
+        clean = accuracy(network, x, y)
     finally:
         torch.set_num_threads(threads)
     weights = save({key: value.contiguous() for key, value in network.state_dict().items()})
@@ -39,13 +67,14 @@ def make(name: str, folder: Path, plan: Plan, on_event: Callable[[EpochDone], No
     kind = f"PGD adversarial training, linf eps {plan.eps:g}" if plan.eps else "standard training"
     card = {
         "name": name,
-        "architecture": architecture,
-        "dataset": "digits",
+        "architecture": subject.architecture,
+        "dataset": subject.test,
         "split": "train",
-        "classes": 10,
-        "input_shape": [1, 8, 8],
+        "trained_on": subject.train,
+        "classes": test.classes,
+        "input_shape": list(x.shape[1:]),
         "eps": plan.eps,
-        "notes": f"{kind}; clean accuracy {clean:.2%} on the {len(test)} test images",
+        "notes": f"{kind}; clean accuracy {clean:.2%} on {_images(len(y), len(test))}",
         "recipe": {"optimiser": "AdamW, cosine", **asdict(plan)},
         "clean_accuracy": round(clean, 6),
         "command": f"python -m robustkit.sources.zoo.make {name}{changed}",
@@ -55,6 +84,10 @@ def make(name: str, folder: Path, plan: Plan, on_event: Callable[[EpochDone], No
     }
     (folder / f"{name}.safetensors").write_bytes(weights)
     (folder / f"{name}.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+
+
+def _images(n: int, of: int) -> str:
+    return f"the {n} test images" if n == of else f"the first {n} of {of} test images"
 
 
 @click.command()

@@ -1,0 +1,333 @@
+"""DVERGE beside the plain ensemble that it starts from: transfer among members, black-box, white-box.
+
+    python -m benchmarks.dverge --scale small --threads 1       (what reports/paper/dverge shows; one CPU core)
+    reports/paper/dverge/run.sh                                 (3 ResNet-20 on 40,000 images; a GPU)
+
+Trains what it needs on the kit's CIFAR-10 images, then measures. Everything stands in --out and is resumable: what was
+begun continues, and a network that is done there is not trained again. Writes the tables of
+reports/paper/dverge/README.md between its marks.
+"""
+
+import argparse
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+import robustkit
+from robustkit.recipes import Schedule
+from robustkit.record import RunRecord
+from robustkit.sources import load_model
+from robustkit.sources.trained import CARD
+from robustkit.sources.zoo.architectures import CifarResNet
+from robustkit.stats import Proportion
+from robustkit.store import write_text
+from robustkit.training.events import EpochDone
+from robustkit.training.run import Request, train
+from robustkit.transfer_record import CLEAN, SUCCESS, TransferRecord
+from tests import kit
+
+HERE = Path(__file__).parent.parent / "reports/paper/dverge"
+BEGIN, END = "<!-- tables: written by benchmarks/dverge.py -->", "<!-- end of tables -->"
+MEMBERS, MATRIX_EPS = 3, 0.03
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much is trained and measured; attacks and eps of the black-box and the white-box part by name.
+
+    The networks are ResNets of depth 6·blocks+2; `dverge` are options of the recipe, for each ensemble.
+    """
+
+    blocks: int
+    images: int
+    plain: Schedule
+    fine_tuned_images: int
+    fine_tuned: Schedule
+    dverge: Mapping[str, str]
+    matrix_n: int
+    black_box_n: int
+    black_box_eps: tuple[float, ...]
+    black_box: Mapping[str, str]
+    kit: tuple[str, ...]
+    white_box_n: int
+    white_box: tuple[tuple[str, str, float], ...]
+
+
+_PAPER = Schedule(200, 128, "sgd", 0.1, shape="steps", augment="crop-flip")
+_EPS = (0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07)
+SCALES = {
+    "small": Scale(
+        blocks=1,
+        images=10_000,
+        plain=Schedule(4, 64, "sgd", 0.05),
+        fine_tuned_images=3_000,
+        fine_tuned=Schedule(4, 64, "sgd", 0.05),
+        dverge={"DVERGE": ""},
+        matrix_n=200,
+        black_box_n=200,
+        black_box_eps=(0.01, 0.03, 0.05, 0.07),
+        black_box={"M-PGD": "mi:steps=20", "M-DI²": "di:steps=20"},
+        kit=("resnet20_std",),
+        white_box_n=100,
+        white_box=(("MORA", "mora:steps=50", 0.01), ("MORA", "mora", 0.03), ("AutoAttack", "autoattack", 0.03)),
+    ),
+    "paper": Scale(
+        blocks=3,
+        images=40_000,
+        plain=_PAPER,
+        fine_tuned_images=40_000,
+        fine_tuned=_PAPER,
+        dverge={"DVERGE": "", "DVERGE+AT": "at_eps=8/255"},
+        matrix_n=1000,
+        black_box_n=1000,
+        black_box_eps=_EPS,
+        black_box={
+            "M-PGD": "mi:steps=100", "M-PGD margin": "mi:steps=100,loss=margin",
+            "M-DI²": "di:steps=100", "M-DI² margin": "di:steps=100,loss=margin",
+        },
+        kit=("resnet20_std", "resnet56_std"),
+        white_box_n=1000,
+        white_box=tuple(
+            (name, spec.format(step=eps / 5), eps)
+            for eps in _EPS
+            for name, spec in (
+                ("PGD-50×5", "pgd:steps=50,restarts=5,step={step:.6g}"), ("MORA", "mora"), ("AutoAttack", "autoattack"),
+            )
+        ),
+    ),
+}  # fmt: skip
+
+
+def resnet(blocks: int = 3, classes: int = 10) -> nn.Module:
+    """A CIFAR ResNet with 1×1 convolutions as shortcuts, laid out channels-last: twice as fast on a CPU."""
+    return CifarResNet(blocks, classes, 3, "B").to(memory_format=torch.channels_last)
+
+
+class Matrix(NamedTuple):
+    """Of the images that all members of an ensemble classify correctly, how many fool each member, and it.
+
+    `shares[i][j]`: made on member i, wrong on member j; the last column is the ensemble.
+    """
+
+    n: int
+    shares: list[list[Proportion]]
+
+    @property
+    def between(self) -> float:
+        """The mean over pairs of different members."""
+        count = range(len(self.shares))
+        return float(np.mean([float(self.shares[i][j]) for i in count for j in count if i != j]))
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A scale, where its files are, and on what it runs."""
+
+    scale: Scale
+    out: Path
+    device: str
+    threads: int
+
+    def ensembles(self) -> dict[str, str]:
+        """The specs of the ensembles by name, trained if they are not there: the plain one first."""
+        plain = [self._plain(seed) for seed in range(MEMBERS)]
+        found = {"plain": f"ensemble/{'+'.join(f'({spec})' for spec in plain)}:mean=probs"}
+        for name, options in self.scale.dverge.items():
+            init = f"members={MEMBERS},init={'+'.join(f'({spec})' for spec in plain)}"
+            recipe = f"dverge:{init}{',' if options else ''}{options}"
+            images, schedule = self.scale.fine_tuned_images, self.scale.fine_tuned
+            found[name] = self._train(name.lower().replace("+", "-"), recipe, schedule, images, 0)
+        return found
+
+    def held_out(self) -> list[str]:
+        """The specs of plain networks that no ensemble holds."""
+        return [self._plain(seed) for seed in range(10, 10 + MEMBERS)]
+
+    def _plain(self, seed: int) -> str:
+        return self._train(f"plain-{seed}", "standard", self.scale.plain, self.scale.images, seed)
+
+    def _train(self, name: str, recipe: str, schedule: Schedule, images: int, seed: int) -> str:
+        if (self.out / name / CARD).is_file():
+            return f"./{self.out / name}"
+
+        def tell(event: object) -> None:
+            if isinstance(event, EpochDone):
+                print(f"{name} {event}", flush=True)
+
+        arch = f"python/benchmarks.dverge.resnet:blocks={self.scale.blocks}"
+        request = Request(
+            recipe, arch, f"cifar10:path={self._slice(images)},split=train", TEST, schedule, seed, device=self.device,
+            threads=self.threads, check=500, check_robust=1,
+        )  # fmt: skip
+        train(request, self.out / name, on_event=tell)
+        return f"./{self.out / name}"
+
+    def _slice(self, images: int) -> Path:
+        """The kit's first training images, in a file of --out."""
+        file = self.out / f"cifar10_train_{images}.npz"
+        if not file.is_file():
+            parts = [kit.images(f"cifar10_train_batch{i}") for i in range(1, 1 + -(-images // 10_000))]
+            x, y = (np.concatenate(each)[:images] for each in zip(*parts, strict=True))
+            np.savez(file, x=x, y=y)
+        return file
+
+    def matrix(self, name: str, spec: str) -> Matrix:
+        """PGD-50 (steps of eps/5, a random start) on each member of an ensemble, shown to all of them and to it."""
+        module = load_model(spec)[0]
+        members = {f"member {i}": member for i, member in enumerate(module.members(), 1)}
+        record = self._transfer(
+            f"matrix-{name}", members, {each: (each,) for each in members}, {**members, "ensemble": module},
+            {"PGD-50": f"pgd:steps=50,step={MATRIX_EPS / 5:.6g}"}, MATRIX_EPS, self.scale.matrix_n,
+        )  # fmt: skip
+        right = np.logical_and.reduce([record.samples[CLEAN + each] == record.samples["label"] for each in members])
+        kept = record.samples["index"][right].tolist()
+        shares = [[_share(record, made_on, "PGD-50", victim, kept) for victim in record.columns] for made_on in members]
+        return Matrix(len(kept), shares)
+
+    def black_box(self, ensembles: Mapping[str, str], eps: float) -> TransferRecord:
+        """The adversarials of held-out networks of our own and of the kit, shown to the ensembles."""
+        own = {f"held-out {i}": spec for i, spec in enumerate(self.held_out(), 1)}
+        kits = {name: f"python/tests.kit.model:name=cifar10_{name}" for name in self.scale.kit}
+        sets = {"held-out": tuple(own), **{name: (name,) for name in kits}}
+        return self._transfer(
+            f"black-box-{eps:g}", {**own, **kits}, sets, ensembles, self.scale.black_box, eps, self.scale.black_box_n
+        )
+
+    def _transfer(
+        self, folder: str, surrogates: Mapping[str, str | nn.Module], sets: Mapping[str, tuple[str, ...]],
+        victims: Mapping[str, str | nn.Module], attacks: Mapping[str, str], eps: float, n: int,
+    ) -> TransferRecord:  # fmt: skip
+        return robustkit.transfer(
+            surrogates, victims, attacks, TEST, sets=sets, eps=eps, n=n, out=self.out / folder, device=self.device
+        )
+
+    def white_box(self, name: str, spec: str, label: str, attack: str, eps: float) -> RunRecord:
+        """One attack on one ensemble."""
+        return robustkit.evaluate(
+            spec, TEST, attack, eps=eps, n=self.scale.white_box_n, out=self.out / f"{label}-{eps:g}-{name}".lower(),
+            device=self.device,
+        )  # fmt: skip
+
+
+TEST = f"cifar10:path={kit.ROOT / 'cifar10_test.npz'}"
+
+
+def _share(record: TransferRecord, made_on: str, attack: str, victim: str, kept: list[int]) -> Proportion:
+    """The share of some samples whose adversarial a victim gets wrong."""
+    wrong = _wrong(record, made_on, attack, victim)
+    return Proportion(sum(wrong[index] for index in kept), len(kept))
+
+
+def _wrong(record: TransferRecord, made_on: str, attack: str, victim: str) -> dict[int, bool]:
+    if record.cells[made_on, attack, victim].of_all is None:
+        raise SystemExit(f"{made_on} · {attack} on {victim}: {record.cells[made_on, attack, victim].why}")
+    t = record.transfer
+    here = (t["surrogates"] == made_on) & (t["attack"] == attack) & (t["victim"] == victim)
+    return dict(zip(t["index"][here].tolist(), (t["outcome"][here] == SUCCESS).tolist(), strict=True))
+
+
+def under_all(record: TransferRecord, victim: str, sets: tuple[str, ...] = ()) -> Proportion:
+    """The share of all images on which a victim is right unattacked and under each attack from each surrogate set."""
+    right = record.samples[CLEAN + victim] == record.samples["label"]
+    standing = dict(zip(record.samples["index"].tolist(), right.tolist(), strict=True))
+    for made_on, attack in record.rows:
+        if not sets or made_on in sets:
+            for index, wrong in _wrong(record, made_on, attack, victim).items():
+                standing[index] = standing[index] and not wrong
+    return Proportion(sum(standing.values()), record.n)
+
+
+def tables(bench: Bench) -> str:
+    """All that README.md shows, as it is measured."""
+    ensembles = bench.ensembles()
+    return "\n\n".join([*_matrices(bench, ensembles), *_black_box(bench, ensembles), *_white_box(bench, ensembles)])
+
+
+def _matrices(bench: Bench, ensembles: Mapping[str, str]) -> Iterator[str]:
+    yield (
+        f"**Transfer among members**, PGD-50 at Linf {MATRIX_EPS} (random start, steps of eps/5), first "
+        f"{bench.scale.matrix_n} test images: of those that all members of the ensemble classify correctly, the share "
+        "in percent that is wrong on the column's network when made on the row's member. 95 % Wilson intervals."
+    )
+    for name, spec in ensembles.items():
+        found = bench.matrix(name, spec)
+        columns = [*(f"member {i}" for i in range(1, MEMBERS + 1)), "ensemble"]
+        lines = [f"| {name} (n = {found.n}) | {' | '.join(columns)} |", "|---|" + "---:|" * len(columns)]
+        lines += [
+            f"| made on member {i} | {' | '.join(_percent(share) for share in row)} |"
+            for i, row in enumerate(found.shares, 1)
+        ]
+        yield "\n".join(lines) + f"\n\nMean between different members: {100 * found.between:.1f} %."
+
+
+def _black_box(bench: Bench, ensembles: Mapping[str, str]) -> Iterator[str]:
+    attacks = ", ".join(f"{label} (`{spec}`)" for label, spec in bench.scale.black_box.items())
+    yield (
+        f"**Black-box**, first {bench.scale.black_box_n} test images: the share in percent of all images that an "
+        f"ensemble classifies correctly unattacked and under every one of {attacks}, made on {MEMBERS} held-out "
+        "networks of ours together (mean logits), or on a network of the kit alone, or under all of these."
+    )
+    groups = {"held-out": ("held-out",), **{name: (name,) for name in bench.scale.kit}, "all": ()}
+    lines = [f"| eps | made on | {' | '.join(ensembles)} |", "|---|---|" + "---:|" * len(ensembles)]
+    for eps in bench.scale.black_box_eps:
+        record = bench.black_box(ensembles, eps)
+        if eps == bench.scale.black_box_eps[0]:
+            clean = [_percent(record.clean_accuracy[name]) for name in ensembles]
+            lines.append(f"| 0 | (clean) | {' | '.join(clean)} |")
+        for group, sets in groups.items():
+            lines.append(f"| {eps} | {group} | {' | '.join(_percent(under_all(record, e, sets)) for e in ensembles)} |")
+    yield "\n".join(lines)
+
+
+def _white_box(bench: Bench, ensembles: Mapping[str, str]) -> Iterator[str]:
+    yield (
+        f"**White-box**, first {bench.scale.white_box_n} test images: robust accuracy of the ensemble in percent, "
+        "judged on every sample."
+    )
+    lines = [f"| eps | attack | {' | '.join(ensembles)} |", "|---|---|" + "---:|" * len(ensembles)]
+    for label, attack, eps in bench.scale.white_box:
+        records = [bench.white_box(name, spec, label, attack, eps) for name, spec in ensembles.items()]
+        cells = [_percent(each.robust_accuracy) if each.robust_accuracy else "–" for each in records]
+        lines.append(f"| {eps} | {label} (`{attack}`) | {' | '.join(cells)} |")
+    yield "\n".join(lines)
+
+
+def _percent(value: Proportion) -> str:
+    return f"{100 * float(value):.1f} [{100 * value.low:.1f}, {100 * value.high:.1f}]"
+
+
+def write(text: str, file: Path) -> None:
+    """Put the tables into a README, between its marks."""
+    before, begin, rest = file.read_text(encoding="utf-8").partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise SystemExit(f"{file} has no place for the tables: the lines {BEGIN} and {END}")
+    write_text(file, f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scale", choices=list(SCALES), default="small")
+    parser.add_argument("--out", type=Path, help="default robustkit-runs/paper-dverge-SCALE")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--dry", action="store_true", help="print the tables and leave README.md as it is")
+    asked = parser.parse_args()
+    torch.set_num_threads(asked.threads)
+    out = asked.out or Path("robustkit-runs") / f"paper-dverge-{asked.scale}"
+    out.mkdir(parents=True, exist_ok=True)
+    began, text = time.process_time(), tables(Bench(SCALES[asked.scale], out, asked.device, asked.threads))
+    print(text)
+    print(f"CPU seconds of this call: {time.process_time() - began:.0f}")
+    if not asked.dry:
+        write(text, HERE / "README.md")
+
+
+if __name__ == "__main__":
+    main()

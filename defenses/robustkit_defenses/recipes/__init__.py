@@ -1,0 +1,1 @@
+"""Recipes: training-time defenses. One recipe, one file; the package's table names them."""

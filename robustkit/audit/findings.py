@@ -1,0 +1,110 @@
+"""What an audit finds, as a record keeps it: checks with their numbers, and the verdict from them. Needs no torch."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from robustkit.errors import UsageError
+
+SCHEMA = "robustkit/audit/1"
+Outcome = Literal["fine", "suspect", "invalid", "skipped"]
+OUTCOMES: tuple[Outcome, ...] = ("fine", "suspect", "invalid", "skipped")
+Verdict = Literal["valid", "suspect", "invalid"]
+VALID: Verdict = "valid"
+SUSPECT: Verdict = "suspect"
+INVALID: Verdict = "invalid"
+NOT_AUDITED = "not audited"
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """Numbers to plot: y over x, of one length."""
+
+    x: Sequence[float]
+    y: Sequence[float]
+    x_label: str
+    y_label: str
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One question that was asked, and what was seen: `value` is compared with `limit`, `text` says it in words.
+
+    Shares are fractions in [0,1] of the audit's samples.
+    """
+
+    name: str
+    outcome: Outcome
+    text: str
+    value: float | None = None
+    limit: float | None = None
+    series: Series | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON data."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """All checks of one audit, in the order in which they are read."""
+
+    checks: tuple[Check, ...]
+
+    @property
+    def verdict(self) -> Verdict:
+        """The worst outcome of any check: a single sign of a masked gradient is enough for a doubt."""
+        outcomes = {check.outcome for check in self.checks}
+        return INVALID if "invalid" in outcomes else SUSPECT if "suspect" in outcomes else VALID
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why it is not valid, in plain words; what is invalid first."""
+        found = [(check.outcome, check.text) for check in self.checks if check.outcome in ("suspect", "invalid")]
+        return tuple(text for _, text in sorted(found, key=lambda pair: pair[0] != "invalid"))
+
+    def to_json(self) -> dict[str, Any]:
+        """As in `run.json`."""
+        return {
+            "schema": SCHEMA,
+            "verdict": self.verdict,
+            "reasons": list(self.reasons),
+            "checks": [check.to_json() for check in self.checks],
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Audit":
+        """The audit that a record holds.
+
+        Raises:
+            UsageError: if it is of a schema that this version does not know, or is incomplete.
+        """
+        if data.get("schema") != SCHEMA:
+            raise UsageError(f"the audit has schema {data.get('schema')!r}; this version reads {SCHEMA!r}")
+        try:
+            return cls(tuple(_check(row) for row in data["checks"]))
+        except (KeyError, TypeError) as error:
+            raise UsageError(f"the audit in the record is incomplete ({error}); audit the model again") from None
+
+
+def stored(data: Any) -> dict[str, Any] | None:
+    """The audit in a record's file, or None if the record is not audited.
+
+    The verdict and the reasons are those that follow from the checks, whatever else the file says.
+
+    Raises:
+        UsageError: see `Audit.from_json`.
+    """
+    if data is None:
+        return None
+    if not isinstance(data, Mapping):
+        raise UsageError("the audit in the record is no object; audit the model again")
+    return Audit.from_json(data).to_json()
+
+
+def _check(row: Mapping[str, Any]) -> Check:
+    series = row["series"]
+    found = Check(**{**row, "series": Series(**series) if series else None})
+    if found.outcome not in OUTCOMES:
+        raise KeyError(f"outcome {found.outcome!r}")
+    return found

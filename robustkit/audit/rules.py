@@ -1,0 +1,236 @@
+"""From what was measured to checks: every limit of the audit stands here. Needs no torch.
+
+The limits were set on one half of a zoo of broken defenses and on some honest networks, then frozen and tried once on
+the others: `reports/audit/README.md`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from robustkit.audit.findings import Check, Outcome, Series
+from robustkit.stats import Proportion
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Above (or, where it says at least, below) these a check is suspect. Shares are of the audit's samples."""
+
+    gap: float = 0.05  # broken through a stand-in, or by the audit's attacks, though it stood
+    query: float = 0.02  # broken by queries, noise or one step, though gradient attacks left it
+    steps: float = 0.05  # broken only by four times the steps
+    restarts: float = 0.05  # broken only by more restarts
+    sweep: float = 0.05  # still standing at the largest eps
+    rising: float = 0.05  # more standing at a larger eps than at a smaller one
+    zero: float = 0.02  # images with a gradient that is exactly zero
+    misled: float = 0.1  # images whose margin no step along the gradient lowers
+    saturated: float = 0.1  # images whose outputs are all but one-hot
+    margin: float = 50.0  # in logits, from which on they are: e^-50 beside 1
+    distinct: float = 0.8  # at least this share of the output values differ from each other
+    cosine: float = 0.3  # at least so do gradients averaged over EOT's draws agree
+    steady: float = 0.3  # at least so do gradients at neighbouring points agree
+    backwards: int = 40  # at least so many backward passes a sample had the gradient attacks of a record
+    interval: float = 0.2  # the widest interval of a robust accuracy
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What is under audit where there is a record: its robust accuracy, and its attacks."""
+
+    robust: Proportion
+    gradient_attacks: int
+    backwards: int
+    averaged: bool
+    insufficient: str = ""
+
+
+def percent(share: float) -> str:
+    """A share in words."""
+    return f"{100 * share:.1f} %"
+
+
+def skipped(name: str, why: str) -> Check:
+    """A check that could not be made."""
+    return Check(name, "skipped", why)
+
+
+def _judged(name: str, bad: bool, seen: str, why: str, *numbers: float | None, series: Series | None = None) -> Check:
+    """A check: what was seen, and, where it is bad, what that means. `numbers`: value and limit."""
+    value, limit = numbers or (None, None)
+    outcome: Outcome = "suspect" if bad else "fine"
+    return Check(name, outcome, f"{seen}: {why}" if bad else seen, value, limit, series)
+
+
+def sample(indices: Sequence[int], clean: Proportion) -> Check:
+    """Which samples the evidence is of."""
+    return Check("sample", "fine", f"looked at {len(indices)} samples ({_ranges(indices)}); clean accuracy {clean}")
+
+
+def _ranges(indices: Sequence[int]) -> str:
+    if list(indices) == list(range(indices[0], indices[0] + len(indices))):
+        return f"{indices[0]}–{indices[-1]}" if len(indices) > 1 else f"{indices[0]}"
+    return ", ".join(map(str, indices[:5])) + (f" … {indices[-1]}" if len(indices) > 5 else "")
+
+
+def state(*, training: bool, changes: bool) -> Check:
+    """Whether the model is in eval mode and stays the same when called."""
+    if training:
+        return Check("state", "invalid", "a part of the model stays in training mode after eval()")
+    if changes:
+        return Check("state", "invalid", "calling the model changes its own weights or buffers, so no two calls agree")
+    return Check("state", "fine", "in eval mode, and calling the model changes nothing in it")
+
+
+def randomness(*, randomised: bool, declared: bool, repeatable: bool) -> Check:
+    """Whether the model's randomness is known and can be repeated."""
+    if not randomised:
+        return Check("randomness", "fine", "the same outputs for the same images")
+    seen = "the outputs differ from call to call"
+    if not repeatable:
+        return Check("randomness", "invalid", f"{seen} and no seed fixes them: offer reseed(seed) on the module")
+    why = "the model does not declare it (randomised = True), and attacks that do not average over draws look weak"
+    return _judged("randomness", not declared, seen, why)
+
+
+def differentiable(flows: bool) -> Check:
+    """Whether gradients reach the image."""
+    seen = "gradients reach the image" if flows else "no gradient flows through the model (detached, or steps)"
+    why = "gradient attacks cannot run, and surviving queries proves little; offer surrogates() or a BPDA backward pass"
+    return _judged("gradient-flow", not flows, seen, why)
+
+
+def hard_outputs(distinct: float, limits: Limits) -> Check:
+    """Whether the outputs take few values. `distinct`: the share of values that differ from each other."""
+    why = "decisions, votes, rounded or clipped scores instead of logits"
+    seen = f"{percent(distinct)} of the output values differ from each other"
+    return _judged("hard-outputs", distinct < limits.distinct, seen, why, distinct, limits.distinct)
+
+
+def saturated_outputs(share: float, limits: Limits) -> Check:
+    """Whether the outputs are all but one-hot."""
+    seen = f"the outputs are saturated on {percent(share)} of the images (a margin over {limits.margin:g})"
+    why = "the cross-entropy has no useful gradient there; return unscaled logits"
+    return _judged("saturated-outputs", share > limits.saturated, seen, why, share, limits.saturated)
+
+
+def zero_gradient(
+    scales: Sequence[float], entropy: Sequence[float], of_log: float, of_margin: float, limits: Limits
+) -> Check:
+    """Whether gradients vanish. `entropy`: shares with the logits divided by each of `scales`, the first of them 1."""
+    divided = ", ".join(f"÷{scale:g} {percent(share)}" for scale, share in zip(scales, entropy, strict=True))
+    seen = (
+        f"the gradient is exactly zero on {percent(entropy[0])} of the images for the cross-entropy (logits {divided}; "
+        f"its logarithm in float64 {percent(of_log)}), on {percent(of_margin)} for the margin"
+    )
+    value = max(entropy[0], of_margin)
+    series = Series(list(scales), list(entropy), "logits divided by", "share of images with zero gradient")
+    return _judged("zero-gradient", value > limits.zero, seen, "attacks stand still there", value, limits.zero,
+                   series=series)  # fmt: skip
+
+
+def misleading(sizes: Sequence[float], shares: Sequence[float], always: float, limits: Limits) -> Check:
+    """Whether steps along the gradient do what it promises. `always`: misled at every size."""
+    series = Series(list(sizes), list(shares), "step", "share of images whose margin the step does not lower")
+    seen = f"no step against the margin's gradient lowers the margin on {percent(always)} of the images"
+    why = "the backward pass is not that of the forward"
+    return _judged("misleading-gradient", always > limits.misled, seen, why, always, limits.misled, series=series)
+
+
+def steadiness(radii: Sequence[float], cosines: Sequence[float], limits: Limits) -> Check:
+    """Whether the gradient at neighbouring points is about the same; the smallest radius decides."""
+    series = Series(list(radii), list(cosines), "distance", "cosine with the gradient there")
+    seen = f"the gradient {radii[0]:.2g} away agrees with cosine {cosines[0]:.2f}"
+    return _judged("gradient-steadiness", cosines[0] < limits.steady, seen, "it is shattered", cosines[0],
+                   limits.steady, series=series)  # fmt: skip
+
+
+def agreement(draws: Sequence[float], cosines: Sequence[float], claim: Claim | None, limits: Limits) -> Check:
+    """Of a randomised model: how far gradients of independent draws agree; the last entry is with the audit's EOT."""
+    series = Series(list(draws), list(cosines), "draws averaged", "cosine of two independent gradients")
+    one, many = cosines[0], cosines[-1]
+    seen = f"gradients of two draws agree with cosine {one:.2f}, means of {draws[-1]:g} draws with {many:.2f}"
+    if claim is not None and not claim.averaged and one < limits.cosine:
+        why = "no attack averaged over draws; use adaptive, or eot=20"
+        return _judged("gradient-agreement", True, seen, why, one, limits.cosine, series=series)
+    return _judged("gradient-agreement", many < limits.cosine, seen, "too noisy for gradient attacks", many,
+                   limits.cosine, series=series)  # fmt: skip
+
+
+def sweep(eps: Sequence[float], standing: Sequence[float], limits: Limits) -> Check:
+    """Whether everything breaks in a large enough ball."""
+    series = Series(list(eps), list(standing), "eps", "robust accuracy under APGD")
+    seen = f"{percent(standing[-1])} stand at eps {eps[-1]:.3g}"
+    why = "in so large a ball any image can look like another, so the attack is blocked"
+    return _judged("eps-sweep", standing[-1] > limits.sweep, seen, why, standing[-1], limits.sweep, series=series)
+
+
+def monotone(standing: Sequence[float], limits: Limits) -> Check:
+    """Whether a larger ball is never harder."""
+    rise = max((after - min(standing[: k + 1]) for k, after in enumerate(standing[1:])), default=0.0)
+    seen = f"the robust accuracy rises by {100 * max(rise, 0.0):.1f} points as eps grows"
+    why = "a larger ball holds all of a smaller one, so the attack is blocked"
+    return _judged("eps-monotone", rise > limits.rising, seen, why, max(rise, 0.0), limits.rising)
+
+
+def steps(counts: Sequence[int], standing: Sequence[float], late: float, limits: Limits) -> Check:
+    """Whether more steps still help at the end. `late`: broken only by the most steps."""
+    series = Series(list(counts), list(standing), "steps", "robust accuracy under APGD")
+    seen = f"{counts[-1]} steps break {percent(late)} more than {counts[-2]}"
+    return _judged("step-convergence", late > limits.steps, seen, "the attack has not converged", late, limits.steps,
+                   series=series)  # fmt: skip
+
+
+def restarts(late: float, limits: Limits) -> Check:
+    """Whether more restarts still help at the end."""
+    why = "where an attack starts decides, as it does where gradients are masked"
+    return _judged("restarts", late > limits.restarts, f"more restarts break {percent(late)} more", why, late,
+                   limits.restarts)  # fmt: skip
+
+
+def stronger(name: str, what: str, share: float, limits: Limits) -> Check:
+    """Whether something weak breaks what stood before strong attacks."""
+    seen = f"{what} breaks {percent(share)} that stood before stronger attacks"
+    return _judged(name, share > limits.query, seen, "those are blocked", share, limits.query)
+
+
+def stand_ins(names: Sequence[str], shares: Sequence[float], gap: float, limits: Limits) -> Check:
+    """Whether attacks through stand-ins break what stood. `shares` are cumulative over `names`."""
+    label = "stand-ins tried: " + ", ".join(names)
+    series = Series(list(range(1, len(names) + 1)), list(shares), label, "share broken besides")
+    seen = f"through stand-ins ({', '.join(names)}) {percent(gap)} more break"
+    why = "masked, for the model hides from direct attacks but not from these"
+    return _judged("stand-in-gap", gap > limits.gap, seen, why, gap, limits.gap, series=series)
+
+
+def claimed(gap: float, limits: Limits) -> Check:
+    """Whether the audit's attacks break what the record says is robust."""
+    seen = f"the audit's attacks break {percent(gap)} that this run left standing"
+    return _judged("claim", gap > limits.gap, seen, "its attacks were too weak", gap, limits.gap)
+
+
+def attack_list(claim: Claim, *, differentiable: bool, limits: Limits) -> Check:
+    """Whether the record's attacks are a measure at all."""
+    if claim.insufficient:
+        return Check("attacks", "suspect", claim.insufficient)
+    seen = f"{claim.gradient_attacks} gradient attacks with up to {claim.backwards} backward passes a sample"
+    weak = differentiable and claim.backwards < limits.backwards
+    return _judged("attacks", weak, seen, "too little to trust what stands; use autoattack", claim.backwards,
+                   limits.backwards)  # fmt: skip
+
+
+def size(robust: Proportion, limits: Limits) -> Check:
+    """Whether the samples suffice for a number."""
+    width = robust.high - robust.low
+    seen = f"robust accuracy {robust} on {robust.n} samples"
+    return _judged("sample-size", width > limits.interval, seen, "too few to tell; evaluate more", width,
+                   limits.interval)  # fmt: skip
+
+
+def violations(outside: int, undecided: int) -> Check:
+    """Whether an image that counts as a break left the threat model, or a sample is undecided."""
+    if outside:
+        words = f"{outside} samples count as broken by images outside the threat model"
+        return Check("threat-model", "invalid", words, outside, 0)
+    if undecided:
+        words = f"{undecided} samples are UNKNOWN: an attack left the ball or the box, or crashed"
+        return Check("threat-model", "invalid", words, undecided, 0)
+    return Check("threat-model", "fine", "every adversarial lies in the ball around its original, and in the box", 0, 0)

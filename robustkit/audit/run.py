@@ -1,0 +1,337 @@
+"""The audit itself: measures on some samples, attacks them in ways that must agree with each other, and judges."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from robustkit import datasets, defended, engine, sources, spec
+from robustkit.api import Attack, Dataset, Defense, Expected, Images, ThreatModel
+from robustkit.audit import gradients, rules, standins
+from robustkit.audit.chain import RANDOMISED, Chain, Settings
+from robustkit.audit.findings import Audit, Check
+from robustkit.audit.noise import RandomNoise
+from robustkit.audit.rules import Claim, Limits
+from robustkit.engine import events, plan
+from robustkit.engine.costs import cost_of, predict
+from robustkit.engine.plan import Named
+from robustkit.engine.subject import Subject, as_module, check_labels, examine, lent, snapshot
+from robustkit.errors import UsageError
+from robustkit.record import BROKEN, INSUFFICIENT, ROBUST, UNKNOWN, WRONG, RunRecord
+from robustkit.sources.evaluating import evaluating
+from robustkit.stats import Proportion
+
+NORMS = ("linf", "l2", "l1")
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What the record under audit was asked, or would be."""
+
+    threat: ThreatModel
+    seed: int
+    outputs: Literal["logits", "probs"]
+    tile: int | None
+    device: torch.device
+
+
+def audit(
+    model: str | nn.Module | Callable[[Tensor], Tensor],
+    data: str | Dataset | tuple[Any, Any],
+    *,
+    defense: str | Defense | Sequence[str | Defense] = (),
+    norm: Literal["linf", "l2", "l1"] = "linf",
+    eps: float | str | None = None,
+    seed: int = 0,
+    n: int | None = None,
+    indices: str | Sequence[int] | None = None,
+    outputs: Literal["logits", "probs"] = "logits",
+    trust: bool = False,
+    device: str = "auto",
+    tile: int | None = None,
+    on_event: Callable[[events.Event], None] | None = None,
+    settings: Settings | None = None,
+) -> Audit:
+    """Whether a gradient attack on this model would tell the truth; without a robust accuracy that is under audit.
+
+    Args:
+        model: a spec, an nn.Module, or a callable from [0,1] images to logits.
+        data: a spec, a Dataset, or a pair (x, y).
+        defense: what stands before the model at inference.
+        norm: of the threat model.
+        eps: its radius in [0,1] units; None is the norm's default, as in `robustkit.evaluate`.
+        seed: of all random numbers.
+        n: the first n samples; by default 128, or all if there are fewer.
+        indices: these samples, instead of n.
+        outputs: what the model returns.
+        trust: unpickle checkpoints that are more than weights.
+        device: as in `robustkit.evaluate`.
+        tile: width of the batches the model sees.
+        on_event: told the budget before it is spent, and each check.
+        settings: how much is spent; None is `Settings()`, or `RANDOMISED` where the model is.
+
+    Raises:
+        UsageError: for anything that cannot be run as given.
+    """
+    eps = spec.DEFAULT_EPS.get(norm, "") if eps is None else eps
+    threat = ThreatModel(norm, spec.number(eps) if isinstance(eps, str) and eps else float(eps or 0))
+    check_norm(norm)
+    dataset = datasets.resolve(data)
+    defenses = defended.resolve(defense)
+    with evaluating(dataset.name, norm):
+        module, card = sources.load_model(model, trust=trust) if isinstance(model, str) else (as_module(model), None)
+    where = engine.choose_device(device, module, named=isinstance(model, str))
+    if isinstance(model, str):
+        module.to(where)
+    if n is None and indices is None:
+        n = min(Settings().n, len(dataset))
+    chosen = plan.choose_indices(dataset, n, indices)
+    with lent(module):
+        protected = defended.protect(module, defenses)
+        question = Question(threat, seed, outputs, tile, where)
+        return audited(protected, dataset, chosen, question, shape=card.input_shape if card else (), tell=on_event,
+                       settings=settings)  # fmt: skip
+
+
+def check_norm(norm: str) -> None:
+    """Refuse a norm without gradient attacks to compare with.
+
+    Raises:
+        UsageError: for l0.
+    """
+    if norm not in NORMS:
+        raise UsageError(f"the audit has no {norm} form; there are: {', '.join(NORMS)}")
+
+
+def audited(
+    module: nn.Module,
+    dataset: Dataset,
+    indices: Sequence[int],
+    question: Question,
+    *,
+    record: RunRecord | None = None,
+    attacks: Sequence[Named] = (),
+    shape: Sequence[int] = (),
+    tell: Callable[[events.Event], None] | None = None,
+    settings: Settings | None = None,
+) -> Audit:
+    """Audit a module that is lent already; `record`, what `attacks` made of it, is what is under audit if given."""
+    say = tell or (lambda event: None)
+    checks = []
+    with lent(module):
+        for check in _Audit(module, dataset, tuple(indices), question, record, attacks, shape, say,
+                            settings).checks():  # fmt: skip
+            checks.append(check)
+            say(events.Checked(check.name, check.outcome, check.text))
+    return Audit(tuple(checks))
+
+
+@dataclass(frozen=True)
+class _Audit:
+    module: nn.Module
+    dataset: Dataset
+    indices: tuple[int, ...]
+    question: Question
+    record: RunRecord | None
+    attacks: Sequence[Named]
+    shape: Sequence[int]
+    tell: Callable[[events.Event], None]
+    settings: Settings | None
+    limits: Limits = field(default_factory=Limits)
+
+    def checks(self) -> Iterator[Check]:
+        """Every check; what is invalid ends it, for numbers of such a model mean nothing."""
+        x, y = self.dataset.batch(self.indices)
+        weights = snapshot(self.module)
+        training = any(part.training for part in self.module.modules())
+        q = self.question
+        subject = examine(self.module, x, y, classes=self.dataset.classes or None, outputs=q.outputs, tile=q.tile,
+                          seed=q.seed, device=q.device, input_shape=self.shape)  # fmt: skip
+        check_labels(y, subject.facts.classes)
+        x = x.to(q.device)
+        facts = subject.facts
+        settings = self.settings or (RANDOMISED if facts.randomised else Settings())
+        inside = self._stand_ins(subject, x, settings)
+        chain = Chain.of(facts, settings, inside)
+        self._budget(subject, chain, settings, x)
+
+        after = snapshot(self.module)
+        changes = any(not torch.equal(value, after[name]) for name, value in weights.items())
+        state = rules.state(training=training, changes=changes)
+        declared = bool(getattr(self.module, "randomised", False))
+        noise = rules.randomness(randomised=facts.randomised, declared=declared, repeatable=bool(subject.noisy_sha256))
+        yield state
+        yield noise
+        outcomes = [state.outcome, noise.outcome]
+        if self.record is not None:
+            rules_kept = self._violations(self.record)
+            outcomes.append(rules_kept.outcome)
+            yield rules_kept
+        if "invalid" in outcomes:
+            return
+        yield from self._gradients(subject, x, settings)
+        yield from self._attacked(subject, chain, inside, settings)
+
+    def _stand_ins(self, subject: Subject, x: Images, settings: Settings) -> dict[str, nn.Module]:
+        """What the audit may attack in the model's place, besides what the model declares."""
+        q, network = self.question, subject.reference
+        offered = getattr(self.module, "members", None)
+        members = {id(member) for member in offered()} if callable(offered) else set()
+        some = network.tiles(x[: network.tile])[0]
+        names = [
+            name
+            for name in standins.networks_inside(self.module, some, subject.facts.classes)
+            if id(self.module.get_submodule(name)) not in members
+        ]
+        found: dict[str, nn.Module] = {f"inside {name}": standins.Inside(self.module, name).eval() for name in names}
+        if subject.facts.differentiable and not network.probabilities:
+            size = x[0].numel()
+            scale = {"linf": 1.0, "l2": math.sqrt(size), "l1": float(size)}[q.threat.norm]
+            found["smoothed"] = standins.Smoothed(self.module, q.threat.eps / scale / 2, settings.copies).eval()
+        return found
+
+    def _budget(self, subject: Subject, chain: Chain, settings: Settings, x: Images) -> None:
+        """Tell what the attacks take at most, before any of it is spent."""
+        weak = [Named("noise", RandomNoise(settings.noise)), *([chain.one_step] if chain.steps else [])]
+        sweep = self._sweep_attacks(chain) * len(self._radii()) if chain.steps else []
+        whole = [*chain.all, *sweep, *weak]
+        cost = predict(subject, whole, x[: subject.reference.tile], len(self.indices))
+        self.tell(events.Auditing(len(self.indices), cost.forwards, cost.backwards, cost.seconds))
+
+    def _violations(self, record: RunRecord) -> Check:
+        broken = record.samples["status"] == BROKEN
+        limit = spec.limit(float(record.job["eps"]))
+        outside = int((record.samples["distance"][broken] > limit).sum())
+        return rules.violations(outside, record.unknown)
+
+    def _gradients(self, subject: Subject, x: Images, settings: Settings) -> Iterator[Check]:
+        network, limits = subject.reference, self.limits
+        seen = gradients.outputs(network, x)
+        if network.dtype in (torch.float32, torch.float64):
+            yield rules.hard_outputs(seen.distinct, limits)
+        else:  # which rounds every output
+            yield rules.skipped("hard-outputs", f"the model computes in {network.dtype}")
+        yield rules.saturated_outputs(seen.saturated(limits.margin), limits)
+        yield rules.differentiable(subject.facts.differentiable)
+        if not subject.facts.differentiable:
+            return
+        zero = gradients.vanishing(network, x)
+        yield rules.zero_gradient(gradients.SCALES, zero.entropy, zero.of_log, zero.of_margin, limits)
+        misled = gradients.misleading(network, x)
+        yield rules.misleading(gradients.STEPS, misled.shares, misled.always, limits)
+        steady = gradients.steadiness(network, x, torch.tensor(self.indices, device=x.device))
+        if steady:
+            yield rules.steadiness(gradients.RADII, steady, limits)
+        else:
+            yield rules.skipped("gradient-steadiness", "every gradient is zero")
+        if subject.facts.randomised:
+            draws = (1, settings.eot)
+            yield rules.agreement(draws, gradients.agreement(network, x, draws), self._claim(subject), limits)
+
+    def _attacked(
+        self, subject: Subject, chain: Chain, inside: dict[str, nn.Module], settings: Settings
+    ) -> Iterator[Check]:
+        limits, n = self.limits, len(self.indices)
+        watched = standins.Watched(self.module, inside)
+        ran = self._run(watched, [named.attack for named in chain.all], self.question.threat.eps)
+        status, by = ran.samples["status"], ran.samples["broken_by"]
+        right = status != WRONG
+        yield rules.sample(self.indices, Proportion(int(right.sum()), n))
+        if (status == UNKNOWN).any():
+            yield rules.skipped("own-attacks", f"attacks of the audit failed here: {ran.why_no_robust_accuracy}")
+
+        def broken(named: Sequence[Named]) -> np.ndarray:
+            found: np.ndarray = np.isin(by, [one.name for one in named]) & (status == BROKEN)
+            return found
+
+        claimed = self._claimed()
+        stood = right & ~broken(chain.direct) if claimed is None else claimed
+
+        def share(which: np.ndarray) -> float:
+            return float((which & stood if claimed is not None else which).sum()) / n
+
+        claim = self._claim(subject)
+        if claim is not None and claimed is not None:
+            yield rules.attack_list(claim, differentiable=subject.facts.differentiable, limits=limits)
+            yield rules.size(claim.robust, limits)
+            yield rules.claimed(share(status == BROKEN), limits)
+        if chain.steps:
+            counts = settings.steps
+            standing = [float((right & ~broken(chain.steps[: k + 1])).sum()) / n for k in range(len(counts))]
+            yield rules.steps(counts, standing, share(broken(chain.steps[-1:])), limits)
+            yield rules.restarts(share(broken(chain.restarts)), limits)
+            yield from self._sweep(watched, chain, standing[1])
+        if chain.stand_ins:
+            so_far = [float(broken(chain.stand_ins[: k + 1]).sum()) / n for k in range(len(chain.stand_ins))]
+            gap = share(broken(chain.stand_ins))
+            yield rules.stand_ins(chain.labels, so_far, gap, limits)
+        if chain.queries:
+            yield rules.stronger("queries", "a query attack", share(broken(chain.queries)), limits)
+        noise = self._run(watched, [RandomNoise(settings.noise)], self.question.threat.eps)
+        yield self._weak("noise", "random noise", noise, stood, limits)
+        if chain.steps and self.question.threat.norm != "l1":
+            one = self._run(watched, [chain.one_step.attack], self.question.threat.eps)
+            yield self._weak("one-step", "one step (FGSM)", one, stood, limits)
+
+    def _weak(self, name: str, what: str, ran: RunRecord, stood: np.ndarray, limits: Limits) -> Check:
+        both = (ran.samples["status"] == BROKEN) & stood
+        return rules.stronger(name, what, float(both.sum()) / len(stood), limits)
+
+    def _sweep(self, watched: nn.Module, chain: Chain, here: float) -> Iterator[Check]:
+        """APGD in larger and larger balls until nothing stands."""
+        eps, standing = [self.question.threat.eps], [here]
+        for radius in self._radii():
+            if standing[-1] <= 0:
+                break
+            ran = self._run(watched, [named.attack for named in self._sweep_attacks(chain)], radius)
+            eps.append(radius)
+            standing.append(ran.counts[ROBUST] / ran.n)
+        yield rules.sweep(eps, standing, self.limits)
+        yield rules.monotone(standing, self.limits)
+
+    def _sweep_attacks(self, chain: Chain) -> list[Named]:
+        """APGD, and for a record, whose attacks may have known better, the stand-ins."""
+        return [chain.sweep, *(chain.stand_ins if self.record is not None else [])]
+
+    def _radii(self) -> list[float]:
+        """Twice the radius, and again, up to one that holds every image."""
+        threat = self.question.threat
+        size = math.prod(self.dataset.batch(self.indices[:1])[0].shape[1:])
+        top = {"linf": 1.0, "l2": math.sqrt(size), "l1": float(size)}[threat.norm]
+        found = [threat.eps * 2**k for k in range(1, 12)]
+        return [radius for radius in found if radius < top] + [top]
+
+    def _run(self, model: nn.Module, attacks: Sequence[Attack], eps: float) -> RunRecord:
+        """Attack the audit's samples."""
+        q = self.question
+        return engine.evaluate(
+            model, self.dataset, list(attacks), norm=q.threat.norm, eps=eps, seed=q.seed, indices=self.indices,
+            outputs=q.outputs, device=str(q.device), tile=q.tile, doctor=False, on_event=self._progress,
+        )  # fmt: skip
+
+    def _progress(self, event: events.Event) -> None:
+        """Of what an evaluation tells only how far it is: the rest would look like the record's."""
+        if isinstance(event, events.Progress):
+            self.tell(replace(event, attack=f"audit: {event.attack}"))
+
+    def _claimed(self) -> np.ndarray | None:
+        """Which of the audit's samples the record says are robust."""
+        if self.record is None:
+            return None
+        robust = set(self.record.samples["index"][self.record.samples["status"] == ROBUST].tolist())
+        return np.array([index in robust for index in self.indices])
+
+    def _claim(self, subject: Subject) -> Claim | None:
+        record = self.record
+        if record is None or record.n == 0:
+            return None
+        white = [named.attack for named in self.attacks if named.attack.access == "white-box"]
+        backwards = sum(cost_of(attack, subject.facts)[1] for attack in white)
+        insufficient = next((str(flag["message"]) for flag in record.flags if flag["kind"] == INSUFFICIENT), "")
+        robust = Proportion(record.counts[ROBUST], record.n)
+        averaged = any(isinstance(attack, Expected) and attack.k > 1 for attack in white)
+        return Claim(robust, len(white), backwards, averaged, insufficient)

@@ -1,0 +1,133 @@
+"""Stand-ins of a model that the audit makes itself: networks found inside it, and the model smoothed.
+
+What stands around a network (rounding, noise, JPEG, a temperature, a decision, a backward pass that lies) may block
+gradients; the network inside, fed what it is really fed, does not. Sources: BPDA, Athalye, Carlini, Wagner 2018,
+arXiv:1802.00420, section 4.1; smoothing of shattered gradients, the same, section 3.1 and 4.3.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robustkit import rows
+from robustkit.api import Images, Logits
+from robustkit.streams import SampleDraws, key_of
+
+MOST_INSIDE = 3  # networks inside that are tried, the outermost first
+
+
+class Watched(nn.Module):
+    """A model with more stand-ins than it declares; else it is the model itself."""
+
+    def __init__(self, model: nn.Module, stand_ins: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self.model = model
+        self.randomised = bool(getattr(model, "randomised", False))
+        self._stand_ins = dict(stand_ins)  # no sub-modules: their weights are the model's own
+
+    def forward(self, x: Images) -> Logits:
+        """The model's outputs."""
+        logits: Tensor = self.model(x)
+        return logits
+
+    def forward_with_members(self, x: Images) -> tuple[Logits, Tensor | None]:
+        """The model's outputs and its members', if it offers them."""
+        offered = getattr(self.model, "forward_with_members", None)
+        found: tuple[Logits, Tensor | None] = offered(x) if callable(offered) else (self.model(x), None)
+        return found
+
+    def members(self) -> Sequence[nn.Module]:
+        """The model's members."""
+        offered = getattr(self.model, "members", None)
+        return list(offered()) if callable(offered) else []
+
+    def surrogates(self) -> dict[str, nn.Module]:
+        """What the model declares, and the stand-ins besides."""
+        return {**declared(self.model), **self._stand_ins}
+
+    def reseed(self, seed: int) -> None:
+        """Reseed the model, if it offers that."""
+        offered = getattr(self.model, "reseed", None)
+        if callable(offered):
+            offered(seed)
+
+
+def declared(model: nn.Module) -> dict[str, nn.Module]:
+    """The stand-ins that a model declares."""
+    offered = getattr(model, "surrogates", None)
+    return dict(offered()) if callable(offered) else {}
+
+
+class Inside(nn.Module):
+    """A network inside a model, with what the model really feeds it, and gradients as if that were the image (BPDA).
+
+    Where the model calls it several times for an image, the mean of its logits.
+    """
+
+    def __init__(self, model: nn.Module, name: str) -> None:
+        super().__init__()
+        self.model, self.name = model, name
+
+    def forward(self, x: Images) -> Logits:
+        """The inner network's logits."""
+        network = self.model.get_submodule(self.name)
+        fed: list[Tensor] = []
+        with torch.no_grad(), _hooked([(network, lambda inputs, _: fed.append(inputs[0].detach()))]):
+            self.model(x)
+        seen = [network(x + (u - x.detach()).to(x.dtype)) for u in fed if u.shape == x.shape]
+        if not seen:
+            raise RuntimeError(f"{self.name} is not fed images any more")
+        return rows.average(seen)
+
+
+class Smoothed(nn.Module):
+    """The mean outputs over fixed noisy copies of the image, noise of standard deviation `sigma`; deterministic."""
+
+    def __init__(self, model: nn.Module, sigma: float, copies: int) -> None:
+        super().__init__()
+        self.model, self.sigma, self.copies = model, sigma, copies
+
+    def forward(self, x: Images) -> Logits:
+        """The mean outputs."""
+        copies = torch.arange(self.copies, device=x.device)
+        noise = SampleDraws(key_of("robustkit audit smoothing"), copies).normal(x.shape[1:]).to(x)
+        return rows.average([self.model((x + self.sigma * one).clamp(0, 1)) for one in noise])
+
+
+def networks_inside(model: nn.Module, x: Images, classes: int) -> list[str]:
+    """The names of sub-modules that turn something of the images' shape into logits, the outermost first."""
+    found: dict[str, None] = {}
+
+    def look(name: str) -> Any:
+        def hook(inputs: tuple[Any, ...], output: Any) -> None:
+            if (
+                inputs
+                and isinstance(inputs[0], Tensor)
+                and inputs[0].shape == x.shape
+                and isinstance(output, Tensor)
+                and output.shape == (len(x), classes)
+            ):
+                found[name] = None
+
+        return hook
+
+    parts = [(part, look(name)) for name, part in model.named_modules() if name]
+    with torch.no_grad(), _hooked(parts):
+        model(x)
+    return sorted(found, key=lambda name: name.count("."))[:MOST_INSIDE]
+
+
+@contextmanager
+def _hooked(parts: Sequence[tuple[nn.Module, Any]]) -> Iterator[None]:
+    """Call a function with the inputs and the output of each part, whenever it is called."""
+    handles = [
+        part.register_forward_hook(lambda _, inputs, output, tell=tell: tell(inputs, output)) for part, tell in parts
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,34 @@
+"""The command `robustkit plot`. What is slow to import is imported where it is used."""
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import click
+
+from robustkit.report.plots import KINDS
+
+
+@click.command(epilog="\b\nKinds:\n" + "\n".join(f"  {kind:<9} {text}" for kind, (_, text) in KINDS.items()))
+@click.argument("kind", type=click.Choice(list(KINDS)))
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN...")
+@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), metavar="FILE",
+              help="The figure: .pdf, .svg or .png.")  # fmt: skip
+@click.option("--width", type=click.Choice(["one", "two"]), default="one", show_default=True,
+              help="As wide as one column of a paper (3.25 in) or two (6.75 in).")  # fmt: skip
+@click.option("--label", "labels", multiple=True, metavar="TEXT", help="What a RUN is called; one for each, in order.")
+def plot(kind: str, runs: tuple[Path, ...], out: Path, width: Any, labels: tuple[str, ...]) -> None:
+    """Draw a figure of a KIND from stored RUNs: folders of runs, sweeps or transfer runs.
+
+    \b
+    robustkit plot eps robustkit-runs/<sweep> robustkit-runs/<other sweep> -o curves.pdf
+    robustkit plot scatter robustkit-runs/* -o scatter.svg --width two
+    """  # noqa: D301
+    from robustkit.report.plots import source, style
+
+    style.check(out)
+    sources = source.read(runs, labels)
+    module = import_module(f"robustkit.report.plots.{KINDS[kind][0]}")
+    with style.paper():
+        style.save(module.draw(sources, width), out)
+    click.echo(out)

@@ -1,0 +1,282 @@
+"""A record as one self-contained HTML page: no script, nothing from elsewhere, light and dark. Needs jinja2.
+
+Everything that comes from a record is escaped; only the charts made here are markup.
+"""
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from robustkit.audit.findings import NOT_AUDITED
+from robustkit.errors import UsageError
+from robustkit.record import RunRecord
+from robustkit.report import facts, gallery, svg, sweeps, text
+from robustkit.report.again import command, ranges
+from robustkit.report.facts import Curve, LeftOut
+from robustkit.stats import Proportion
+
+CLASSES, MATRIX, PAIRS = 100, 20, 30  # rows of the classes' table, classes of the confusion matrix, mistakes named
+OUTCOMES = ("fine", "suspect", "invalid", "skipped")
+
+
+def available() -> bool:
+    """Whether jinja2, which fills the page, is installed."""
+    return importlib.util.find_spec("jinja2") is not None
+
+
+def run_page(record: RunRecord) -> str:
+    """The `report.html` of a run.
+
+    Raises:
+        UsageError: if jinja2 is not installed.
+    """
+    job = record.job
+    return _fill(
+        "run.html.j2",
+        {
+            **_head(record),
+            "robust": record.robust_accuracy,
+            "why": record.why_no_robust_accuracy,
+            "rule": record.rule,
+            "quantized": record.quantized_robust_accuracy,
+            "quantize": f"each adversarial rounded to {job['quantize']}",
+            "counts": ", ".join(f"{count} {status}" for status, count in record.counts.items()) + ".",
+            "labelled": [(label, text.share(value)) for label, value in text.labelled(record)],
+            "waterfall": _waterfall(record),
+            "violated": any(row.violated for row in record.by_attack),
+            "curve": _curve(facts.distance_curve(record)),
+            **_classes(record),
+            "confusion": _confusion(record),
+            "costs": _costs(record),
+            "total": _total(record),
+            "gallery": _gallery(record),
+            "command": command(job),
+        },
+    )
+
+
+def sweep_page(eps: Sequence[str], records: Sequence[RunRecord], folders: Sequence[str]) -> str:
+    """The `report.html` of a sweep over `eps`; `folders` are where the report of each eps lies, beside the page.
+
+    Raises:
+        UsageError: if jinja2 is not installed.
+    """
+    first = records[0]
+    found = facts.sweep_curve(records)
+    rows = [
+        {
+            "eps": name,
+            "share": record.robust_accuracy,
+            "bar": _bar(record.robust_accuracy),
+            "carried": record.carried,
+            "unknown": record.unknown,
+            "verdict": record.verdict,
+            "folder": folder,
+        }
+        for name, record, folder in zip(eps, records, folders, strict=True)
+    ]
+    worst = max(records, key=lambda record: ("valid", NOT_AUDITED, "suspect", "invalid").index(record.verdict))
+    page = {
+        **_head(worst),
+        "heading": sweeps.heading(first),
+        "curve": _curve(found),
+        "rows": rows,
+        "command": command(first.job, ",".join(eps)),
+    }
+    return _fill("sweep.html.j2", page)
+
+
+def _fill(name: str, page: Mapping[str, Any]) -> str:
+    if not available():
+        raise UsageError("an HTML report needs 'jinja2', which is not installed: pip install 'robustkit[plots]'")
+    import jinja2
+
+    folder = Path(__file__).parent / "templates"
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(folder), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
+    )
+    style = _markup((folder / "style.css").read_text(encoding="utf-8"))
+    return environment.get_template(name).render(page=page, title=f"{page['model']} · robustkit", style=style)
+
+
+def _markup(made: str) -> Any:
+    """Text made here, which is markup already."""
+    from markupsafe import Markup
+
+    return Markup(made)
+
+
+def _head(record: RunRecord) -> dict[str, Any]:
+    job = record.job
+    notes = [str(flag["message"]) for flag in record.flags]
+    notes += [f"{e['attack']}: {e['message']} ({len(e['indices'])} samples)" for e in record.errors]
+    return {
+        "model": job["model"] + (f" behind {job['defense']}" if job.get("defense") else ""),
+        "heading": text.heading(record),
+        "n": record.n,
+        "clean": record.clean_accuracy,
+        "verdict": record.verdict,
+        "verdict_class": record.verdict if record.verdict in ("valid", "suspect", "invalid") else "unaudited",
+        "audit": _audit(record),
+        "notes": notes,
+        "provenance": _provenance(record),
+        "indices": ranges(record.samples["index"].tolist()),
+    }
+
+
+def _provenance(record: RunRecord) -> list[tuple[str, str]]:
+    job, environment = record.job, record.environment
+    found = [
+        ("job", job["id"]),
+        ("model", job["model"]),
+        ("model sha256", job["model_sha256"]),
+        ("probe sha256", job["probe_sha256"]),
+        ("data", job["data"]),
+        ("data sha256", job["data_sha256"]),
+        ("attack", job["attack"]),
+        ("seed", job["seed"]),
+        ("device", f"{job['device']}, {job['threads']} threads, tiles of {job['tile']}, {job['precision']}"),
+        ("machine", ", ".join(str(environment[key]) for key in ("device", "platform") if environment.get(key))),
+        ("versions", ", ".join(f"{name} {version}" for name, version in job["versions"].items())),
+        *((f"source of {name}", f"sha256 {digest}") for name, digest in job["attack_sources"].items()),
+    ]
+    return [(name, str(value)) for name, value in found if value not in ("", None)]
+
+
+def _waterfall(record: RunRecord) -> list[dict[str, Any]]:
+    first = {"name": "no attack", "share": record.clean_accuracy, "bar": _bar(record.clean_accuracy, 1),
+             "attacked": "", "broken": "", "violated": ""}  # fmt: skip
+    rows = [first]
+    if record.carried:
+        share = Proportion(record.n - record.counts["WRONG"] - record.carried, record.n)
+        rows.append({**first, "name": "smaller eps", "share": share, "bar": _bar(share), "broken": record.carried})
+    for row in record.by_attack:
+        rows.append(
+            {
+                "name": row.name,
+                "share": row.robust,
+                "bar": _bar(row.robust),
+                "attacked": row.attacked,
+                "broken": row.broken,
+                "violated": row.violated,
+            }
+        )
+    return rows
+
+
+def _bar(share: Proportion | None, colour: int = 0) -> Any:
+    return "" if share is None else _markup(svg.bar(float(share), share.low, share.high, colour))
+
+
+def _curve(found: Curve | LeftOut) -> Any:
+    if isinstance(found, LeftOut):
+        return found
+    drawn = svg.curves([found], "eps", "accuracy", title=f"accuracy over eps: {found.name}")
+    return {"svg": _markup(drawn), "caption": f"{found.note} Band: 95 % Wilson.".strip()}
+
+
+def _classes(record: RunRecord) -> dict[str, Any]:
+    rows = facts.classes(record)
+    shown = rows
+    if len(rows) > CLASSES:
+        shown = sorted(rows, key=lambda row: 1.0 if row.robust is None else float(row.robust))[:CLASSES]
+    return {
+        "classes": [
+            {"label": row.label, "n": row.clean.n, "clean": row.clean, "robust": row.robust, "bar": _bar(row.robust)}
+            for row in shown
+        ],
+        "classes_left": len(rows) - len(shown),
+    }
+
+
+def _confusion(record: RunRecord) -> Any:
+    found = facts.confusion(record)
+    if isinstance(found, LeftOut):
+        return found
+    note = f" {found.left} samples are in no cell: undecided, or broken at a smaller eps." if found.left else ""
+    rows = []
+    if len(found.classes) <= MATRIX:
+        for i, name in enumerate(found.classes):
+            counts = found.counts[i].tolist()
+            total = max(1, sum(counts))
+            cells = [{"count": count, "share": count / total, "own": i == j} for j, count in enumerate(counts)]
+            rows.append({"name": name, "cells": cells})
+    return {"names": found.classes, "rows": rows, "pairs": found.pairs(PAIRS), "note": note}
+
+
+def _costs(record: RunRecord) -> list[dict[str, Any]]:
+    found = facts.costs(record)
+    rows = []
+    most = [max([1e-12, *(getattr(cost, what) for cost in found)]) for what in ("forwards", "backwards", "seconds")]
+    for cost in found:
+        values = zip((cost.forwards, cost.backwards, cost.seconds), most, strict=True)
+        bars = [(f"{value:,.1f}", _markup(svg.bar(value / top, place=2))) for value, top in values]
+        rows.append({"name": cost.name, "bars": bars})
+    return rows
+
+
+def _total(record: RunRecord) -> str:
+    rows = record.by_attack
+    passes = f"{sum(r.forwards for r in rows):,} forwards and {sum(r.backwards for r in rows):,} backwards"
+    spent = f"Altogether {passes}, a sample and pass each, in {sum(row.seconds for row in rows):,.1f} s."
+    if not record.predicted:
+        return spent
+    most = record.predicted
+    return f"{spent} At most {most['forwards']:,} and {most['backwards']:,} were announced before it began."
+
+
+def _audit(record: RunRecord) -> dict[str, Any] | None:
+    if record.audit is None:
+        return None
+    checks, charts = [], []
+    for check in record.audit["checks"]:
+        outcome = str(check["outcome"])
+        checks.append(
+            {
+                "name": check["name"],
+                "outcome": outcome,
+                "style": outcome if outcome in OUTCOMES else "skipped",
+                "text": check["text"],
+                "value": _number(check.get("value")),
+                "limit": _number(check.get("limit")),
+            }
+        )
+        points = facts.series(check)
+        if points:
+            labels = str(check["series"]["x_label"]), str(check["series"]["y_label"])
+            drawn = svg.line(*points, *labels, title=str(check["name"]))
+            charts.append({"svg": _markup(drawn), "caption": f"{check['name']} ({outcome})"})
+    return {"reasons": [str(reason) for reason in record.audit["reasons"]], "checks": checks, "charts": charts}
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, int | float) else ""
+
+
+def _gallery(record: RunRecord) -> Any:
+    found = gallery.shown(record)
+    if isinstance(found, LeftOut):
+        return found
+    with_original = all(item.clean for item in found)
+    columns = "Original, adversarial, and what was added, amplified around grey."
+    if not with_original:
+        columns = "Adversarials only: this older run did not keep the originals."
+    note = f"{columns} Rounded to 8 bits for display. {len(found)} of the {record.counts['BROKEN']} broken samples."
+    return {"note": note, "shown": [_shown(item, record.job["norm"]) for item in found]}
+
+
+def _shown(item: gallery.Shown, norm: str) -> dict[str, Any]:
+    attacked = f" → under attack {item.decided}" if item.decided >= 0 else ""
+    predicted = f"decided as {item.predicted}{attacked}" if item.predicted >= 0 else ""
+    added = f"added × {item.factor:.3g}" if item.added else ""
+    what = f"sample {item.index}", f"true class {item.label}"
+    parts = [*what, predicted, f"{norm} {item.distance:.4g}", added, item.attack]
+    return {
+        "index": item.index,
+        "clean": item.clean,
+        "adv": item.adv,
+        "added": item.added,
+        "small": item.small,
+        "caption": " · ".join(part for part in parts if part),
+    }

@@ -1,0 +1,69 @@
+"""What a figure is drawn from: stored records, each with a name that tells it from the others."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from robustkit.errors import UsageError
+from robustkit.record import RunRecord
+from robustkit.store import load_run
+from robustkit.sweep import FILE, Sweep, load_sweep
+from robustkit.transfer_record import TransferRecord
+from robustkit.transfer_store import RESULT, load_transfer
+
+Stored = RunRecord | Sweep | TransferRecord
+
+
+class Source(NamedTuple):
+    """A stored record and what it is called in a figure."""
+
+    name: str
+    found: Stored
+
+
+def read(paths: Sequence[Path], labels: Sequence[str] = ()) -> list[Source]:
+    """The records in these folders, named by `labels`, or by what differs between them.
+
+    Raises:
+        UsageError: if one cannot be read, or there are not as many labels as folders.
+    """
+    if labels and len(labels) != len(paths):
+        raise UsageError(f"{len(labels)} labels for {len(paths)} runs; give one --label for each, or none")
+    found = [_load(path) for path in paths]
+    return [Source(name, stored) for name, stored in zip(labels or _names(paths, found), found, strict=True)]
+
+
+def _load(path: Path) -> Stored:
+    if (path / RESULT).is_file():
+        return load_transfer(path)
+    return load_sweep(path) if (path / FILE).is_file() else load_run(path)
+
+
+def _names(paths: Sequence[Path], found: Sequence[Stored]) -> list[str]:
+    for key in ("model", "defense", "attack", "data", "eps"):
+        names = [str(job_of(stored).get(key) or "") for stored in found]
+        if len(set(names)) == len(names) and all(names):
+            return names
+    return [path.name or str(path) for path in paths]
+
+
+def job_of(stored: Stored) -> dict[str, object]:
+    """The job of a record; of a sweep that of its first run."""
+    return dict(stored.records[0].job if isinstance(stored, Sweep) else stored.job)
+
+
+def runs(sources: Sequence[Source], kind: str) -> list[tuple[str, RunRecord]]:
+    """The runs among the sources, those of a sweep each with its eps.
+
+    Raises:
+        UsageError: for a transfer run.
+    """
+    rows: list[tuple[str, RunRecord]] = []
+    for name, stored in sources:
+        if isinstance(stored, TransferRecord):
+            raise UsageError(f"{name} is a transfer run; plot {kind} draws runs and sweeps")
+        if isinstance(stored, Sweep):
+            rows += [(f"{name}, eps {eps}", record) for eps, record in zip(stored.eps, stored.records, strict=True)]
+        else:
+            rows.append((name, stored))
+    return rows

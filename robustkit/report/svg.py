@@ -1,0 +1,139 @@
+"""Small line charts as inline SVG, coloured by the page's style sheet so that they follow its light or dark scheme."""
+
+import html
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from robustkit.report.facts import Curve
+
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 420, 240, 58, 14, 10, 40
+COLOURS = 4  # classes .c0 … of the style sheet
+TICKS = 5
+
+
+class Axis(NamedTuple):
+    """One axis: what it is called, its range, and where its ticks stand."""
+
+    label: str
+    low: float
+    high: float
+    ticks: Sequence[float]
+    text: Callable[[float], str]
+
+
+def curves(found: Sequence[Curve], x_label: str, y_label: str, *, title: str, marks: bool = True) -> str:
+    """Shares in [0,1] over x, each with its interval as a band."""
+    xs = [x for curve in found for x in curve.x]
+    x_axis = _axis(x_label, min(xs), max(xs))
+    y_axis = Axis(y_label, 0.0, 1.0, (0.0, 0.25, 0.5, 0.75, 1.0), lambda value: f"{100 * value:.0f} %")
+    parts = []
+    for place, curve in enumerate(found):
+        upper = _line(curve.x, [share.high for share in curve.y], curve.steps)
+        lower = _line(curve.x, [share.low for share in curve.y], curve.steps)
+        middle = _line(curve.x, [float(share) for share in curve.y], curve.steps)
+        parts.append(f'<g class="c{place % COLOURS}">')
+        parts.append(f'<polygon class="band" points="{_points([*upper, *reversed(lower)], x_axis, y_axis)}"/>')
+        parts.append(f'<polyline class="line" points="{_points(middle, x_axis, y_axis)}"/>')
+        if marks and not curve.steps:
+            parts += [
+                f'<circle class="mark" cx="{_place_x(x, x_axis):.1f}" cy="{_place_y(float(y), y_axis):.1f}" r="3">'
+                f"<title>{_short(x)}: {html.escape(str(y))}</title></circle>"
+                for x, y in zip(curve.x, curve.y, strict=True)
+            ]
+        parts.append("</g>")
+    return _chart(parts, x_axis, y_axis, title)
+
+
+def line(x: Sequence[float], y: Sequence[float], x_label: str, y_label: str, *, title: str) -> str:
+    """One line through points."""
+    x_axis, y_axis = _axis(x_label, min(x), max(x)), _axis(y_label, min(y), max(y))
+    points = list(zip(x, y, strict=True))
+    parts = [f'<g class="c0"><polyline class="line" points="{_points(points, x_axis, y_axis)}"/>']
+    parts += [
+        f'<circle class="mark" cx="{_place_x(a, x_axis):.1f}" cy="{_place_y(b, y_axis):.1f}" r="3">'
+        f"<title>{_short(a)}: {_short(b)}</title></circle>"
+        for a, b in points
+    ]
+    return _chart([*parts, "</g>"], x_axis, y_axis, title)
+
+
+def bar(share: float, low: float | None = None, high: float | None = None, place: int = 0) -> str:
+    """A bar for a share in [0,1] of its width, with a whisker where it has an interval."""
+    whisker = ""
+    if low is not None and high is not None:
+        ends = 100 * low, 100 * high
+        whisker = (
+            f'<path class="whisker" vector-effect="non-scaling-stroke" d="M{ends[0]:.2f} 6H{ends[1]:.2f}'
+            f'M{ends[0]:.2f} 3V9M{ends[1]:.2f} 3V9"/>'
+        )
+    return (
+        '<svg class="bar" viewBox="0 0 100 12" preserveAspectRatio="none" aria-hidden="true">'
+        '<rect class="track" width="100" height="12"/>'
+        f'<rect class="c{place % COLOURS} fill" width="{100 * min(1.0, max(0.0, share)):.2f}" height="12"/>'
+        f"{whisker}</svg>"
+    )
+
+
+def _line(x: Sequence[float], y: Sequence[float], steps: bool) -> list[tuple[float, float]]:
+    """The points of a line; in steps, each value holds until the next x."""
+    points = list(zip(x, y, strict=True))
+    if not steps:
+        return points
+    held = [points[0]]
+    for (_, before), (at, now) in itertools.pairwise(points):
+        held += [(at, before), (at, now)]
+    return held
+
+
+def _axis(label: str, low: float, high: float) -> Axis:
+    if not high > low:
+        low, high = low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2
+    step = 10 ** math.floor(math.log10((high - low) / TICKS))
+    step *= next(factor for factor in (1, 2, 5, 10, 20) if (high - low) / (factor * step) <= TICKS)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return Axis(label, low, high, [i * step for i in range(first, last + 1)], _short)
+
+
+def _short(value: float) -> str:
+    return f"{value:.4g}"
+
+
+def _place_x(value: float, axis: Axis) -> float:
+    return LEFT + (value - axis.low) / (axis.high - axis.low) * (WIDTH - LEFT - RIGHT)
+
+
+def _place_y(value: float, axis: Axis) -> float:
+    return TOP + (axis.high - value) / (axis.high - axis.low) * (HEIGHT - TOP - BOTTOM)
+
+
+def _points(points: Sequence[tuple[float, float]], x_axis: Axis, y_axis: Axis) -> str:
+    return " ".join(f"{_place_x(x, x_axis):.1f},{_place_y(y, y_axis):.1f}" for x, y in points)
+
+
+def _chart(parts: Sequence[str], x_axis: Axis, y_axis: Axis, title: str) -> str:
+    right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
+    grid = []
+    for tick in y_axis.ticks:
+        y = _place_y(tick, y_axis)
+        grid.append(f'<line class="grid" x1="{LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        grid.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{html.escape(y_axis.text(tick))}</text>')
+    for tick in x_axis.ticks:
+        x = _place_x(tick, x_axis)
+        grid.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{bottom}"/>')
+        grid.append(f'<text x="{x:.1f}" y="{bottom + 15}" text-anchor="middle">{html.escape(x_axis.text(tick))}</text>')
+    middle_x, middle_y = (LEFT + right) / 2, (TOP + bottom) / 2
+    names = (
+        f'<text x="{middle_x:.0f}" y="{HEIGHT - 6}" text-anchor="middle">{html.escape(_cut(x_axis.label))}</text>'
+        f'<text transform="translate(11 {middle_y:.0f}) rotate(-90)" text-anchor="middle">'
+        f"{html.escape(_cut(y_axis.label, 34))}</text>"
+    )
+    return (
+        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img"><title>{html.escape(title)}</title>'
+        f"{''.join(grid)}{names}{''.join(parts)}</svg>"
+    )
+
+
+def _cut(text: str, most: int = 60) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"

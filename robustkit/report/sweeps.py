@@ -1,0 +1,52 @@
+"""A sweep over eps as Markdown, CSV and LaTeX. The numbers come from the facts of its records."""
+
+from collections.abc import Sequence
+
+from robustkit.record import RunRecord
+from robustkit.report.tables import csv_line, latex_share, latex_table, lines_as_csv
+from robustkit.report.text import cell, share
+from robustkit.report.transfer import tex
+
+
+def heading(first: RunRecord) -> str:
+    """What was attacked, with what; from one of the records."""
+    job = first.job
+    return f"{job['model']} on {job['data']} (n = {first.n}), {job['norm']}, {job['attack']}, seed {job['seed']}"
+
+
+def markdown(eps: Sequence[str], records: Sequence[RunRecord]) -> str:
+    """The `report.md` of a sweep."""
+    first = records[0]
+    rows = [f"| 0 | {share(first.clean_accuracy)} | | |"]
+    rows += [
+        f"| {cell(name)} | {share(record.robust_accuracy)} | {record.carried} | {cell(record.verdict)} |"
+        for name, record in zip(eps, records, strict=True)
+    ]
+    reasons = [(name, record.why_no_robust_accuracy) for name, record in zip(eps, records, strict=True)]
+    notes = [f"- eps {cell(name)}: {cell(why)}" for name, why in reasons if why]
+    parts = [
+        f"# {cell(heading(first))}",
+        "What broke at a smaller eps counts as broken and is not attacked again. Intervals: Wilson, 95 %.",
+        "| eps | accuracy | carried | audit |\n|---|---|---|---|\n" + "\n".join(rows),
+        *(["\n".join(notes)] if notes else []),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def csv_text(eps: Sequence[str], records: Sequence[RunRecord]) -> str:
+    """One line an eps, beginning with the clean accuracy."""
+    lines = [csv_line("clean", "0", records[0].clean_accuracy)]
+    lines += [csv_line("robust", name, record.robust_accuracy) for name, record in zip(eps, records, strict=True)]
+    return lines_as_csv(lines)
+
+
+def latex(eps: Sequence[str], records: Sequence[RunRecord]) -> str:
+    r"""The accuracy at each eps as a `table` environment; it needs \usepackage{booktabs}."""
+    first = records[0]
+    caption = f"{heading(first)}. In percent, with 95 % Wilson intervals; what broke at a smaller eps counts as broken."
+    rows = [["0", latex_share(first.clean_accuracy), ""]]
+    rows += [
+        [tex(name), latex_share(record.robust_accuracy), tex(record.verdict)]
+        for name, record in zip(eps, records, strict=True)
+    ]
+    return latex_table(caption, "lrl", ["eps", "accuracy", "audit"], rows)
