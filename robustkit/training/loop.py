@@ -17,7 +17,7 @@ from torch import nn
 from robustkit.api import Images, Labels
 from robustkit.recipes import Recipe, Schedule, Task, Training, in_eval_mode
 from robustkit.streams import SampleDraws, key_of
-from robustkit.training.adversarial import pgd
+from robustkit.training.adversarial import pgd, summed_cross_entropy, uniform_start
 from robustkit.training.data import Held, batches
 from robustkit.training.events import EpochDone, Event, Progress
 
@@ -160,7 +160,10 @@ def watched(network: nn.Module, watch: Watch, seed: int) -> tuple[float, float]:
     clean = accuracy(network, test.images(rows), test.y[rows])
     rows = rows[:m]
     draws, x, y = SampleDraws(key_of("training quick", seed), rows), test.images(rows), test.y[rows]
-    adv = pgd(network, x, y, eps=watch.eps, steps=QUICK_STEPS, rate=watch.eps / 4, draws=draws)
+    adv = pgd(
+        network, x, eps=watch.eps, steps=QUICK_STEPS, step_size=watch.eps / 4, loss=summed_cross_entropy(y),
+        start=uniform_start(x, watch.eps, draws),
+    )  # fmt: skip
     return clean, accuracy(network, adv, y)
 
 

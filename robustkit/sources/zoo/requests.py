@@ -1,0 +1,116 @@
+"""The bundled networks that recipes train: what `robustkit train` is asked for each, on the CPU with one thread."""
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from robustkit.recipes import Schedule
+from robustkit.sources.trained import WEIGHTS
+from robustkit.spec import parse
+from robustkit.store import dumps, write_text
+from robustkit.training.events import Event
+from robustkit.training.run import Request, train
+
+WORK = Path("build/zoo")  # where trainings and evaluations go on when they were stopped
+
+
+class Measured(NamedTuple):
+    """Robust accuracy that a card states: under AutoAttack in linf, on the first n test images."""
+
+    eps: str
+    n: int
+
+
+_DIGITS = Request("", "digits-cnn", "digits", schedule=Schedule(60, 64), eps=0.2, device="cpu", threads=1)
+_SCENES = Request("", "scenes-cnn", "scenes:n=4000", "scenes", Schedule(10, 64), eps=4 / 255, device="cpu", threads=1)
+_CIFAR10 = Request(
+    "", "cifar-resnet8", "cifar10", device="cpu", precision="bf16", threads=1,
+    schedule=Schedule(6, optimiser="sgd", rate=0.1, weight_decay=5e-4, shape="triangle", augment="crop-flip"),
+)  # fmt: skip
+
+REQUESTS: Mapping[str, Request] = {
+    "digits-dverge": Request(
+        "dverge:plain_epochs=15", "digits-cnn", "digits", schedule=Schedule(30, 128), device="cpu", threads=1
+    ),
+    "digits-self-ensemble": Request(
+        "self-ensemble:backbone_epochs=25,resolutions=8+4,noise=0.05,jitter=1", "digits-cnn", "digits",
+        schedule=Schedule(40, 32, rate=3e-3), device="cpu", threads=1,
+    ),
+    "scenes-dverge": Request(
+        "dverge:plain_epochs=10", "scenes-cnn:width=8", "scenes:n=2000", "scenes:n=1000", Schedule(15, 64, rate=3e-3),
+        device="cpu", threads=1,
+    ),
+    "scenes-self-ensemble": Request(
+        "self-ensemble:backbone_epochs=14,pool=4,noise=0.1", "scenes-cnn:width=8", "scenes:n=2000", "scenes:n=1000",
+        Schedule(20, 32, rate=3e-3), device="cpu", threads=1,
+    ),
+    "digits-trades": replace(_DIGITS, recipe="trades:eps=0.2,beta=6", schedule=Schedule(100, 64)),
+    "digits-teacher": replace(_DIGITS, recipe="standard:temperature=20"),
+    "digits-distillation": replace(_DIGITS, recipe="distillation:teacher=digits-teacher,temperature=20"),
+    "scenes-cnn": replace(_SCENES, recipe="standard"),
+    "scenes-cnn-at": replace(_SCENES, recipe="at:eps=4/255,steps=5"),
+    "scenes-trades": replace(_SCENES, recipe="trades:eps=4/255,beta=6,steps=5"),
+    "scenes-teacher": replace(_SCENES, recipe="standard:temperature=20", schedule=Schedule(20, 64)),
+    "scenes-distillation": replace(
+        _SCENES, recipe="distillation:teacher=scenes-teacher,temperature=20", schedule=Schedule(20, 64)
+    ),
+    "cifar10-resnet8": replace(_CIFAR10, recipe="standard"),
+    "cifar10-resnet8-at": replace(
+        _CIFAR10, recipe="fast-at:eps=8/255", schedule=replace(_CIFAR10.schedule, epochs=5)
+    ),
+}  # fmt: skip
+
+MEASURED: Mapping[str, Measured] = {
+    "digits-trades": Measured("0.2", 355),
+    "digits-teacher": Measured("0.2", 355),
+    "digits-distillation": Measured("0.2", 355),
+    "scenes-teacher": Measured("4/255", 100),
+    "scenes-distillation": Measured("4/255", 100),
+    "scenes-cnn": Measured("4/255", 100),
+    "scenes-cnn-at": Measured("4/255", 100),
+    "scenes-trades": Measured("4/255", 100),
+    "cifar10-resnet8": Measured("8/255", 100),
+    "cifar10-resnet8-at": Measured("8/255", 100),
+}
+
+
+def make_trained(
+    name: str, folder: Path, request: Request, on_event: Callable[[Event], None], work: Path = WORK
+) -> None:
+    """Train a network of the zoo by its recipe and write its weights and its card."""
+    card = train(request, work / name, on_event=on_event)
+    asked = REQUESTS[name].schedule.epochs
+    changed = "" if request.schedule.epochs == asked else f" --epochs {request.schedule.epochs}"
+    content = {
+        **card,
+        "name": name,
+        "dataset": parse(request.data).name,
+        "command": f"python -m robustkit.sources.zoo.make {name}{changed}",
+        "licence": "Apache-2.0",
+    }
+    if name in MEASURED:
+        content["robust"] = measured(work / name, content["dataset"], MEASURED[name])
+        content["notes"] += f"; AutoAttack at linf {MEASURED[name].eps}: {content['robust']['text']}"
+    shutil.copyfile(work / name / WEIGHTS, folder / f"{name}.safetensors")
+    write_text(folder / f"{name}.json", dumps(content))
+
+
+def measured(trained: Path, data: str, asked: Measured) -> dict[str, Any]:
+    """The robust accuracy of a trained folder with its 95 % interval, and what was run."""
+    from robustkit.engine import evaluate
+
+    where = trained if trained.is_absolute() else f"./{trained}"
+    record = evaluate(str(where), data, "autoattack", eps=asked.eps, n=asked.n, device="cpu",
+                      out=trained.with_name(f"{trained.name}-autoattack"))  # fmt: skip
+    found = record.robust_accuracy
+    if found is None:
+        raise RuntimeError(f"{trained}: {record.why_no_robust_accuracy}")
+    return {
+        "attack": "autoattack",
+        "norm": "linf",
+        **asked._asdict(),
+        **found.to_json(),
+        "text": f"{found} of {found.n}",
+    }
