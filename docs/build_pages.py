@@ -119,6 +119,17 @@ def defenses() -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def recipes() -> str:
+    """A card for each recipe of training."""
+    parts = [
+        "# Recipes",
+        "Named as `robustkit train NAME:setting=value`; `robustkit show recipe NAME` prints these cards.",
+    ]
+    parts.append(_table([(f"[{name}](#{name})", text) for name, text in _summaries("recipes")]))
+    parts += [_card(name, cards.recipe) for name, _ in _summaries("recipes")]
+    return "\n\n".join(parts) + "\n"
+
+
 def models() -> str:
     """The bundled networks with their cards, and the sources of others."""
     parts = ["# Models", "Named as `--model NAME` or `--model SOURCE/NAME:option=value`.", "## Bundled"]
@@ -183,9 +194,14 @@ def _plain(text: str) -> str:
 
 
 MADE = {
-    "commands.md": commands, "attacks.md": attacks, "defenses.md": defenses, "models.md": models, "datasets.md": data,
+    "commands.md": commands,
+    "attacks.md": attacks,
+    "defenses.md": defenses,
+    "recipes.md": recipes,
+    "models.md": models,
+    "datasets.md": data,
     "python.md": python,
-}  # fmt: skip
+}
 
 
 def build(out: Path) -> None:
