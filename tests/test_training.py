@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
+from robustkit_defenses.layers import outputs_of
 from torch import nn
 
 from robustkit import plugins
@@ -26,7 +27,6 @@ from robustkit.training.events import EpochDone, Started
 from robustkit.training.folder import weights_bytes
 from robustkit.training.loop import Checkpoint, Loop, Watch, rate
 from robustkit.training.run import Request
-from robustkit_defenses.layers import outputs_of
 
 CPU = torch.device("cpu")
 RECIPES = {
