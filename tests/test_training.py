@@ -118,6 +118,12 @@ def test_events_and_curves_tell_the_same(data):
         assert 0 <= row["robust"] <= row["clean"] <= 1 or row["clean"] < 0.3
 
 
+def test_a_training_that_diverges_says_so(data):
+    wild = dataclasses.replace(loop(data, "standard"), schedule=Schedule(epochs=2, optimiser="sgd", rate=1e30))
+    with pytest.raises(UsageError, match="training has diverged; take a lower rate"):
+        wild.train()
+
+
 def test_bf16_trains_and_differs(data):
     one, _ = loop(data, "at:eps=0.1,steps=1").train()
     two, _ = loop(data, "at:eps=0.1,steps=1", bf16=True).train()

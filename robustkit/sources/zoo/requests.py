@@ -22,7 +22,7 @@ WORK = Path("build/zoo")  # where trainings and evaluations go on when they were
 
 
 class Measured(NamedTuple):
-    """What a card states: robust accuracy under AutoAttack in linf, on the first n test images, in tiles of this width."""
+    """A card's robust accuracy: under AutoAttack in linf, on the first n test images, in tiles of this width."""
 
     eps: str
     n: int
