@@ -31,7 +31,7 @@ class Measured(NamedTuple):
 
 _DIGITS = Request("", "digits-cnn", "digits", schedule=Schedule(60, 64), eps=0.2, device="cpu", threads=1)
 _SCENES = Request(
-    "", "scenes-cnn", "scenes:n=3000", "scenes:n=1000", Schedule(8, 64, rate=3e-3), eps=4 / 255, check=500,
+    "", "scenes-cnn", "scenes:n=3000", "scenes:n=1000", Schedule(8, 64, rate=3e-3), eps=16 / 255, check=500,
     check_robust=50, device="cpu", threads=1,
 )  # fmt: skip
 _CIFAR10 = Request(
@@ -59,8 +59,8 @@ REQUESTS: Mapping[str, Request] = {
     "digits-teacher": replace(_DIGITS, recipe="standard:temperature=20"),
     "digits-distillation": replace(_DIGITS, recipe="distillation:teacher=digits-teacher,temperature=20"),
     "scenes-cnn": replace(_SCENES, recipe="standard"),
-    "scenes-cnn-at": replace(_SCENES, recipe="at:eps=4/255,steps=3"),
-    "scenes-trades": replace(_SCENES, recipe="trades:eps=4/255,beta=6,steps=3"),
+    "scenes-cnn-at": replace(_SCENES, recipe="at:eps=16/255,steps=3"),
+    "scenes-trades": replace(_SCENES, recipe="trades:eps=16/255,beta=6,steps=3"),
     "scenes-teacher": replace(_SCENES, recipe="standard:temperature=20", schedule=Schedule(15, 64, rate=3e-3)),
     "scenes-distillation": replace(
         _SCENES, recipe="distillation:teacher=scenes-teacher,temperature=20", schedule=Schedule(15, 64, rate=3e-3)
@@ -77,11 +77,11 @@ MEASURED: Mapping[str, Measured] = {
     "digits-trades": Measured("0.2", 200),
     "digits-teacher": Measured("0.2", 200),
     "digits-distillation": Measured("0.2", 200),
-    "scenes-cnn": Measured("4/255", 60, tile=16),
-    "scenes-cnn-at": Measured("4/255", 60, tile=16),
-    "scenes-trades": Measured("4/255", 60, tile=16),
-    "scenes-teacher": Measured("4/255", 60, tile=16),
-    "scenes-distillation": Measured("4/255", 60, tile=16),
+    "scenes-cnn": Measured("16/255", 60, tile=16),
+    "scenes-cnn-at": Measured("16/255", 60, tile=16),
+    "scenes-trades": Measured("16/255", 60, tile=16),
+    "scenes-teacher": Measured("16/255", 60, tile=16),
+    "scenes-distillation": Measured("16/255", 60, tile=16),
     "cifar10-resnet8": Measured("8/255", 60, tile=16),
     "cifar10-resnet8-at": Measured("8/255", 60, tile=16),
 }
