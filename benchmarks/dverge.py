@@ -72,7 +72,7 @@ SCALES = {
         matrix_n=200,
         black_box_n=200,
         black_box_eps=(0.01, 0.03, 0.05, 0.07),
-        black_box={"M-PGD": "mi:steps=20", "M-DI²": "di:steps=20"},
+        black_box={"M-PGD": "mi:steps=10", "M-DI²": "di:steps=10"},
         kit=("resnet20_std",),
         white_box_n=100,
         white_box=(("MORA", "mora:steps=50", 0.01), ("MORA", "mora", 0.03), ("AutoAttack", "autoattack", 0.03)),

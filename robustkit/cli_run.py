@@ -123,10 +123,12 @@ def _forecast_text(study: "Study", costs: "list[Cost]") -> str:
 
     lines = [f"{study.title}: {len(costs)} cells; at most, if no sample breaks:"]
     width = max((len(str(cost.cell)) for cost in costs), default=0)
+    reasons = list(dict.fromkeys(cost.why for cost in costs if cost.why))
     for cost in costs:
         passes = "" if cost.forwards is None else f"{cost.forwards:>13,} forwards {cost.backwards:>13,} backwards"
         time = "" if cost.seconds is None else f"  {clock(cost.seconds):>8}"
-        lines.append(f"{cost.cell!s:<{width}}  {passes}{time}" + (f"  ({cost.why})" if cost.why else ""))
+        why = f"  [{reasons.index(cost.why) + 1}]" if cost.why else ""
+        lines.append(f"{cost.cell!s:<{width}}  {passes}{time}{why}")
     for cell in study.transfers():
         asked = study.transfer
         sizes = asked and (len(asked.sets or (1,)), len(asked.attacks), len(asked.victims))
@@ -136,4 +138,5 @@ def _forecast_text(study: "Study", costs: "list[Cost]") -> str:
     total = f"in all {forwards:,} forwards, {backwards:,} backwards"
     if known:
         total += f", {clock(sum(known))}" + (f" of {len(known)} cells" if len(known) < len(costs) else "")
-    return "\n".join([*lines, total] if costs else lines)
+    notes = [f"[{place}] {why}" for place, why in enumerate(reasons, start=1)]
+    return "\n".join([*lines, *([total] if costs else []), *notes])

@@ -59,8 +59,8 @@ def flipped(rng, n, discordance, drop):
 
 AUDIT = {
     "schema": "robustkit/audit/1",
-    "verdict": "suspect",
-    "reasons": ["more steps still break samples"],
+    "verdict": "invalid",
+    "reasons": ["noise breaks what gradients do not", "40 steps break 3 points more than 20"],
     "checks": [
         {
             "name": "steps", "outcome": "suspect", "text": "40 steps break 3 points more than 20",

@@ -38,7 +38,7 @@ def sources(kind):
 
 
 def draw(kind, found, width="one"):
-    return import_module(f"robustkit.report.plots.{KINDS[kind][0]}").draw(found, width)
+    return import_module(f"robustkit.report.plots.{kind}").draw(found, width)
 
 
 def drawn(kind, path, width="one"):

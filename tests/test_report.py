@@ -5,6 +5,8 @@ import dataclasses
 import io
 import json
 import re
+import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -82,7 +84,7 @@ def test_the_same_record_gives_the_same_files():
 
 
 def test_the_verdict_comes_first():
-    for audit, verdict in ((records.AUDIT, "suspect"), (None, "not audited")):
+    for audit, verdict in ((records.AUDIT, "invalid"), (None, "not audited")):
         record = records.random_record(40, audit=audit)
         assert record.verdict == record.to_json()["summary"]["verdict"] == verdict
         html = page.run_page(record)
@@ -257,12 +259,13 @@ def test_the_repeating_command_asks_for_the_same_job():
     assert "--model 'a b;c'" in text
     assert "--defense jpeg --quantize 8bit" in text
     assert "--indices 0-4" in text
+    assert again.command(record.job, audit=True) == f"{text} --audit"
     shown = CliRunner().invoke(main, ["eval", "--help"]).output
     assert all(word in shown for word in re.findall(r"--[a-z]+", text))
 
 
 def test_axes_have_round_ticks_inside_their_range():
-    for low, high in ((0, 1), (0, 0.0314), (3, 17), (0.2, 0.2), (-5, 1e6)):
+    for low, high in ((0, 1), (0, 0.0314), (3, 17), (0.2, 0.2), (0, 0), (-3, -3), (-5, 1e6)):
         axis = svg._axis("x", low, high)
         assert 2 <= len(axis.ticks) <= svg.TICKS + 2
         assert all(axis.low - 1e-9 <= tick <= axis.high * (1 + 1e-9) + 1e-9 for tick in axis.ticks)
@@ -286,6 +289,24 @@ def test_the_command_writes_the_reports_of_any_stored_run(tmp_path):
         assert refused.output.startswith("Error: ")
 
 
+def test_the_command_writes_into_the_run_s_own_folder_by_default(tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(FIXTURES / "run-1", run)
+    before = {file: file.read_bytes() for file in run.iterdir()}
+    done = CliRunner().invoke(main, ["report", str(run), "--format", "md", "--format", "csv"])
+    assert done.exit_code == 0, done.output
+    assert {p.name for p in run.iterdir()} - {p.name for p in before} == {"report.md", "tables.csv"}
+    assert all(file.read_bytes() == content for file, content in before.items())
+
+
+def test_without_jinja2_a_run_is_stored_without_a_page_and_asking_for_one_says_what_to_install(monkeypatch, tmp_path):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert set(files.of_run(records.random_record(20))) == {"report.md", "tables.tex", "tables.csv"}
+    done = CliRunner().invoke(main, ["report", str(FIXTURES / "run-1"), "--out", str(tmp_path)])
+    assert done.exit_code == 2
+    assert "pip install 'robustkit[plots]'" in done.output
+
+
 def test_eval_leaves_its_reports_in_the_run_s_folder_and_a_sweep_too(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     common = ["eval", "--model", "digits-cnn-at", "--attack", "pgd:steps=2", "-n", "20", "--quiet"]
@@ -294,6 +315,14 @@ def test_eval_leaves_its_reports_in_the_run_s_folder_and_a_sweep_too(tmp_path, m
     record = load_run("run")
     assert Path("run/report.html").read_text() == page.run_page(record)
     assert not isinstance(facts.confusion(record), LeftOut)
+    words = shlex.split(again.command(record.job))
+    assert words[0] == "robustkit"
+    assert CliRunner().invoke(main, [*words[1:], "--quiet", "--out", "again"]).exit_code == 0
+    repeated = load_run("again")
+    assert repeated.job == record.job
+    assert all(
+        np.array_equal(repeated.attacks[name], record.attacks[name]) for name in ("index", "outcome", "forwards")
+    )
     assert CliRunner().invoke(main, [*common, "--eps", "0.1,0.2", "--out", "sweep"]).exit_code == 0
     assert "eps-02/report.html" in Path("sweep/report.html").read_text()
     assert Path("sweep/eps-02/report.html").exists()
@@ -312,4 +341,4 @@ def test_a_sweep_s_curve_leaves_out_what_is_not_established():
 
 def test_run_json_stays_plain_json_with_an_audit():
     data = records.random_record(10, audit=records.AUDIT).to_json()
-    assert json.loads(json.dumps(data, allow_nan=False))["audit"]["verdict"] == "suspect"
+    assert json.loads(json.dumps(data, allow_nan=False))["audit"]["verdict"] == "invalid"

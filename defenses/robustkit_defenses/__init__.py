@@ -27,6 +27,9 @@ PLUGIN = Plugin(
         "random-resize-pad": Entry(
             "robustkit_defenses.random_resize_pad:RandomResizePad", "random size and place (arXiv:1711.01991)"
         ),
+        "raw-isp": Entry(
+            "robustkit_defenses.raw_isp:RawIsp", "to RAW and back (arXiv:2112.09219); claims not verified"
+        ),
     },
     recipes={
         "dverge": Entry(

@@ -94,8 +94,8 @@ def _check_bytes(file: Path, name: str) -> None:
     if file.is_dir():
         if (file / RECIPE).is_file():
             raise UsageError(f"{file} holds a training that is not finished; run its command again to continue it")
-        saved_by_transformers = (file / "config.json").is_file()
-        where = f"hf/{name}, if transformers saved it" if saved_by_transformers else "the file of weights in it"
+        saved = (file / "config.json").is_file()
+        where = f"hf/{name}, if transformers saved it" if saved else "the file of weights in it"
         raise UsageError(f"{file} is a folder without a card.json of ours; give {where}")
     if not file.is_file():
         raise UsageError(f"there is no file {file}; give a .safetensors file or a state dict saved by torch")

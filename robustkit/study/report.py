@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from robustkit.report.tex import tex
 from robustkit.report.text import cell as safe
-from robustkit.report.transfer import tex
 from robustkit.spec import Spec, parse
 from robustkit.stats import Proportion
 from robustkit.store import write_text

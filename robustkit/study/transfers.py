@@ -4,8 +4,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from robustkit.report.tex import tex
 from robustkit.report.text import cell as safe
-from robustkit.report.transfer import WHITE_BOX, denominator, tex
+from robustkit.report.transfer import WHITE_BOX, denominator
 from robustkit.study.results import Results
 from robustkit.study.tables import Mark, marks
 from robustkit.transfer_record import SUCCESS, TransferRecord

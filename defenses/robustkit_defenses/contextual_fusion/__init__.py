@@ -1,10 +1,7 @@
-"""Contextual fusion: foreground and background features, joined by a linear head. One package, four files.
+"""Contextual fusion (arXiv:2011.09526): foreground and background features, joined by a linear head.
 
 `settings` is the defense as a spec names it, `model` the fused network, `fitting` how its head is fitted, `file` how a
-head is kept. Sources: Akumalla, Haney, Bazhenov 2020, arXiv:2011.09526; the follow-up arXiv:2406.05120.
-
-The papers' claims (more accurate under blur and FGSM without adversarial training) are about an attack that is likely
-computed on the foreground network alone. Which network it is, the strengths and α stand in no source we could check.
+head is kept, `make` how the bundled one was made.
 """
 
 from robustkit_defenses.contextual_fusion.file import load_head, save_head

@@ -13,7 +13,15 @@ from torch import Tensor, nn
 
 from robustkit.api import Dataset, Labels
 from robustkit.errors import UsageError
-from robustkit_defenses.contextual_fusion.model import BRANCHES, ContextFusion, Features, Head, headless, probe
+from robustkit_defenses.contextual_fusion.model import (
+    BRANCHES,
+    ContextFusion,
+    Features,
+    Head,
+    device_of,
+    headless,
+    probe,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,17 +110,27 @@ def train_fusion(
         raise UsageError("fusion: no images to fit a head on")
     shape = tuple(data.batch(places[:1])[0].shape[1:])
     fused = new_fusion(foreground, background, data.classes or 2, shape, plan)
-    features: dict[str, list[Tensor]] = {branch: [] for branch in BRANCHES}
-    labels = []
-    for start in range(0, len(places), batch):
-        x, y = data.batch(places[start : start + batch])
-        labels.append(y)
+    f, b, y = features_of(fused, data, places, batch)
+    head = fit_head(f, b, y, data.classes or int(y.max()) + 1, shape, plan)
+    return with_head(fused, head)
+
+
+def features_of(
+    fused: ContextFusion, data: Dataset, indices: Sequence[int], batch: int = 64
+) -> tuple[Features, Features, Labels]:
+    """Foreground features, background features and labels of images, on the CPU."""
+    foreground, background, labels = [], [], []
+    for start in range(0, len(indices), batch):
+        x, y = data.batch(indices[start : start + batch])
         with torch.no_grad():
-            for branch, found in features.items():
-                found.append(getattr(fused, branch)(x))
-    y = torch.cat(labels)
-    classes = data.classes or int(y.max()) + 1
-    head = fit_head(torch.cat(features["foreground"]), torch.cat(features["background"]), y, classes, shape, plan)
+            foreground.append(fused.foreground(x.to(device_of(fused.foreground))).cpu())
+            background.append(fused.background(x.to(device_of(fused.background))).cpu())
+        labels.append(y)
+    return torch.cat(foreground), torch.cat(background), torch.cat(labels)
+
+
+def with_head(fused: ContextFusion, head: Head) -> ContextFusion:
+    """The same two networks behind another head, which was fitted on their features and now knows them again."""
     head.probe_foreground.copy_(fused.head.probe_foreground)
     head.probe_background.copy_(fused.head.probe_background)
     return ContextFusion(fused.foreground, fused.background, head)

@@ -167,10 +167,8 @@ def probe(extractor: nn.Module, input_shape: Sequence[int], branch: str) -> Feat
     Raises:
         UsageError: if the extractor does not take them, or does not answer a row of features for each.
     """
-    x = probe_images(input_shape)
-    placed = next((p.device for p in extractor.parameters()), x.device)
     try:
-        found = extractor(x.to(placed))
+        found = extractor(probe_images(input_shape).to(device_of(extractor)))
     except (torch.OutOfMemoryError, UsageError):
         raise
     except Exception as error:  # whatever a foreign network raises on images that it was not made for
@@ -182,6 +180,11 @@ def probe(extractor: nn.Module, input_shape: Sequence[int], branch: str) -> Feat
         given = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
         raise UsageError(f"the {branch} must answer features of shape (2, width) for two images, not {given}")
     return found.cpu()
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module's weights are; the CPU for one without any."""
+    return next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
 
 
 def _known(seen: Features, expected: Features, branch: str) -> None:

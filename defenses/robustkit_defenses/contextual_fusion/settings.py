@@ -1,4 +1,10 @@
-"""The defense as a spec names it: `contextual-fusion:background=SPEC,head=FILE` around the foreground model."""
+"""Contextual fusion: a second network knows the background, one linear head joins the features of both.
+
+Sources: Akumalla, Haney, Bazhenov 2020, arXiv:2011.09526; the follow-up arXiv:2406.05120. Claimed there: more accurate
+under blur and FGSM, without adversarial training. Which network their FGSM differentiates (likely the foreground's
+alone), its strengths and the head's penalty α stand in no source that we could check. Attacked end to end it is a
+network like any other: reports/paper/fusion.
+"""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,7 +14,7 @@ from torch import nn
 import robustkit
 from robustkit.errors import UsageError
 from robustkit_defenses.contextual_fusion.file import load_head
-from robustkit_defenses.contextual_fusion.model import ContextFusion, headless
+from robustkit_defenses.contextual_fusion.model import ContextFusion, device_of, headless
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,4 +45,5 @@ class ContextualFusion:
         head = load_head(self.head)
         background = robustkit.load_model(self.background)[0]
         fused = ContextFusion(headless(model, "foreground"), headless(background, "background"), head)
+        fused.to(device_of(model))
         return (fused if self.variant == "joint" else fused.alone(self.variant)).eval()
