@@ -1,6 +1,7 @@
 """raw-isp on CIFAR-10: attacks on the bare network, and attacks on the whole, beside what it costs.
 
     python -m benchmarks.raw -n 200
+    python -m benchmarks.raw -n 200 --begun        (show what --out holds, and measure nothing more)
 
 Oblivious: adversarials made on the undefended network, shown to the defended ones. White-box: the same attacks through
 F, G, S and the network, one after the other, each on what the ones before it left. Runs continue in --out. Writes the
@@ -23,6 +24,7 @@ from tests import kit
 
 HERE = Path(__file__).parent.parent / "reports/paper/raw"
 BEGIN, END = "<!-- tables: written by benchmarks/raw.py -->", "<!-- end of tables -->"
+NOT_RUN = "not run"
 EPS = ("2/255", "4/255", "8/255")
 ATTACKS = {"FGSM": "fgsm", "PGD-10": "pgd:steps=10", "APGD-CE-20": "apgd:steps=20"}
 LAST = {"APGD-T-20, 3 targets": "apgd:loss=dlr-targeted,steps=20,targets=3"}
@@ -52,15 +54,18 @@ def data() -> str:
     return f"cifar10:path={kit.ROOT / 'cifar10_test.npz'}"
 
 
-def oblivious(network: str, n: int, out: Path) -> Iterator[Row]:
+def oblivious(network: str, n: int, out: Path, begun: bool) -> Iterator[Row]:
     """Adversarials of the bare network, judged on it and on the defended ones."""
     victims = {"none": model(network)} | {
         label: f"defended/({model(network)}):by=({text})" for label, text in DEFENSES.items()
     }
     for eps in EPS:
+        folder = out / f"oblivious-{network}-{eps.partition('/')[0]}"
+        if begun and not (folder / "transfer.json").is_file():
+            continue
         record = robustkit.transfer(
             {"none": model(network)}, victims, ATTACKS, data(), norm="linf", eps=eps, n=n,
-            out=out / f"oblivious-{network}-{eps.partition('/')[0]}",
+            out=folder,
         )  # fmt: skip
         if eps == EPS[0]:
             for label, share in record.clean_accuracy.items():
@@ -73,12 +78,15 @@ def oblivious(network: str, n: int, out: Path) -> Iterator[Row]:
             yield Row(network, victim, knows, attack, eps, stats.Proportion(broken.n - broken.k, broken.n))
 
 
-def through(network: str, label: str, n: int, out: Path) -> Iterator[Row]:
+def through(network: str, label: str, n: int, out: Path, begun: bool) -> Iterator[Row]:
     """Attacks that differentiate the whole, each on what the ones before it left standing."""
     for eps in EPS:
+        folder = out / f"through-{network}-{label}-{eps.partition('/')[0]}"
+        if begun and not (folder / "run.json").is_file():
+            continue
         record = robustkit.evaluate(
             model(network), data(), [*ATTACKS.values(), *LAST.values()], defense=DEFENSES[label], eps=eps, n=n,
-            out=out / f"through-{network}-{label}-{eps.partition('/')[0]}", doctor=False,
+            out=folder, doctor=False,
         )  # fmt: skip
         for attack, after in zip((*ATTACKS, *LAST), record.by_attack, strict=True):
             if after.robust is None:
@@ -86,13 +94,13 @@ def through(network: str, label: str, n: int, out: Path) -> Iterator[Row]:
             yield Row(network, label, "white-box", attack, eps, after.robust)
 
 
-def measure(n: int, out: Path) -> list[Row]:
-    """All rows."""
+def measure(n: int, out: Path, begun: bool) -> list[Row]:
+    """All rows, or those of the runs that are finished."""
     rows: list[Row] = []
     for network, defenses in THROUGH.items():
-        rows += oblivious(network, n, out)
+        rows += oblivious(network, n, out, begun)
         for label in defenses:
-            rows += through(network, label, n, out)
+            rows += through(network, label, n, out, begun)
             print(f"{network} behind {label}: done, {time.process_time():.0f} s of CPU", flush=True)
     return rows
 
@@ -127,7 +135,7 @@ def tables(rows: list[Row], n: int) -> str:
     ]  # fmt: skip
     for label in ("none", *DEFENSES):
         near = f"{quality[label][0]:.1f} ({quality[label][1]:.1f})" if label in quality else "–"
-        clean = [told[network, label, "clean", "", "0"] for network in THROUGH]
+        clean = [told.get((network, label, "clean", "", "0"), NOT_RUN) for network in THROUGH]
         parts[-1] += f"\n| {label} | {near} | " + " | ".join(clean) + " |"
     for network, defenses in THROUGH.items():
         head = ["attack on the bare network", "eps", "bare", *DEFENSES]
@@ -135,8 +143,8 @@ def tables(rows: list[Row], n: int) -> str:
         text += "---:|" * (len(DEFENSES) + 1)
         for attack in ATTACKS:
             for eps in EPS:
-                cells = [told[network, "none", "white-box", attack, eps]]
-                cells += [told[network, label, "oblivious", attack, eps] for label in DEFENSES]
+                cells = [told.get((network, "none", "white-box", attack, eps), NOT_RUN)]
+                cells += [told.get((network, label, "oblivious", attack, eps), NOT_RUN) for label in DEFENSES]
                 text += f"\n| {attack} | {eps} | " + " | ".join(cells) + " |"
         parts.append(text)
         text = f"### {network}, white-box: through F, G, S and the network\n\n"
@@ -144,7 +152,7 @@ def tables(rows: list[Row], n: int) -> str:
         text += " | ".join(EPS) + " |\n|---|---|" + "---:|" * len(EPS)
         for label in defenses:
             for attack in (*ATTACKS, *LAST):
-                cells = [told[network, label, "white-box", attack, eps] for eps in EPS]
+                cells = [told.get((network, label, "white-box", attack, eps), NOT_RUN) for eps in EPS]
                 text += f"\n| {label} | {attack} | " + " | ".join(cells) + " |"
         parts.append(text)
     return "\n\n".join(parts)
@@ -178,9 +186,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("robustkit-runs/paper-raw"))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--dry", action="store_true", help="print the tables and leave README.md as it is")
+    parser.add_argument("--begun", action="store_true", help="show what --out holds, and measure nothing more")
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
-    rows = measure(asked.n, asked.out)
+    rows = measure(asked.n, asked.out, asked.begun)
     text = tables(rows, asked.n)
     print(text)
     if not asked.dry:

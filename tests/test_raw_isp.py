@@ -437,4 +437,6 @@ def test_the_report_shows_every_number_between_its_marks(tmp_path, monkeypatch):
     assert "old" not in text
     for each in rows:
         assert f" {raw.percent(each.share)} |" in text
+    assert raw.NOT_RUN not in text
+    assert raw.tables(rows[:-1], 1000).count(raw.NOT_RUN) == 1
     assert len((tmp_path / "accuracy.csv").read_text().splitlines()) == 1 + len(rows)
