@@ -76,7 +76,7 @@ def test_a_network_that_a_recipe_trained_is_what_its_card_says(name):
     assert module(torch.zeros(2, *card.input_shape)).shape == (2, card.classes) == (2, 10)
     if name in MEASURED:
         robust = written["robust"]
-        assert (robust["eps"], robust["n"]) == tuple(MEASURED[name])
+        assert (robust["eps"], robust["n"], robust["tile"]) == MEASURED[name]
         assert robust["low"] <= robust["value"] <= robust["high"]
     if card.dataset != "cifar10":
         test = load_dataset(written["recipe"]["test"])

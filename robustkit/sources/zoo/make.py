@@ -16,10 +16,10 @@ from safetensors.torch import save
 
 from robustkit.datasets import Pair, load_dataset
 from robustkit.report.training import TrainingProgress
-from robustkit.sources.zoo import FOLDER
+from robustkit.sources.zoo import FOLDER, Zoo
 from robustkit.sources.zoo.architectures import ARCHITECTURES
 from robustkit.sources.zoo.first import EpochDone, Plan, train
-from robustkit.sources.zoo.requests import REQUESTS, WORK, make_trained
+from robustkit.sources.zoo.requests import MEASURED, REQUESTS, WORK, make_trained, measured
 from robustkit.training.loop import accuracy
 
 PLANS: Mapping[str, Plan] = {
@@ -108,6 +108,18 @@ def main(name: str, epochs: int | None, folder: Path, work: Path) -> None:
         return
     plan = PLANS[name] if epochs is None else replace(PLANS[name], epochs=epochs)
     make(name, folder, plan, lambda e: click.echo(f"{e.epoch}/{e.epochs} loss {e.loss:.4f} accuracy {e.accuracy:.4f}"))
+    if name in MEASURED and epochs is None:
+        measure(name, folder, work)
+
+
+def measure(name: str, folder: Path, work: Path) -> None:
+    """Write the robust accuracy of a network into its card."""
+    work.mkdir(parents=True, exist_ok=True)
+    module, card = Zoo(folder).load(name, {})
+    file = folder / f"{name}.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    content["robust"] = measured(module, card.dataset, MEASURED[name], work / f"{name}-autoattack")
+    file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
