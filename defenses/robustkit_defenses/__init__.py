@@ -11,6 +11,10 @@ PLUGIN = Plugin(
             "robustkit_defenses.crossmax:CrossMax",
             "joins an ensemble (arXiv:2408.05446); claimed 72/48 %, evaluated again 11/14 %",
         ),
+        "contextual-fusion": Entry(
+            "robustkit_defenses.contextual_fusion.settings:ContextualFusion",
+            "foreground and background features, one head (arXiv:2011.09526): background=SPEC,head=FILE",
+        ),
         "probes": Entry(
             "robustkit_defenses.probes:Probes", "probes on a network's layers as its members (arXiv:2408.05446)"
         ),
@@ -23,6 +27,9 @@ PLUGIN = Plugin(
         "random-resize-pad": Entry(
             "robustkit_defenses.random_resize_pad:RandomResizePad", "random size and place (arXiv:1711.01991)"
         ),
+        "raw-isp": Entry(
+            "robustkit_defenses.raw_isp:RawIsp", "to RAW and back (arXiv:2112.09219); claims not verified"
+        ),
     },
     recipes={
         "dverge": Entry(
@@ -31,10 +38,25 @@ PLUGIN = Plugin(
         "dverge-at": Entry(
             "robustkit_defenses.recipes.dverge:dverge_at", "dverge and adversarial training (arXiv:2009.14720)"
         ),
+        "fusion": Entry("robustkit_defenses.recipes.fusion:Fusion", "the head of contextual-fusion (arXiv:2011.09526)"),
         "self-ensemble": Entry(
             "robustkit_defenses.recipes.self_ensemble:SelfEnsemble",
             "one network at many resolutions and its layers' probes, joined by crossmax (arXiv:2408.05446)",
         ),
         "standard": Entry("robustkit_defenses.recipes.standard:Standard", "cross-entropy, no defense"),
+        "at": Entry("robustkit_defenses.recipes.at:AdversarialTraining", "PGD adversarial training (arXiv:1706.06083)"),
+        "fast-at": Entry(
+            "robustkit_defenses.recipes.fast_at:FastAdversarialTraining",
+            "one-step adversarial training (arXiv:2001.03994)",
+        ),
+        "trades": Entry("robustkit_defenses.recipes.trades:Trades", "TRADES (arXiv:1901.08573)"),
+        "distillation": Entry(
+            "robustkit_defenses.recipes.distillation:Distillation",
+            "defensive distillation (arXiv:1511.04508), which masks gradients; teacher=SPEC",
+        ),
+        "conadv": Entry(
+            "robustkit_defenses.recipes.conadv:ConcurrentAdversarial",
+            "adversarial images by stale weights (arXiv:2106.00221), a regulariser",
+        ),
     },
 )
