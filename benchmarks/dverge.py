@@ -3,8 +3,9 @@
     python -m benchmarks.dverge --scale small --threads 1       (what reports/paper/dverge shows; one CPU core)
     reports/paper/dverge/run.sh                                 (3 ResNet-20 on 40,000 images; a GPU)
 
-Trains what it needs on the kit's CIFAR-10 images, then measures. Everything stands in --out and is resumable: what is
-done there is read, what was begun continues. Writes the tables of reports/paper/dverge/README.md between its marks.
+Trains what it needs on the kit's CIFAR-10 images, then measures. Everything stands in --out and is resumable: what was
+begun continues, and a network that is done there is not trained again. Writes the tables of
+reports/paper/dverge/README.md between its marks.
 """
 
 import argparse
@@ -22,6 +23,7 @@ import robustkit
 from robustkit.recipes import Schedule
 from robustkit.record import RunRecord
 from robustkit.sources import load_model
+from robustkit.sources.trained import CARD
 from robustkit.sources.zoo.architectures import CifarResNet
 from robustkit.stats import Proportion
 from robustkit.store import write_text
@@ -70,10 +72,10 @@ SCALES = {
         matrix_n=200,
         black_box_n=200,
         black_box_eps=(0.01, 0.03, 0.05, 0.07),
-        black_box={"M-PGD": "mi:steps=20", "M-DI²": "di:steps=20"},
+        black_box={"M-PGD": "mi:steps=10", "M-DI²": "di:steps=10"},
         kit=("resnet20_std",),
         white_box_n=100,
-        white_box=(("MORA", "mora", 0.01), ("MORA", "mora", 0.03), ("AutoAttack", "autoattack", 0.03)),
+        white_box=(("MORA", "mora:steps=25", 0.01), ("MORA", "mora", 0.03), ("AutoAttack", "autoattack", 0.03)),
     ),
     "paper": Scale(
         blocks=3,
@@ -151,6 +153,9 @@ class Bench:
         return self._train(f"plain-{seed}", "standard", self.scale.plain, self.scale.images, seed)
 
     def _train(self, name: str, recipe: str, schedule: Schedule, images: int, seed: int) -> str:
+        if (self.out / name / CARD).is_file():
+            return f"./{self.out / name}"
+
         def tell(event: object) -> None:
             if isinstance(event, EpochDone):
                 print(f"{name} {event}", flush=True)
@@ -247,8 +252,8 @@ def tables(bench: Bench) -> str:
 def _matrices(bench: Bench, ensembles: Mapping[str, str]) -> Iterator[str]:
     yield (
         f"**Transfer among members**, PGD-50 at Linf {MATRIX_EPS} (random start, steps of eps/5), first "
-        f"{bench.scale.matrix_n} test images: of those that all members of the ensemble classify correctly, the share in "
-        "percent that is wrong on the column's network when made on the row's member. 95 % Wilson intervals."
+        f"{bench.scale.matrix_n} test images: of those that all members of the ensemble classify correctly, the share "
+        "in percent that is wrong on the column's network when made on the row's member. 95 % Wilson intervals."
     )
     for name, spec in ensembles.items():
         found = bench.matrix(name, spec)
@@ -264,9 +269,9 @@ def _matrices(bench: Bench, ensembles: Mapping[str, str]) -> Iterator[str]:
 def _black_box(bench: Bench, ensembles: Mapping[str, str]) -> Iterator[str]:
     attacks = ", ".join(f"{label} (`{spec}`)" for label, spec in bench.scale.black_box.items())
     yield (
-        f"**Black-box**, first {bench.scale.black_box_n} test images: the share in percent of all images that an ensemble "
-        f"classifies correctly unattacked and under every one of {attacks}, made on {MEMBERS} held-out networks of ours "
-        f"together (mean logits), or on a network of the kit alone, or both."
+        f"**Black-box**, first {bench.scale.black_box_n} test images: the share in percent of all images that an "
+        f"ensemble classifies correctly unattacked and under every one of {attacks}, made on {MEMBERS} held-out "
+        "networks of ours together (mean logits), or on a network of the kit alone, or under all of these."
     )
     groups = {"held-out": ("held-out",), **{name: (name,) for name in bench.scale.kit}, "all": ()}
     lines = [f"| eps | made on | {' | '.join(ensembles)} |", "|---|---|" + "---:|" * len(ensembles)]
@@ -282,8 +287,8 @@ def _black_box(bench: Bench, ensembles: Mapping[str, str]) -> Iterator[str]:
 
 def _white_box(bench: Bench, ensembles: Mapping[str, str]) -> Iterator[str]:
     yield (
-        f"**White-box**, first {bench.scale.white_box_n} test images: robust accuracy of the ensemble in percent, judged "
-        "on every sample."
+        f"**White-box**, first {bench.scale.white_box_n} test images: robust accuracy of the ensemble in percent, "
+        "judged on every sample."
     )
     lines = [f"| eps | attack | {' | '.join(ensembles)} |", "|---|---|" + "---:|" * len(ensembles)]
     for label, attack, eps in bench.scale.white_box:

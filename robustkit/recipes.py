@@ -173,3 +173,22 @@ def in_eval_mode(network: nn.Module) -> Any:
     finally:
         for part, training in modes:
             part.training = training
+
+
+class OneNetwork:
+    """What recipes share that train the architecture itself, as one part. No state."""
+
+    __slots__ = ()
+    plain: ClassVar[bool] = True
+
+    def build(self, task: Task) -> nn.Module:
+        """The architecture."""
+        return task.architecture()
+
+    def parts(self, network: nn.Module) -> Sequence[nn.Module]:
+        """The network."""
+        return [network]
+
+    def result(self, network: nn.Module) -> nn.Module:
+        """The network."""
+        return network

@@ -20,6 +20,8 @@ from robustkit.errors import UsageError
 from robustkit.testing import attack_batch
 from tests import toys
 
+COLOUR_ONLY = {"raw-isp"}
+
 
 class Net(nn.Module):
     """A small network for images of any size."""
@@ -72,6 +74,10 @@ def protected(name, channels=3):
 def test_every_defense_answers_logits_lets_gradients_through_and_says_whether_it_is_random(name, channels):
     module, x = protected(name, channels), images(channels=channels).requires_grad_(True)
     assert not module.training
+    if name in COLOUR_ONLY and channels == 1:
+        with pytest.raises(UsageError, match="3 channels"):
+            module(x)
+        return
     torch.manual_seed(0)
     first, second = module(x), module(x)
     torch.manual_seed(0)
@@ -84,7 +90,7 @@ def test_every_defense_answers_logits_lets_gradients_through_and_says_whether_it
     assert grad.flatten(1).abs().sum(1).gt(0).all()
 
 
-@pytest.mark.parametrize("name", ["jpeg", "bit-depth", "median", "random-resize-pad"])  # steps before any network
+@pytest.mark.parametrize("name", ["jpeg", "bit-depth", "median", "random-resize-pad", "raw-isp"])  # before any
 def test_what_the_network_offers_stays_on_offer(name):
     module = plugins.load("defenses", name)().protect(CrossMax().protect(Three()))
     assert len(module.members()) == 3
@@ -92,7 +98,7 @@ def test_what_the_network_offers_stays_on_offer(name):
     assert module.forward_with_members(images())[1].shape == (3, 4, 4)
 
 
-@pytest.mark.parametrize("name", ["jpeg", "bit-depth", "median"])
+@pytest.mark.parametrize("name", ["jpeg", "bit-depth", "median", "raw-isp"])
 def test_an_image_does_not_see_the_others(name):
     module, x = protected(name), images()
     torch.testing.assert_close(module(x)[1:2], module(x[1:2]))

@@ -21,9 +21,7 @@ def made(text):
 def test_the_paper_s_scale_is_the_paper_s_protocol():
     scale = dverge.SCALES["paper"]
     assert (scale.blocks, scale.images, dverge.MEMBERS, dverge.MATRIX_EPS) == (3, 40_000, 3, 0.03)
-    assert scale.fine_tuned == Schedule(
-        200, 128, "sgd", 0.1, 0.9, 1e-4, "steps", (0.5, 0.75), augment="crop-flip"
-    )
+    assert scale.fine_tuned == Schedule(200, 128, "sgd", 0.1, 0.9, 1e-4, "steps", (0.5, 0.75), augment="crop-flip")
     assert scale.black_box_eps == (0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07)
     assert {eps for *_, eps in scale.white_box} == set(scale.black_box_eps)
     assert {made(text).steps for text in scale.black_box.values()} == {100}
@@ -81,8 +79,9 @@ def test_the_benchmark_trains_measures_and_writes_its_tables(tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     tiny = Schedule(1, 32)
     scale = replace(
-        dverge.SCALES["small"], images=64, plain=tiny, fine_tuned_images=32, fine_tuned=tiny, matrix_n=40, black_box_n=4,
-        black_box_eps=(0.03,), black_box={"M-PGD": "mi:steps=1"}, kit=(), white_box_n=4, white_box=(("FGSM", "fgsm", 0.03),),
+        dverge.SCALES["small"], images=64, plain=tiny, fine_tuned_images=32, fine_tuned=tiny, matrix_n=40,
+        black_box_n=4, black_box_eps=(0.03,), black_box={"M-PGD": "mi:steps=1"}, kit=(), white_box_n=4,
+        white_box=(("FGSM", "fgsm", 0.03),),
     )  # fmt: skip
     out = tmp_path.relative_to(tmp_path) / "run"
     out.mkdir()

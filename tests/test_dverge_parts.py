@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from robustkit_defenses.distillation import Distillation, distilled, diversity, others
+from robustkit_defenses.distilled_features import Distillation, distilled, diversity, others
 from robustkit_defenses.taps import Tap, features, named_taps, taps_of
 from torch import Tensor, nn
 
@@ -76,8 +76,9 @@ def test_features_at_a_tap_are_before_the_relu_and_the_pass_ends_there():
 
 @pytest.mark.parametrize(
     "activation",
-    [nn.ReLU(), nn.ReLU(inplace=True), nn.ReLU6(), nn.LeakyReLU(), nn.PReLU(), nn.ELU(), nn.GELU(), nn.SiLU(), nn.Mish(),
-     nn.Hardswish(), nn.Sigmoid(), nn.Tanh(), torch.relu, torch.relu_, torch.tanh, Tensor.relu, F.leaky_relu],
+    [nn.ReLU(), nn.ReLU(inplace=True), nn.ReLU6(), nn.LeakyReLU(), nn.PReLU(), nn.ELU(), nn.GELU(), nn.SiLU(),
+     nn.Mish(), nn.Hardswish(), nn.Sigmoid(), nn.Tanh(), torch.relu, torch.relu_, torch.tanh, Tensor.relu,
+     F.leaky_relu],
     ids=str,
 )  # fmt: skip
 def test_an_activation_counts_once_however_it_is_called(activation):
@@ -107,9 +108,9 @@ def test_our_networks_have_the_layers_of_the_paper(name, taps):
 def test_layers_can_be_named_and_a_wrong_name_is_refused():
     net = network().eval()
     assert named_taps(net, ["0", "3.relu", "output"]) == (Tap(module="0"), Tap(module="3.relu"), Tap())
-    with pytest.raises(UsageError, match=r"no layer of Sequential called '3\.rely'; did you mean 3\.relu"):
+    with pytest.raises(UsageError, match=r"no layer called '3\.rely'; did you mean 3\.relu"):
         named_taps(net, ["3.rely"])
-    with pytest.raises(UsageError, match="does not come by its layer activation 4"):
+    with pytest.raises(UsageError, match="a pass over Sequential does not come by its activation 4"):
         features(net, images(), Tap(4))
     with pytest.raises(UsageError, match="has no activation such as a ReLU"):
         taps_of(toys.Linear(), torch.rand(1, 1, 4, 4))
@@ -150,7 +151,7 @@ def test_one_step_of_distillation_is_a_sign_step_towards_the_target():
 def test_the_defaults_are_the_papers():
     assert Distillation() == Distillation(eps=0.07, steps=10, step_size=0.1, momentum=1.0, faithful=False)
     for wrong in ({"eps": 0.0}, {"eps": 8.0}, {"steps": 0}, {"step_size": 0.0}, {"momentum": -1.0}):
-        with pytest.raises(UsageError, match="distillation: eps is a share"):
+        with pytest.raises(UsageError, match="dverge: eps is a share"):
             Distillation(**wrong)
 
 

@@ -29,8 +29,8 @@ def data():
 def normed():
     """A network with BatchNorm, for images of 1×8×8."""
     return nn.Sequential(
-        nn.Conv2d(1, 4, 3, stride=2, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 6, 2), nn.ReLU(), nn.Flatten(),
-        nn.Linear(24, 10),
+        nn.Conv2d(1, 4, 3, stride=2, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 6, 2), nn.ReLU(),
+        nn.Flatten(), nn.Linear(24, 10),
     )  # fmt: skip
 
 
@@ -71,7 +71,7 @@ def test_the_first_convolution_takes_all_copies_and_every_relu_has_a_probe():
 def test_what_it_cannot_build_is_refused():
     with pytest.raises(UsageError, match="2 layers and the network make too few members for k=4"):
         training(SelfEnsemble(k=4))
-    with pytest.raises(UsageError, match="has no convolution"):
+    with pytest.raises(UsageError, match="has no plain convolution"):
         training(SelfEnsemble(), lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.ReLU()))
     with pytest.raises(UsageError, match="no layer called 'conv9'"):
         training(SelfEnsemble(layers=("2", "conv9"), k=2))
@@ -104,7 +104,9 @@ def test_a_step_moves_each_probe_as_if_it_were_alone(data):
     alone = copy.deepcopy(network.probes)
     features = {}
     for name, module in network.backbone.named_children():
-        module.register_forward_hook(lambda m, i, output, name=name: features.__setitem__(name, output.detach().clone()))
+        module.register_forward_hook(
+            lambda m, i, output, name=name: features.__setitem__(name, output.detach().clone())
+        )
     loss = float(settings.step(under_way, batch)["loss"])
     losses = []
     for probe, layer in zip(alone, network.layers, strict=True):
@@ -151,7 +153,10 @@ def test_a_trained_folder_evaluates_by_its_name_as_a_randomised_ensemble(tmp_pat
     assert ARCHITECTURES["digits-cnn"]()[1].__class__ is nn.ReLU
     schedule = Schedule(epochs=2, batch=512)
     cards = [
-        train(Request("self-ensemble:backbone_epochs=1,jitter=1", "digits-cnn", schedule=schedule, **FAST), tmp_path / name)
+        train(
+            Request("self-ensemble:backbone_epochs=1,jitter=1", "digits-cnn", schedule=schedule, **FAST),
+            tmp_path / name,
+        )
         for name in ("a", "b")
     ]
     assert cards[0]["sha256"] == cards[1]["sha256"]

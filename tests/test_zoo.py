@@ -7,10 +7,11 @@ from click.testing import CliRunner
 
 from robustkit.datasets import load_dataset
 from robustkit.errors import UsageError
-from robustkit.sources import load_model
+from robustkit.sources import load_model, trained
 from robustkit.sources.zoo import FOLDER, Zoo
 from robustkit.sources.zoo.first import Plan, pgd, train
 from robustkit.sources.zoo.make import PLANS, main, make
+from robustkit.sources.zoo.requests import MEASURED, REQUESTS
 from robustkit.training.loop import accuracy
 
 NAMES = ["digits-cnn", "digits-cnn-at"]
@@ -29,7 +30,8 @@ def robust(module, digits, eps):
 
 
 def test_the_zoo_lists_its_networks():
-    assert Zoo().names() == NAMES + SCENES == sorted(PLANS)
+    assert sorted(PLANS) == NAMES + SCENES
+    assert set(PLANS) <= set(Zoo().names()) <= {*PLANS, *REQUESTS}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -57,6 +59,31 @@ def test_a_scenes_network_has_the_accuracy_of_its_card_and_knows_its_own_part_of
     x, y = load_dataset(f"scenes:context=0.1,label={part}").batch(range(300))
     assert accuracy(module, x, y) > 0.95
     assert accuracy(module, *load_dataset(f"scenes:context=0.1,label={other}").batch(range(300))) < 0.25
+
+
+TRAINED = [name for name in Zoo().names() if name in REQUESTS]
+MOST = {"cifar10-resnet8": 1_000_000, "cifar10-resnet8-at": 1_000_000}
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_network_that_a_recipe_trained_is_what_its_card_says(name):
+    module, card = load_model(name)
+    written = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    request = REQUESTS[name]
+    assert written["recipe"]["schedule"]["epochs"] == request.schedule.epochs
+    assert written["recipe"]["recipe"] == trained.recipe_text(request.recipe)
+    assert (FOLDER / f"{name}.safetensors").stat().st_size == written["bytes"] <= MOST.get(name, 500_000)
+    assert module(torch.zeros(2, *card.input_shape)).shape == (2, card.classes) == (2, 10)
+    if name in MEASURED:
+        robust = written["robust"]
+        assert (robust["eps"], robust["n"], robust["tile"]) == MEASURED[name]
+        assert robust["low"] <= robust["value"] <= robust["high"]
+    if card.dataset != "cifar10":
+        test = load_dataset(written["recipe"]["test"])
+        n = min(written["clean_n"], 300)
+        x, y = test.batch(range(n))
+        exact = 0 if n == written["clean_n"] else 0.08
+        assert accuracy(module, x, y) == pytest.approx(written["clean_accuracy"], abs=exact + 0.003)
 
 
 def test_the_adversarially_trained_network_is_robust_where_the_standard_one_is_not(digits):

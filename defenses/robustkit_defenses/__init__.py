@@ -27,6 +27,9 @@ PLUGIN = Plugin(
         "random-resize-pad": Entry(
             "robustkit_defenses.random_resize_pad:RandomResizePad", "random size and place (arXiv:1711.01991)"
         ),
+        "raw-isp": Entry(
+            "robustkit_defenses.raw_isp:RawIsp", "to RAW and back (arXiv:2112.09219); claims not verified"
+        ),
     },
     recipes={
         "dverge": Entry(
@@ -41,5 +44,19 @@ PLUGIN = Plugin(
             "one network at many resolutions and its layers' probes, joined by crossmax (arXiv:2408.05446)",
         ),
         "standard": Entry("robustkit_defenses.recipes.standard:Standard", "cross-entropy, no defense"),
+        "at": Entry("robustkit_defenses.recipes.at:AdversarialTraining", "PGD adversarial training (arXiv:1706.06083)"),
+        "fast-at": Entry(
+            "robustkit_defenses.recipes.fast_at:FastAdversarialTraining",
+            "one-step adversarial training (arXiv:2001.03994)",
+        ),
+        "trades": Entry("robustkit_defenses.recipes.trades:Trades", "TRADES (arXiv:1901.08573)"),
+        "distillation": Entry(
+            "robustkit_defenses.recipes.distillation:Distillation",
+            "defensive distillation (arXiv:1511.04508), which masks gradients; teacher=SPEC",
+        ),
+        "conadv": Entry(
+            "robustkit_defenses.recipes.conadv:ConcurrentAdversarial",
+            "adversarial images by stale weights (arXiv:2106.00221), a regulariser",
+        ),
     },
 )

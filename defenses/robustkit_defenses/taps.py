@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from robustkit.recipes import in_eval_mode
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from robustkit.api import Images
 from robustkit.errors import UsageError
-from robustkit.spec import suggest
+from robustkit.recipes import in_eval_mode
+from robustkit_defenses.layers import layers_named, outputs_of
 
 ACTIVATIONS: frozenset[Callable[..., Tensor]] = frozenset(
     {
@@ -65,12 +65,9 @@ def named_taps(network: nn.Module, names: Sequence[str]) -> tuple[Tap, ...]:
     """The outputs of modules, called as in `named_modules()`, or `output`, the network's answer.
 
     Raises:
-        UsageError: for a name that no module of the network has.
+        UsageError: for a name that no module of the network has, or one that is given twice.
     """
-    modules = {name for name, _ in network.named_modules() if name}
-    for name in names:
-        if name not in modules and name != "output":
-            raise UsageError(suggest(name, modules | {"output"}, f"layer of {type(network).__name__}"))
+    layers_named(network, [name for name in names if name != "output"])
     return tuple(Tap() if name == "output" else Tap(module=name) for name in names)
 
 
@@ -80,22 +77,17 @@ def features(network: nn.Module, x: Images, tap: Tap) -> Tensor:
     Raises:
         UsageError: if the pass does not come by.
     """
+    if tap.module:
+        return outputs_of(network, [tap.module], x, whole=False)[0][tap.module]
+    if not tap.activation:
+        answer: Tensor = network(x)
+        return answer
     try:
-        if tap.activation:
-            with _Activations(_Countdown(tap.activation)):
-                network(x)
-        elif tap.module:
-            handle = network.get_submodule(tap.module).register_forward_hook(_reached)
-            try:
-                network(x)
-            finally:
-                handle.remove()
-        else:
-            answer: Tensor = network(x)
-            return answer
+        with _Activations(_Countdown(tap.activation)):
+            network(x)
     except _Reached as found:
         return found.features
-    raise UsageError(f"{type(network).__name__} does not come by its layer {tap}")
+    raise UsageError(f"a pass over {type(network).__name__} does not come by its {tap}")
 
 
 class _Reached(Exception):
@@ -104,10 +96,6 @@ class _Reached(Exception):
     def __init__(self, features: Tensor) -> None:
         super().__init__()
         self.features = features
-
-
-def _reached(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-    raise _Reached(output)
 
 
 class _Countdown:

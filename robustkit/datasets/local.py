@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -29,7 +30,8 @@ class Known(NamedTuple):
 def load(known: Known, path: str, split: Split | Literal["extra"]) -> Pair:
     """A split of a known dataset from `path`; without a path from where such data usually is, or fetched.
 
-    Looked through: `<name>_<split>.npz`, `<name>.npz` and the original files, in each place.
+    Looked through: `<name>_<split>.npz`, `<name>.npz`, `<name>_<split>_batch1.npz` and so on, and the original files,
+    in each place.
 
     Raises:
         UsageError: if it is in none of the places and cannot be fetched; the message tells where to put it.
@@ -37,7 +39,7 @@ def load(known: Known, path: str, split: Split | Literal["extra"]) -> Pair:
     what = f"{known.name} ({split})"
     for place in places(known.name, path, known.folders):
         npz = next((f for f in _npz_files(place, known.name, split) if f.is_file()), None)
-        arrays = read_npz(npz, split) if npz else known.read(place, split)
+        arrays = read_npz(npz, split) if npz else _read_parts(place, known.name, split) or known.read(place, split)
         if arrays:
             return Pair(*arrays, known.name, known.classes)
     if path:
@@ -87,6 +89,13 @@ def find_folder(name: str, path: str, folders: Sequence[str], advice: str) -> Pa
 def _npz_files(place: Path, name: str, split: str) -> list[Path]:
     itself = [place] if place.suffix not in (".gz", ".tar", ".mat") else []
     return [*itself, place / f"{name}_{split}.npz", place / f"{name}.npz"]
+
+
+def _read_parts(place: Path, name: str, split: str) -> Arrays | None:
+    """A split that is kept in several .npz files, numbered from 1, all that are there; None if there are none."""
+    files = list(takewhile(Path.is_file, (place / f"{name}_{split}_batch{i}.npz" for i in count(1))))
+    parts = [read_npz(file, split) for file in files]
+    return Arrays(*map(np.concatenate, zip(*parts, strict=True))) if parts else None
 
 
 def from_archive(archive: Path, members: Sequence[str]) -> list[bytes] | None:

@@ -19,7 +19,7 @@ from robustkit.sources import load_model, trained, untrained
 from robustkit.spec import parse, settings, text_of
 from robustkit.training.data import Held, held
 from robustkit.training.events import Event, Started
-from robustkit.training.folder import TrainingFolder
+from robustkit.training.folder import TrainingFolder, sha256, weights_bytes
 from robustkit.training.loop import Loop, Watch
 
 DEFAULT_EPS = 8 / 255
@@ -68,6 +68,7 @@ class Prepared:
     test_spec: str
     device: torch.device
     threads: int
+    start_sha256: str
 
     @property
     def eps(self) -> float:
@@ -88,6 +89,7 @@ class Prepared:
             "classes": self.task.classes,
             "schedule": {**dataclasses.asdict(asked.schedule), "milestones": list(asked.schedule.milestones)},
             "seed": asked.seed,
+            "start_sha256": self.start_sha256,  # the untrained weights, and those of a teacher
             "quick": {"eps": self.eps, "clean": asked.check, "robust": asked.check_robust},
             "device": self.device.type,
             "precision": asked.precision,
@@ -132,10 +134,11 @@ def prepare(request: Request) -> Prepared:
     arch = untrained.fitted(request.arch, classes, image)
     task = Task(classes, image, lambda: untrained.fresh(arch), lambda spec: load_model(spec))
     with torch.random.fork_rng(devices=[]):
-        recipe.build(task)  # what it cannot learn, it says here
+        torch.manual_seed(request.seed)
+        start = recipe.build(task)  # what it cannot learn, it says here
     return Prepared(
         request, recipe, text, arch, task, data, test, data_spec, test_spec, device,
-        request.threads or torch.get_num_threads(),
+        request.threads or torch.get_num_threads(), sha256(weights_bytes(start)),
     )  # fmt: skip
 
 

@@ -11,14 +11,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
-from robustkit.recipes import Batch, Task, Training, in_eval_mode
-from robustkit.training.adversarial import pgd
 from torch import Tensor, nn
 
 from robustkit.ensembles import Ensemble
 from robustkit.errors import UsageError
-from robustkit_defenses.distillation import Distillation, distilled, others
+from robustkit.recipes import Batch, Task, Training, in_eval_mode
+from robustkit.training.adversarial import cross_entropy, pgd, summed_cross_entropy, uniform_start
+from robustkit_defenses.distilled_features import Distillation, distilled, others
 from robustkit_defenses.taps import Tap, named_taps, taps_of
 
 
@@ -29,9 +28,10 @@ class Dverge:
     They start from the models `init=(A)+(B)+(C)`, trained as usual and each from another seed; or as new ones, which
     learn the images themselves for the first `plain_epochs` epochs (the paper starts from trained members).
 
-    `eps`, `steps` and `step_size` (in units of eps) are of the distillation. Its layer is drawn once an epoch, the same for
-    all members, from `layers`: names of modules, by default all that an activation receives, and the logits. BatchNorm
-    is in eval mode while features are distilled; `faithful` leaves it in train mode, as the paper's program does.
+    `eps`, `steps` and `step_size` (in units of eps) are of the distillation. Its layer is drawn once an epoch, the same
+    for all members, from `layers`: names of modules, by default all that an activation receives, and the logits.
+    BatchNorm is in eval mode while features are distilled; `faithful` leaves it in train mode, as the paper's program
+    does.
 
     With `at_eps` above 0 each member's loss is `coefficient` times DVERGE's, plus its cross-entropy on images that PGD
     (`at_steps` steps of `at_step`, from a random start) makes against that member.
@@ -91,7 +91,7 @@ class Dverge:
         """Distil every member's features first, then take a step with each member."""
         networks: Members = training.network
         if batch.epoch < self.plain_epochs:
-            return _taken(training, networks, lambda i, member: F.cross_entropy(member(batch.x), batch.y))
+            return _taken(training, networks, lambda i, member: cross_entropy(member(batch.x), batch.y))
         target = batch.other(1).x
         layer = networks.layer(float(batch.epoch_draws.uniform((1,))[0, 0]))
         images = [
@@ -105,10 +105,10 @@ class Dverge:
                 return apart
             with contextlib.nullcontext() if self.faithful else in_eval_mode(member):
                 adv = pgd(
-                    member, batch.x, batch.y, eps=self.at_eps, steps=self.at_steps, rate=self.at_step,
-                    draws=batch.draws.at(i),
+                    member, batch.x, eps=self.at_eps, steps=self.at_steps, step_size=self.at_step,
+                    loss=summed_cross_entropy(batch.y), start=uniform_start(batch.x, self.at_eps, batch.draws.at(i)),
                 )  # fmt: skip
-            return self.coefficient * apart + F.cross_entropy(member(adv), batch.y)
+            return self.coefficient * apart + cross_entropy(member(adv), batch.y)
 
         return _taken(training, networks, loss)
 

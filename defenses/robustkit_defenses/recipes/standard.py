@@ -1,37 +1,36 @@
-"""Standard training: cross-entropy on the images as they are. No defense; what defenses are compared with."""
+"""Standard training: cross-entropy on the images as they are. No defense; what defenses are compared with.
 
-from collections.abc import Mapping, Sequence
+With a temperature T it is the first half of defensive distillation (arXiv:1511.04508): the teacher.
+"""
+
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from robustkit.recipes import Batch, Task, Training
+from robustkit.errors import UsageError
+from robustkit.recipes import Batch, OneNetwork, Training
+from robustkit.training.adversarial import accuracy, cross_entropy
 
 
 @dataclass(frozen=True, slots=True)
-class Standard:
-    """No settings."""
+class Standard(OneNetwork):
+    """Cross-entropy of softmax(logits / temperature)."""
 
-    plain: ClassVar[bool] = True
+    temperature: float = 1.0
+
     attacked_eps: ClassVar[float] = 0.0
 
-    def build(self, task: Task) -> nn.Module:
-        """The architecture."""
-        return task.architecture()
-
-    def parts(self, network: nn.Module) -> Sequence[nn.Module]:
-        """The network."""
-        return [network]
+    def __post_init__(self) -> None:
+        if not 0 < self.temperature < float("inf"):
+            raise UsageError(
+                f"standard: temperature must be positive, not {self.temperature!r}; 1 is the usual softmax"
+            )
 
     def step(self, training: Training, batch: Batch) -> Mapping[str, Tensor]:
         """One step down the cross-entropy."""
         logits = training.network(batch.x)
-        loss = F.cross_entropy(logits, batch.y)
+        loss = cross_entropy(logits / self.temperature, batch.y)
         training.update(loss)
-        return {"loss": loss, "accuracy": (logits.argmax(1) == batch.y).float().mean()}
-
-    def result(self, network: nn.Module) -> nn.Module:
-        """The network."""
-        return network
+        return {"loss": loss, "accuracy": accuracy(logits, batch.y)}

@@ -1,6 +1,6 @@
 """Trains the bundled networks again: `python -m robustkit.sources.zoo.make digits-cnn`.
 
-On one machine the same command gives the same bytes.
+On one machine the same command gives the same weights.
 """
 
 import hashlib
@@ -15,9 +15,11 @@ import torch
 from safetensors.torch import save
 
 from robustkit.datasets import Pair, load_dataset
-from robustkit.sources.zoo import FOLDER
+from robustkit.report.training import TrainingProgress
+from robustkit.sources.zoo import FOLDER, Zoo
 from robustkit.sources.zoo.architectures import ARCHITECTURES
 from robustkit.sources.zoo.first import EpochDone, Plan, train
+from robustkit.sources.zoo.requests import MEASURED, REQUESTS, WORK, make_trained, measured
 from robustkit.training.loop import accuracy
 
 PLANS: Mapping[str, Plan] = {
@@ -91,13 +93,33 @@ def _images(n: int, of: int) -> str:
 
 
 @click.command()
-@click.argument("name", type=click.Choice(sorted(PLANS)))
+@click.argument("name", type=click.Choice(sorted([*PLANS, *REQUESTS])))
 @click.option("--epochs", type=click.IntRange(1), help="Train for fewer or more epochs than the recipe says.")
 @click.option("--folder", type=click.Path(path_type=Path, file_okay=False, exists=True), default=FOLDER, hidden=True)
-def main(name: str, epochs: int | None, folder: Path) -> None:
+@click.option("--work", type=click.Path(path_type=Path, file_okay=False), default=WORK, show_default=True,
+              help="Where trainings by recipes go on when they were stopped.")  # fmt: skip
+def main(name: str, epochs: int | None, folder: Path, work: Path) -> None:
     """Train the network NAME from scratch and write its weights and its card."""
+    if name in REQUESTS:
+        request = REQUESTS[name]
+        schedule = request.schedule if epochs is None else replace(request.schedule, epochs=epochs)
+        with TrainingProgress() as progress:
+            make_trained(name, folder, replace(request, schedule=schedule), progress, work)
+        return
     plan = PLANS[name] if epochs is None else replace(PLANS[name], epochs=epochs)
     make(name, folder, plan, lambda e: click.echo(f"{e.epoch}/{e.epochs} loss {e.loss:.4f} accuracy {e.accuracy:.4f}"))
+    if name in MEASURED and epochs is None:
+        measure(name, folder, work)
+
+
+def measure(name: str, folder: Path, work: Path) -> None:
+    """Write the robust accuracy of a network into its card."""
+    work.mkdir(parents=True, exist_ok=True)
+    module, card = Zoo(folder).load(name, {})
+    file = folder / f"{name}.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    content["robust"] = measured(module, card.dataset, MEASURED[name], work / f"{name}-autoattack")
+    file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

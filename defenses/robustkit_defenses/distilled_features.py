@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from itertools import combinations
 
 import torch
-import torch.nn.functional as F
-from robustkit.recipes import in_eval_mode
 from torch import Tensor, nn
 
 from robustkit import rows
 from robustkit.api import Images, Labels
 from robustkit.errors import UsageError
+from robustkit.recipes import in_eval_mode
+from robustkit.training.adversarial import cross_entropy
 from robustkit_defenses.taps import Tap, features
 
 
@@ -37,9 +37,9 @@ class Distillation:
     def __post_init__(self) -> None:
         if not 0 < self.eps <= 1 or self.steps < 1 or self.step_size <= 0 or self.momentum < 0:
             raise UsageError(
-                "distillation: eps is a share of the pixel range above 0, steps and step_size (in units of eps) must be "
-                f"positive and momentum at least 0; not eps={self.eps}, steps={self.steps}, step_size={self.step_size}, "
-                f"momentum={self.momentum}"
+                "dverge: eps is a share of the pixel range above 0, steps and step_size (in units of eps) must "
+                f"be positive and momentum at least 0; not eps={self.eps}, steps={self.steps}, "
+                f"step_size={self.step_size}, momentum={self.momentum}"
             )
 
 
@@ -68,7 +68,7 @@ def distilled(network: nn.Module, source: Images, target: Images, tap: Tap, sett
 
 def others(network: nn.Module, images: Sequence[Images], y: Labels, own: int) -> Tensor:
     """DVERGE's loss of member `own`: the sum, over all other members, of its cross-entropy on what they distilled."""
-    return rows.added([F.cross_entropy(network(x), y) for j, x in enumerate(images) if j != own])
+    return rows.added([cross_entropy(network(x), y) for j, x in enumerate(images) if j != own])
 
 
 @torch.no_grad()
@@ -77,6 +77,6 @@ def diversity(networks: Sequence[nn.Module], images: Sequence[Images], y: Labels
 
     The paper's measure of diversity, for one batch and one layer; `images[i]` were distilled from `networks[i]`.
     """
-    loss = [[float(F.cross_entropy(network(x), y)) for x in images] for network in networks]
+    loss = [[float(cross_entropy(network(x), y)) for x in images] for network in networks]
     pairs = list(combinations(range(len(networks)), 2))
     return sum((loss[i][j] + loss[j][i]) / 2 for i, j in pairs) / len(pairs)
