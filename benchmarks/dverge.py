@@ -75,7 +75,7 @@ SCALES = {
         black_box={"M-PGD": "mi:steps=10", "M-DI²": "di:steps=10"},
         kit=("resnet20_std",),
         white_box_n=100,
-        white_box=(("MORA", "mora:steps=50", 0.01), ("MORA", "mora", 0.03), ("AutoAttack", "autoattack", 0.03)),
+        white_box=(("MORA", "mora:steps=25", 0.01), ("MORA", "mora", 0.03), ("AutoAttack", "autoattack", 0.03)),
     ),
     "paper": Scale(
         blocks=3,

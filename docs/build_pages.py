@@ -73,7 +73,7 @@ def copied(text: str, source: str, pages: dict[str, str], out: Path) -> str:
         elif (ROOT / place).exists():  # a file of the repository that is no page
             return words
         else:
-            raise SystemExit(f"{source}: there is no {target}")
+            raise SystemExit(f"{source}: there is no {target}, which it points to")
         relative = posixpath.relpath(to, posixpath.dirname(here) or ".")
         return f"{mark}[{words}]({relative}{'#' + anchor if anchor else ''})"
 
@@ -116,6 +116,17 @@ def defenses() -> str:
     parts = ["# Defenses", "Named as `--defense NAME:setting=value`; `robustkit show defense NAME` prints these cards."]
     parts.append(_table([(f"[{name}](#{name})", text) for name, text in _summaries("defenses")]))
     parts += [_card(name, cards.defense) for name, _ in _summaries("defenses")]
+    return "\n\n".join(parts) + "\n"
+
+
+def recipes() -> str:
+    """A card for each recipe of training."""
+    parts = [
+        "# Recipes",
+        "Named as `robustkit train NAME:setting=value`; `robustkit show recipe NAME` prints these cards.",
+    ]
+    parts.append(_table([(f"[{name}](#{name})", text) for name, text in _summaries("recipes")]))
+    parts += [_card(name, cards.recipe) for name, _ in _summaries("recipes")]
     return "\n\n".join(parts) + "\n"
 
 
@@ -183,9 +194,14 @@ def _plain(text: str) -> str:
 
 
 MADE = {
-    "commands.md": commands, "attacks.md": attacks, "defenses.md": defenses, "models.md": models, "datasets.md": data,
+    "commands.md": commands,
+    "attacks.md": attacks,
+    "defenses.md": defenses,
+    "recipes.md": recipes,
+    "models.md": models,
+    "datasets.md": data,
     "python.md": python,
-}  # fmt: skip
+}
 
 
 def build(out: Path) -> None:

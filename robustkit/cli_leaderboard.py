@@ -9,7 +9,11 @@ from robustkit.errors import UsageError
 
 @click.group()
 def leaderboard() -> None:
-    """Boards of models under one attack: a folder with board.toml, entries/ and a rendered README.md."""
+    """Boards of models under one attack: a folder with board.toml, entries/ and a rendered README.md.
+
+    \b
+    robustkit leaderboard render leaderboards/<board>
+    """  # noqa: D301
 
 
 @leaderboard.command()

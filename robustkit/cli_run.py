@@ -84,9 +84,13 @@ def _run(study: "Study", folder: Path, *, fresh: bool, quiet: bool) -> Any:
 
 
 def _forecast(study: "Study", json_to: str | None) -> None:
+    import torch
+
     from robustkit.study.check import check
     from robustkit.study.forecast import forecast
 
+    if study.threads:
+        torch.set_num_threads(study.threads)
     with cli_cache.no_downloads(), contextlib.redirect_stdout(sys.stderr):
         check(study, files=False)
         costs = list(forecast(study))

@@ -21,6 +21,11 @@ def defense(ctx: click.Context, param: click.Parameter, incomplete: str) -> list
     return _starting(incomplete, plugins.table("defenses"))
 
 
+def recipe(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Recipes of training."""
+    return _starting(incomplete, plugins.table("recipes"))
+
+
 def dataset(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """Datasets, and sources of others."""
     sources = (f"{name}/" for name in plugins.table("dataset_sources") if name != "file")
@@ -45,10 +50,8 @@ def device(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[
 
 def shown(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """What `show` takes a card of, by its first argument."""
-    kind = str(ctx.params.get("run"))
-    if kind == "attack":
-        return attack(ctx, param, incomplete)
-    return defense(ctx, param, incomplete) if kind == "defense" else []
+    complete = {"attack": attack, "defense": defense, "recipe": recipe}.get(str(ctx.params.get("run")))
+    return complete(ctx, param, incomplete) if complete else []
 
 
 def _last(incomplete: str) -> tuple[str, str]:

@@ -31,7 +31,7 @@ def test_the_pages_made_from_the_code_name_all_that_there_is(pages):
 
     named = re.findall(r"^## (.*)$", (pages / "commands.md").read_text(), re.MULTILINE)
     assert sorted(named) == sorted(ALL)
-    for kind in ("attacks", "defenses"):
+    for kind in ("attacks", "defenses", "recipes"):
         text = (pages / f"{kind}.md").read_text()
         for name in plugins.table(kind):
             assert f"\n## {name}\n\n```text\n{name}: " in text, name

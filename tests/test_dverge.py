@@ -154,7 +154,7 @@ def test_with_adversarial_training_a_member_also_learns_its_own_adversarials(dat
         ({"members": 3, "init": ("./a", "./b")}, "init names 2 models for 3 members"),
         ({"at_eps": -0.1}, "must not be negative"),
         ({"coefficient": -1.0}, "coefficient must not be negative"),
-        ({"eps": 8.0}, "distillation: eps is a share"),
+        ({"eps": 8.0}, "dverge: eps is a share"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings, text):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from robustkit_defenses.distillation import Distillation, distilled, diversity, others
+from robustkit_defenses.distilled_features import Distillation, distilled, diversity, others
 from robustkit_defenses.taps import Tap, features, named_taps, taps_of
 from torch import Tensor, nn
 
@@ -151,7 +151,7 @@ def test_one_step_of_distillation_is_a_sign_step_towards_the_target():
 def test_the_defaults_are_the_papers():
     assert Distillation() == Distillation(eps=0.07, steps=10, step_size=0.1, momentum=1.0, faithful=False)
     for wrong in ({"eps": 0.0}, {"eps": 8.0}, {"steps": 0}, {"step_size": 0.0}, {"momentum": -1.0}):
-        with pytest.raises(UsageError, match="distillation: eps is a share"):
+        with pytest.raises(UsageError, match="dverge: eps is a share"):
             Distillation(**wrong)
 
 

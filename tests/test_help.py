@@ -117,12 +117,14 @@ def test_the_shell_completes_names_of_the_tables_without_torch(shell, tmp_path):
     assert complete("robustkit show defense cross") == ["crossmax"]
     if shell == "zsh":
         return
-    assert complete("robustkit eval --model digits-") == ["digits-cnn", "digits-cnn-at"]
+    assert complete("robustkit eval --model digits-") == [name for name in Zoo().names() if name.startswith("digits-")]
     assert {*Zoo().names(), "timm/", "robustbench/"} <= set(complete("robustkit doctor --model "))
     assert complete("robustkit transfer --victim torchv") == ["torchvision/"]
     assert complete("robustkit gate --dataset cifar10-") == ["cifar10-c"]
     assert set(complete("robustkit eval --dataset ")) >= {*plugins.table("datasets"), "folder/"}
     assert complete("robustkit show attack surr") == ["surrogate-swap"]
+    assert complete("robustkit train ") == list(plugins.table("recipes"))
+    assert complete("robustkit audit --model digits-cnn-a") == ["digits-cnn-at"]
     assert complete("robustkit corru") == ["corruptions"]
     assert "--dry-run" in complete("robustkit run --d")
 

@@ -89,6 +89,7 @@ def test_the_verdict_comes_first():
         assert record.verdict == record.to_json()["summary"]["verdict"] == verdict
         html = page.run_page(record)
         assert html.index(f">{verdict}</span>") < html.index("Robust accuracy")
+        assert ("Do not rely on" in html) == (audit is not None)
         assert verdict in summary(record)
         assert verdict in markdown(record).lower()
 

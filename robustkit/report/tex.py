@@ -5,7 +5,7 @@ from collections.abc import Sequence
 _TEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
-    "|": r"\textbar{}", '"': r"\textquotedbl{}", "−": r"$-$",
+    "|": r"\textbar{}", '"': r"{\char34}", "−": r"$-$", "[": "{[}", "]": "{]}", "*": "{*}",  # a row may begin with them
 }  # fmt: skip
 
 

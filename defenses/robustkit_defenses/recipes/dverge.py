@@ -17,7 +17,7 @@ from robustkit.ensembles import Ensemble
 from robustkit.errors import UsageError
 from robustkit.recipes import Batch, Task, Training, in_eval_mode
 from robustkit.training.adversarial import cross_entropy, pgd, summed_cross_entropy, uniform_start
-from robustkit_defenses.distillation import Distillation, distilled, others
+from robustkit_defenses.distilled_features import Distillation, distilled, others
 from robustkit_defenses.taps import Tap, named_taps, taps_of
 
 

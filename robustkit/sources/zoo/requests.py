@@ -48,7 +48,7 @@ REQUESTS: Mapping[str, Request] = {
         schedule=Schedule(40, 32, rate=3e-3), device="cpu", threads=1,
     ),
     "scenes-dverge": Request(
-        "dverge:plain_epochs=10", "scenes-cnn:width=8", "scenes:n=2000", "scenes:n=1000", Schedule(15, 64, rate=3e-3),
+        "dverge:plain_epochs=12", "scenes-cnn:width=8", "scenes:n=1000", "scenes:n=500", Schedule(16, 32, rate=3e-3),
         device="cpu", threads=1,
     ),
     "scenes-self-ensemble": Request(

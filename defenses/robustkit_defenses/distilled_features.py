@@ -37,7 +37,7 @@ class Distillation:
     def __post_init__(self) -> None:
         if not 0 < self.eps <= 1 or self.steps < 1 or self.step_size <= 0 or self.momentum < 0:
             raise UsageError(
-                "distillation: eps is a share of the pixel range above 0, steps and step_size (in units of eps) must "
+                "dverge: eps is a share of the pixel range above 0, steps and step_size (in units of eps) must "
                 f"be positive and momentum at least 0; not eps={self.eps}, steps={self.steps}, "
                 f"step_size={self.step_size}, momentum={self.momentum}"
             )
