@@ -1,8 +1,8 @@
-# make eval · make test · make check · make bench · make gate: each sets up what it needs in .venv
+# make eval · make test · make check · make bench · make gate · make docs: each sets up what it needs in .venv
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: eval test test-slow check bench gate baselines zoo clean
+.PHONY: eval test test-slow check bench gate baselines zoo zoo-cifar10 docs clean
 
 eval: .venv/.installed
 	$(BIN)/robustkit eval --model digits-cnn-at --attack autoattack --eps 0.2 --threads 1
@@ -34,13 +34,27 @@ baselines: .venv/.installed
 	$(GATE)/digits-cnn.json --update --model digits-cnn --eps 0.1 --attack "$(SUITE)" --device cpu --threads 1
 	$(GATE)/digits-cnn-at.json --update --model digits-cnn-at --eps 0.2 --attack "$(SUITE)" --device cpu --threads 1
 
+# The bundled networks, each by its own command; `zoo-cifar10` needs CIFAR-10 (ROBUSTKIT_DATA, or fetched). Teachers first.
+ZOO := digits-cnn digits-cnn-at digits-trades digits-teacher digits-distillation digits-dverge digits-self-ensemble \
+  scenes-background scenes-foreground scenes-cnn scenes-cnn-at scenes-trades scenes-teacher scenes-distillation \
+  scenes-dverge scenes-self-ensemble
+MAKE_ZOO = for name in $(1); do $(BIN)/python -m robustkit.sources.zoo.make $$name || exit 1; done
+
 zoo: .venv/.installed
-	$(BIN)/python -m robustkit.sources.zoo.make digits-cnn
-	$(BIN)/python -m robustkit.sources.zoo.make digits-cnn-at
-	$(BIN)/python -m robustkit.sources.zoo.make digits-dverge
-	$(BIN)/python -m robustkit.sources.zoo.make digits-self-ensemble
-	$(BIN)/python -m robustkit.sources.zoo.make scenes-dverge
-	$(BIN)/python -m robustkit.sources.zoo.make scenes-self-ensemble
+	$(call MAKE_ZOO,$(ZOO))
+
+zoo-cifar10: .venv/.installed
+	$(call MAKE_ZOO,cifar10-resnet8 cifar10-resnet8-at)
+
+docs: .venv/.installed .venv-docs/.installed
+	$(BIN)/python docs/build_pages.py
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
+
+.venv-docs/.installed: pyproject.toml | .venv/bin/python
+	$(BIN)/python -m venv .venv-docs
+	.venv-docs/bin/python -c 'import tomllib; extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; print(*extras["docs"], sep="\n")' > .venv-docs/wanted.txt
+	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check -r .venv-docs/wanted.txt
+	touch $@
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -56,4 +70,4 @@ zoo: .venv/.installed
 	touch $@ .venv/.installed
 
 clean:
-	rm -rf .venv dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-docs build site dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -40,9 +40,9 @@ class Case:
     attacks: tuple[tuple[str, int, int], ...]
 
 
-def swap(only: str, more: str = "") -> str:
+def swap(only: str, more: str = "", steps: int = 30) -> str:
     """Adversarials of one stand-in, judged on the model."""
-    return f"surrogate-swap:only={only},steps=30,direct=0{more}"
+    return f"surrogate-swap:only={only},steps={steps},direct=0{more}"
 
 
 def cases(probes: Path) -> dict[str, Case]:
@@ -54,13 +54,19 @@ def cases(probes: Path) -> dict[str, Case]:
     four = "+".join(f"(python/tests.kit.model:name=cifar10_resnet{depth}_std)" for depth in (20, 32, 44, 56))
     layered = f"probes:weights={probes}"
     direct = "apgd:steps=30"
-    suites = (("adaptive:budget=quick", 50, 4), ("autoattack:steps=30,targets=3,queries=300", 50, 4))
+    adaptive, autoattack = "adaptive:budget=quick", "autoattack:steps=20,targets=2,queries=200"
     return {
         "self": Case(
             "self-ensemble: 7 probes and the network, 3rd largest",
             one,
             (layered, "crossmax:by=kth"),
-            ((direct, 100, 8), (swap("mean-logits"), 100, 8), (swap("early"), 100, 8), *suites),
+            (
+                (direct, 100, 8),
+                (swap("mean-logits"), 100, 8),
+                (swap("early"), 100, 8),
+                (adaptive, 50, 4),
+                (autoattack, 32, 4),
+            ),
         ),
         "mean": Case("the same members, joined by their mean", one, (layered,), ((direct, 100, 8),)),
         "noisy": Case(
@@ -68,17 +74,17 @@ def cases(probes: Path) -> dict[str, Case]:
             one,
             ("gaussian-smoothing:sigma=0.03,draws=1", layered, "crossmax:by=kth"),
             (
-                (direct, 32, 8),
-                (f"{direct},eot=5", 32, 8),
-                (swap("mean-logits", ",eot=5"), 32, 8),
-                (swap("early", ",eot=5"), 32, 8),
+                ("apgd:steps=20", 24, 8),
+                ("apgd:steps=20,eot=5", 24, 8),
+                (swap("mean-logits", ",eot=5", 20), 24, 8),
+                (swap("early", ",eot=5", 20), 24, 8),
             ),
         ),
         "ensemble": Case(
             "four networks, untrained, median",
             f"ensemble/{four}",
             ("crossmax",),
-            ((direct, 100, 8), (swap("mean-logits"), 100, 8), *suites),
+            ((direct, 100, 8), (swap("mean-logits"), 100, 8), (adaptive, 32, 4)),
         ),
     }
 

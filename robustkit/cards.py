@@ -80,13 +80,3 @@ def _settings(made: Any) -> list[str]:
     width = max((len(name) for name in values), default=0)
     lines = [f"  {name:<{width}}  {spec.text_of(value)}" for name, value in values.items()]
     return ["Settings:" if values else "No settings.", *lines]
-
-
-def completed(incomplete: str) -> list[str]:
-    """The attacks that begin so; those of a source once its name is typed. Imports no library."""
-    source, slash, _ = incomplete.partition("/")
-    if slash and source in plugins.table("attack_sources"):
-        names = [name for name, _ in attacks(source)]
-    else:
-        names = [*plugins.table("attacks"), *(f"{name}/" for name in plugins.table("attack_sources"))]
-    return [name for name in names if name.startswith(incomplete)]

@@ -1,7 +1,9 @@
 """The command line: parses, calls one function, prints. What is slow to import is imported where it is used."""
 
+import contextlib
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,31 +21,61 @@ from robustkit import (
     cli_report,
     cli_run,
     cli_transfer,
+    completion,
     plugins,
 )
 from robustkit.cli_certify import certify
+from robustkit.cli_leaderboard import leaderboard
 from robustkit.cli_train import train
 from robustkit.errors import RobustkitError, UsageError
-from robustkit.spec import number
+from robustkit.spec import number, suggest
 
 RUNS = Path("robustkit-runs")
 
 
 class _Group(click.Group):
-    """Turns our errors into one line and an exit code, and Ctrl-C into 130."""
+    """Turns errors, ours and click's own, into one line and an exit code, and Ctrl-C into 130."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        with _one_line():
+            return super().make_context(info_name, args, parent, **extra)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
+            raise UsageError(suggest(args[0], self.commands, "command"))
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         from robustkit.report.download import shown
 
         try:
-            with shown():
+            with shown(), _one_line():
                 return super().invoke(ctx)
         except RobustkitError as error:
             _fail(str(error), error.exit_code)
+        except BrokenPipeError:  # whoever read our output has seen enough
+            raise
         except OSError as error:
             _fail(f"{error.filename or 'the file system'}: {error.strerror or error}", 2)
         except KeyboardInterrupt:
             _fail("interrupted; run the same command to continue", 130)
+
+
+@contextlib.contextmanager
+def _one_line() -> Iterator[None]:
+    """Say on one line what click refuses: an option or a value that it does not know."""
+    try:
+        yield
+    except click.exceptions.NoArgsIsHelpError:
+        raise
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx else "robustkit"
+        said = error.format_message().rstrip(".")
+        _fail(f"{said}{' See' if said.endswith('?') else '; see'} {command} --help", error.exit_code)
 
 
 def _fail(text: str, code: int) -> NoReturn:
@@ -183,7 +215,7 @@ def list_(kind: str, substring: str, source: str) -> None:
 
 @main.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@click.argument("name", required=False, metavar="")
+@click.argument("name", required=False, metavar="", shell_complete=completion.shown)
 @click.option("--json", "as_json", is_flag=True, help="As run.json.")
 def show(run: Path, name: str | None, as_json: bool) -> None:
     """Show a finished RUN or study from its folder, from the stored facts; or the card of an attack, defense or recipe.
@@ -295,12 +327,13 @@ main.add_command(cli_report.report)
 main.add_command(cli_plot.plot)
 main.add_command(cli_run.run)
 main.add_command(train)
+main.add_command(leaderboard)
 main.add_command(certify)
 
 
-@main.command()
+@main.command("completion")
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
-def completion(shell: str) -> None:
+def completion_(shell: str) -> None:
     """Print the completion script of a SHELL.
 
     \b
@@ -315,4 +348,4 @@ def completion(shell: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(prog_name="robustkit")

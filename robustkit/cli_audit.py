@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from robustkit import cli_cache, cli_options
+from robustkit import cli_cache, cli_options, completion
 from robustkit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -18,12 +18,15 @@ _MARKS = {"fine": "ok", "skipped": "--", "suspect": "SUSPECT", "invalid": "INVAL
 
 
 @click.command()
-@click.option("--model", metavar="SPEC", help="digits-cnn-at, ./net.safetensors:arch=…, python/my_package.make")
+@click.option("--model", metavar="SPEC", shell_complete=completion.model,
+              help="digits-cnn-at, ./net.safetensors:arch=…, python/my_package.make")  # fmt: skip
 @click.option(
     "--run", "folder", type=click.Path(path_type=Path), help="Show the audit that a stored run holds instead."
 )
-@click.option("--dataset", "--data", metavar="SPEC", help="By default what the model was trained on.")
-@click.option("--defense", multiple=True, metavar="SPEC", help="What stands before the model, as for eval.")
+@click.option("--dataset", "--data", metavar="SPEC", shell_complete=completion.dataset,
+              help="By default what the model was trained on.")  # fmt: skip
+@click.option("--defense", multiple=True, metavar="SPEC", shell_complete=completion.defense,
+              help="What stands before the model, as for eval.")  # fmt: skip
 @click.option("--norm", type=click.Choice(["linf", "l2", "l1"]), default="linf", show_default=True)
 @click.option("--eps", metavar="8/255", help="Radius, pixels in [0,1]. Default 8/255 (linf), 0.5 (l2), 12 (l1).")
 @click.option("-n", "n", type=click.IntRange(1), metavar="N", help="The first N samples; by default 128.")
@@ -32,7 +35,8 @@ _MARKS = {"fine": "ok", "skipped": "--", "suspect": "SUSPECT", "invalid": "INVAL
 @click.option("--outputs", type=click.Choice(["logits", "probs"]), default="logits", show_default=True,
               help="What the model returns.")  # fmt: skip
 @click.option("--trust", is_flag=True, help="Unpickle checkpoints that hold more than weights.")
-@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda:0")
+@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda:0",
+              shell_complete=completion.device)  # fmt: skip
 @click.option("--tile", type=click.IntRange(1), help="Width of the batches the model sees.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads.")
 @click.option("--plots", type=click.Path(path_type=Path), metavar="DIR", help="Draw the evidence there, PDF and PNG.")

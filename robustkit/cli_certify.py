@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from robustkit import cli_cache, cli_options
+from robustkit import cli_cache, cli_options, completion
 from robustkit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -16,9 +16,12 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--model", required=True, metavar="SPEC", help="The bare network: digits-cnn, ./net.safetensors:arch=…")
-@click.option("--dataset", "--data", metavar="SPEC", help="By default what the model was trained on.")
-@click.option("--defense", multiple=True, metavar="SPEC", help="What stands before the model (jpeg), not its noise.")
+@click.option("--model", required=True, metavar="SPEC", shell_complete=completion.model,
+              help="The bare network: digits-cnn, ./net.safetensors:arch=…")  # fmt: skip
+@click.option("--dataset", "--data", metavar="SPEC", shell_complete=completion.dataset,
+              help="By default what the model was trained on.")  # fmt: skip
+@click.option("--defense", multiple=True, metavar="SPEC", shell_complete=completion.defense,
+              help="What stands before the model (jpeg), not its noise.")  # fmt: skip
 @click.option("--sigma", type=float, default=0.25, show_default=True, help="Of the Gaussian noise, pixels in [0,1].")
 @click.option("--first", type=int, default=100, show_default=True, metavar="N", help="Copies that choose the class.")
 @click.option("--draws", type=int, default=10_000, show_default=True, metavar="N",
@@ -31,7 +34,8 @@ if TYPE_CHECKING:
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the noise.")
 @click.option("--outputs", type=click.Choice(["logits", "probs"]), default="logits", show_default=True)
 @click.option("--trust", is_flag=True, help="Unpickle checkpoints that hold more than weights: runs code from them.")
-@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda:0")
+@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda:0",
+              shell_complete=completion.device)  # fmt: skip
 @click.option("--threads", type=click.IntRange(1), help="CPU threads.")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write the record there, as JSON.")
 @cli_options.json_option("the record")

@@ -8,19 +8,24 @@ from typing import Any
 
 import click
 
-from robustkit import cli_cache, cli_options
+from robustkit import cli_cache, cli_options, completion
 from robustkit.errors import UsageError
 
 
 @click.command()
 @click.option(
-    "--model", required=True, metavar="SPEC", help="digits-cnn-at, robustbench/NAME, ./net.safetensors:arch=…"
+    "--model",
+    required=True,
+    metavar="SPEC",
+    shell_complete=completion.model,
+    help="digits-cnn-at, robustbench/NAME, ./net.safetensors:arch=…",
 )
 @click.option(
     "--dataset",
     "--data",
     required=True,
     metavar="SPEC",
+    shell_complete=completion.dataset,
     help="cifar10-c, cifar100-c, imagenet-c; or any other, corrupted on the fly.",
 )
 @click.option(
@@ -41,7 +46,8 @@ from robustkit.errors import UsageError
 @click.option("--seed", type=int, default=0, show_default=True, help="Of random corruptions made here.")
 @click.option("--outputs", type=click.Choice(["logits", "probs"]), default="logits", show_default=True)
 @click.option("--trust", is_flag=True, help="Unpickle checkpoints that hold more than weights: runs code from them.")
-@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda:0")
+@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda:0",
+              shell_complete=completion.device)  # fmt: skip
 @click.option("--tile", type=click.IntRange(1), help="Width of the batches the model sees.")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write the record there, as JSON.")
 @cli_options.json_option("the record")

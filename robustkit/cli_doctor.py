@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from robustkit import cli_cache, cli_options
+from robustkit import cli_cache, cli_options, completion
 from robustkit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--model", metavar="SPEC", help="digits-cnn-at, timm/resnet18, python/my_package.make:width=2")
-@click.option("--dataset", "--data", metavar="SPEC", help="By default what the model was trained on.")
+@click.option("--model", metavar="SPEC", shell_complete=completion.model,
+              help="digits-cnn-at, timm/resnet18, python/my_package.make:width=2")  # fmt: skip
+@click.option("--dataset", "--data", metavar="SPEC", shell_complete=completion.dataset,
+              help="By default what the model was trained on.")  # fmt: skip
 @click.option(
     "-n", "n", type=click.IntRange(1), default=256, show_default=True, metavar="N", help="N images, from all over it."
 )
@@ -28,7 +30,8 @@ if TYPE_CHECKING:
 @click.option("--outputs", type=click.Choice(["logits", "probs"]), default="logits", show_default=True,
               help="What the model returns.")  # fmt: skip
 @click.option("--trust", is_flag=True, help="Unpickle checkpoints that hold more than weights.")
-@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda:0")
+@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda:0",
+              shell_complete=completion.device)  # fmt: skip
 @cli_cache.offline
 @cli_options.json_option("what was found")
 def doctor(model: str | None, json_to: str | None, **asked: Any) -> None:

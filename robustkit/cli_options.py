@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from robustkit import cards, cli_cache, plugins
+from robustkit import cli_cache, completion
 from robustkit.errors import UsageError
 from robustkit.spec import DEFAULT_DRAWS, DEFAULT_EPS
 
@@ -19,30 +19,17 @@ _DECIDED = {"attack", "norm", "eps", "target", "n", "indices", "seed", "outputs"
 Command = Callable[..., Any]
 
 
-def _complete(kind: plugins.Kind) -> Callable[..., list[str]]:
-    return lambda ctx, param, incomplete: [name for name in plugins.table(kind) if name.startswith(incomplete)]
-
-
-def _complete_attack(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    return cards.completed(incomplete)
-
-
-def _complete_model(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    names = plugins.load("sources", "zoo")().names()
-    return [name for name in names if name.startswith(incomplete)]
-
-
 _OPTIONS = (
-    click.option("--dataset", "--data", metavar="SPEC", shell_complete=_complete("datasets"),
+    click.option("--dataset", "--data", metavar="SPEC", shell_complete=completion.dataset,
                  help="digits, cifar10:path=…, ./images.npz; by default what the model was trained on."),
     click.option("--attack", default="autoattack", show_default=True, metavar="SPEC",
-                 shell_complete=_complete_attack, help="pgd:steps=40,restarts=5; (a)+(b) runs both."),
-    click.option("--defense", multiple=True, metavar="SPEC", shell_complete=_complete("defenses"),
+                 shell_complete=completion.attack, help="pgd:steps=40,restarts=5; (a)+(b) runs both."),
+    click.option("--defense", multiple=True, metavar="SPEC", shell_complete=completion.defense,
                  help="jpeg:quality=50; several stand one before the other, the last one outermost."),
     click.option("--norm", type=click.Choice(["linf", "l2", "l1", "l0"]), default="linf", show_default=True),
     click.option("--eps", metavar="8/255",
                  help="Radius, pixels in [0,1]; 2/255,4/255 sweeps. Default 8/255 (linf), 0.5 (l2), 12 (l1), 10 (l0)."),
-    click.option("--target", metavar="CLASS|least-likely|random",
+    click.option("--target", metavar="CLASS|least-likely|random", shell_complete=completion.target,
                  help="Targeted: only this class breaks a sample."),
     click.option("-n", "n", type=int, metavar="N", help="The first N samples."),
     click.option("--indices", metavar="0-199,400", help="These samples; also a JSON list, or @FILE with one."),
@@ -52,7 +39,8 @@ _OPTIONS = (
     click.option("--draws", type=click.IntRange(1), default=DEFAULT_DRAWS, show_default=True, metavar="M",
                  help="Of a randomised model, how many fresh draws vote on a sample."),
     click.option("--trust", is_flag=True, help="Unpickle checkpoints that are more than weights: runs code from them."),
-    click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda:0"),
+    click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda:0",
+                 shell_complete=completion.device),
     click.option("--batch-size", default="auto", show_default=True, metavar="auto|N",
                  help="Most samples at once; changes no result."),
     click.option("--threads", type=click.IntRange(1), help="CPU threads; part of the run's identity."),
@@ -75,7 +63,7 @@ def evaluation(*, model_required: bool) -> Callable[[Command], Command]:
             command = option(command)
         text = "digits-cnn-at, ./net.safetensors:arch=…, python/my_package.make:width=2"
         return click.option(
-            "--model", required=model_required, metavar="SPEC", shell_complete=_complete_model, help=text
+            "--model", required=model_required, metavar="SPEC", shell_complete=completion.model, help=text
         )(command)
 
     return decorate

@@ -9,7 +9,7 @@ import click
 from robustkit.report.plots import KINDS
 
 
-@click.command(epilog="\b\nKinds:\n" + "\n".join(f"  {kind:<9} {text}" for kind, (_, text) in KINDS.items()))
+@click.command(epilog="\b\nKinds:\n" + "\n".join(f"  {kind:<9} {text}" for kind, text in KINDS.items()))
 @click.argument("kind", type=click.Choice(list(KINDS)))
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN...")
 @click.option("-o", "--out", required=True, type=click.Path(path_type=Path), metavar="FILE",
@@ -28,7 +28,7 @@ def plot(kind: str, runs: tuple[Path, ...], out: Path, width: Any, labels: tuple
 
     style.check(out)
     sources = source.read(runs, labels)
-    module = import_module(f"robustkit.report.plots.{KINDS[kind][0]}")
+    module = import_module(f"robustkit.report.plots.{kind}")
     with style.paper():
         style.save(module.draw(sources, width), out)
     click.echo(out)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from robustkit import cli_cache, cli_options
+from robustkit import cli_cache, cli_options, completion
 
 if TYPE_CHECKING:
     from robustkit.study.forecast import Cost
@@ -26,7 +26,9 @@ RESULT = "study.json"
 @click.option(
     "-n", "n", type=click.IntRange(1), metavar="N", help="The first N samples, instead of what the file says."
 )
-@click.option("--device", metavar="auto|cpu|cuda:0", help="Instead of what the file says.")
+@click.option(
+    "--device", metavar="auto|cpu|cuda:0", shell_complete=completion.device, help="Instead of what the file says."
+)
 @click.option(
     "--out", type=click.Path(path_type=Path), help=f"The study's folder; default {RUNS}/study-<the file's name>."
 )
@@ -82,9 +84,13 @@ def _run(study: "Study", folder: Path, *, fresh: bool, quiet: bool) -> Any:
 
 
 def _forecast(study: "Study", json_to: str | None) -> None:
+    import torch
+
     from robustkit.study.check import check
     from robustkit.study.forecast import forecast
 
+    if study.threads:
+        torch.set_num_threads(study.threads)
     with cli_cache.no_downloads(), contextlib.redirect_stdout(sys.stderr):
         check(study, files=False)
         costs = list(forecast(study))
@@ -121,10 +127,12 @@ def _forecast_text(study: "Study", costs: "list[Cost]") -> str:
 
     lines = [f"{study.title}: {len(costs)} cells; at most, if no sample breaks:"]
     width = max((len(str(cost.cell)) for cost in costs), default=0)
+    reasons = list(dict.fromkeys(cost.why for cost in costs if cost.why))
     for cost in costs:
         passes = "" if cost.forwards is None else f"{cost.forwards:>13,} forwards {cost.backwards:>13,} backwards"
         time = "" if cost.seconds is None else f"  {clock(cost.seconds):>8}"
-        lines.append(f"{cost.cell!s:<{width}}  {passes}{time}" + (f"  ({cost.why})" if cost.why else ""))
+        why = f"  [{reasons.index(cost.why) + 1}]" if cost.why else ""
+        lines.append(f"{cost.cell!s:<{width}}  {passes}{time}{why}")
     for cell in study.transfers():
         asked = study.transfer
         sizes = asked and (len(asked.sets or (1,)), len(asked.attacks), len(asked.victims))
@@ -134,4 +142,5 @@ def _forecast_text(study: "Study", costs: "list[Cost]") -> str:
     total = f"in all {forwards:,} forwards, {backwards:,} backwards"
     if known:
         total += f", {clock(sum(known))}" + (f" of {len(known)} cells" if len(known) < len(costs) else "")
-    return "\n".join([*lines, total] if costs else lines)
+    notes = [f"[{place}] {why}" for place, why in enumerate(reasons, start=1)]
+    return "\n".join([*lines, *([total] if costs else []), *notes])

@@ -8,26 +8,23 @@ from typing import Any
 
 import click
 
-from robustkit import cli_cache, plugins
+from robustkit import cli_cache, completion
 from robustkit.spec import number
 
 
-def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    return [name for name in plugins.table("recipes") if name.startswith(incomplete)]
-
-
 @click.command()
-@click.argument("recipe", shell_complete=_complete)
+@click.argument("recipe", shell_complete=completion.recipe)
 @click.option("--arch", required=True, metavar="NAME", help="digits-cnn, cifar-resnet8, timm/NAME, python/pkg.make.")
-@click.option("--data", required=True, metavar="SPEC", help="digits, cifar10; of a dataset with splits, train is used.")
+@click.option("--data", required=True, metavar="SPEC", shell_complete=completion.dataset,
+              help="digits, cifar10; of a dataset with splits, train is used.")  # fmt: skip
 @click.option("--test", default="", metavar="SPEC", help="For progress only; by default the data's test split.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The model's folder.")
-@click.option("--epochs", type=click.IntRange(1), default=30, show_default=True)
+@click.option("--epochs", type=click.IntRange(1), default=30, show_default=True, help="Passes over the data.")
 @click.option("--batch", type=click.IntRange(1), default=128, show_default=True, help="Images a batch.")
 @click.option("--optimiser", type=click.Choice(["adamw", "sgd"]), default="adamw", show_default=True)
 @click.option("--rate", default="2e-3", show_default=True, help="The peak learning rate.")
 @click.option("--momentum", default="0.9", show_default=True, help="Of sgd.")
-@click.option("--weight-decay", default="1e-4", show_default=True)
+@click.option("--weight-decay", default="1e-4", show_default=True, help="The optimiser's.")
 @click.option("--shape", type=click.Choice(["cosine", "steps", "triangle", "constant"]), default="cosine",
               show_default=True, help="How the rate goes.")  # fmt: skip
 @click.option("--milestones", default="0.5+0.75", show_default=True, metavar="A+B",
@@ -37,7 +34,8 @@ def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> li
 @click.option("--eps", metavar="8/255", help="Of the quick robust accuracy; by default the recipe's, else 8/255.")
 @click.option("--check", type=int, default=1000, show_default=True, metavar="N", help="Test images for progress.")
 @click.option("--check-robust", type=int, default=200, show_default=True, metavar="N", help="Of these under quick PGD.")
-@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda:0")
+@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda:0",
+              shell_complete=completion.device)  # fmt: skip
 @click.option("--precision", type=click.Choice(["float32", "bf16"]), default="float32", show_default=True,
               help="bf16: autocast of the forward passes.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(1), help="CPU threads; they decide how sums round.")

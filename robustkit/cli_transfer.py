@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from robustkit import cli_cache, cli_options
+from robustkit import cli_cache, cli_options, completion
 from robustkit.errors import UsageError
 from robustkit.spec import listed, suggest
 
@@ -107,26 +107,32 @@ def surrogate_sets(
     expose_value=False,
     help="A TOML file whose keys are these options; what the command line gives goes first.",
 )
-@click.option("--surrogate", multiple=True, metavar="[NAME=]SPEC", help="A model to make adversarials on; repeat it.")
+@click.option("--surrogate", multiple=True, metavar="[NAME=]SPEC", shell_complete=completion.model,
+              help="A model to make adversarials on; repeat it.")  # fmt: skip
 @click.option(
     "--surrogates",
     multiple=True,
     metavar="NAME=A+B+C",
     help="A surrogate set, of names or specs; repeat it for several. Else all --surrogate are one.",
 )
-@click.option("--victim", multiple=True, metavar="[NAME=]SPEC", help="A model to judge them on; repeat it.")
-@click.option("--attack", multiple=True, metavar="[LABEL=]SPEC", help="mi-cwa, pgd:steps=10; repeat it, or (a)+(b).")
-@click.option("--dataset", "--data", metavar="SPEC", help="digits, cifar10:path=…, ./images.npz")
+@click.option("--victim", multiple=True, metavar="[NAME=]SPEC", shell_complete=completion.model,
+              help="A model to judge them on; repeat it.")  # fmt: skip
+@click.option("--attack", multiple=True, metavar="[LABEL=]SPEC", shell_complete=completion.attack,
+              help="mi-cwa, pgd:steps=10; repeat it, or (a)+(b).")  # fmt: skip
+@click.option("--dataset", "--data", metavar="SPEC", shell_complete=completion.dataset,
+              help="digits, cifar10:path=…, ./images.npz")  # fmt: skip
 @click.option("--norm", type=click.Choice(["linf", "l2", "l1", "l0"]), default="linf", show_default=True)
 @click.option(
     "--eps", metavar="8/255", help="Radius, pixels in [0,1]. Default 8/255 (linf), 0.5 (l2), 12 (l1), 10 (l0)."
 )
-@click.option("--target", metavar="CLASS|least-likely|random", help="Targeted: only this class is a success.")
+@click.option("--target", metavar="CLASS|least-likely|random", shell_complete=completion.target,
+              help="Targeted: only this class is a success.")  # fmt: skip
 @click.option("-n", "n", type=int, metavar="N", help="The first N samples.")
 @click.option("--indices", metavar="0-199,400", help="These samples; also a JSON list, or @FILE with one.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--trust", is_flag=True, help="Unpickle checkpoints that hold more than weights: runs code from them.")
-@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda:0")
+@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda:0",
+              shell_complete=completion.device)  # fmt: skip
 @click.option(
     "--batch-size", default="auto", show_default=True, metavar="auto|N", help="Most samples at once; changes no result."
 )

@@ -1,4 +1,4 @@
-"""Broken defenses of many kinds around honest networks: what an audit must not believe.
+"""Broken defenses of many kinds around honest networks, which an audit must not believe; and honest ones, which it may.
 
 Each is a known trick. CALIBRATION set the audit's limits; HELD_OUT was judged once, after they were frozen
 (`reports/audit/README.md`). Where `sealed`, the network inside is no sub-module: it cannot be found and attacked.
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustkit.sources import load_model
+from tests import kit
 from tests.toys import seeded
 
 EPS = 0.15  # of digits, Linf: the bare network keeps about a tenth, see the report
@@ -164,7 +165,7 @@ def thermometer(levels):
 class WinnersTakeAll(nn.Module):
     """After each activation only the largest share of values of each image stays (k-WTA, arXiv:1905.10510)."""
 
-    def __init__(self, network, share=0.15):
+    def __init__(self, network, share=0.25):
         super().__init__()
         self.layers, self.share = nn.ModuleList(network.children()), share
 
@@ -179,11 +180,12 @@ class WinnersTakeAll(nn.Module):
 
 
 def resized(x):
-    """A random size a little smaller, at a random place, then back."""
-    size = 6 + int(torch.randint(3, (1,)))
-    small = F.interpolate(x, (size, size), mode="bilinear", align_corners=False)
-    left, top = (int(torch.randint(8 - size + 1, (1,))) for _ in range(2))
-    return F.pad(small, (left, 8 - size - left, top, 8 - size - top))
+    """A random size from nine tenths to eleven tenths, shifted by up to half a pixel."""
+    scale = 0.9 + 0.2 * torch.rand(())
+    shift = (torch.rand(2) - 0.5) / 8
+    theta = torch.stack([torch.stack([scale, 0 * scale, shift[0]]), torch.stack([0 * scale, scale, shift[1]])])
+    grid = F.affine_grid(theta.expand(len(x), 2, 3), list(x.shape), align_corners=False)
+    return F.grid_sample(x, grid, align_corners=False)
 
 
 def jpeg(quality):
@@ -201,6 +203,26 @@ class Broken:
     make: Callable[[], nn.Module]
     bare: Callable[[], nn.Module]
     eps: float = EPS
+
+
+@dataclass(frozen=True)
+class Honest:
+    """An honest network: of the kit if `model` is None, else what makes it; on its first `n` test images."""
+
+    name: str
+    eps: float
+    n: int
+    model: Callable[[], nn.Module] | None = None
+    defense: str = ""
+    norm: str = "linf"
+
+    def make(self):
+        return kit.model(self.name) if self.model is None else self.model()
+
+    def data(self):
+        if self.model is not None:
+            return "digits"
+        return kit.cifar10(range(self.n)) if self.name.startswith("cifar10") else kit.mnist(range(self.n))
 
 
 def base() -> nn.Module:
@@ -234,7 +256,30 @@ HELD_OUT = (
     of_base("undeclared random resizing", resized),
     of_base("undeclared dropout of pixels (sealed)", lambda x: F.dropout(x, 0.15), sealed=True),
     of_base("temperature 1/300 (sealed)", after=temperature, sealed=True),
-    of_base("logits clipped to ±2 (sealed)", after=lambda z: z.clamp(-2, 2), sealed=True),
+    of_base("logits clipped to ±6 (sealed)", after=lambda z: z.clamp(-6, 6), sealed=True),
     of_base("backward pass with random signs (sealed)", ScramblesGradients.apply, sealed=True),
     of_base("JPEG 40, no BPDA", jpeg(40)),
+)
+
+HONEST_CALIBRATION = (
+    Honest("digits-cnn", EPS, 128, base),
+    Honest("digits-cnn", 8 / 255, 128, base),
+    Honest("digits-cnn-at", EPS, 128, lambda: load_model("digits-cnn-at")[0]),
+    Honest("digits-cnn", EPS, 128, base, defense="bit-depth:bits=4"),
+    Honest("cifar10_cnn_a_adv", 2 / 255, 64),
+    Honest("mnist_conv_small_std", 0.1, 64),
+)
+HONEST_HELD_OUT = (
+    Honest("cifar10_cnn_a_adv4", 2 / 255, 64),
+    Honest("cifar10_cnn_a_std", 2 / 255, 64),
+    Honest("cifar10_conv_small_pgd2", 2 / 255, 64),
+    Honest("cifar10_kw_base_2px", 2 / 255, 64),
+    Honest("cifar10_marabou_small", 2 / 255, 64),
+    Honest("cifar10_vit_ibp_3_3_8", 2 / 255, 64),
+    Honest("mnist_kw_01", 0.1, 64),
+    Honest("mnist_lenet5_std", 0.1, 64),
+    Honest("mean of four digits networks", EPS, 128, lambda: Mean(digits_nets()).eval()),
+    Honest("digits-cnn-at", 0.5, 128, lambda: load_model("digits-cnn-at")[0], norm="l2"),
+    Honest("cifar10_resnet2b_adv2", 2 / 255, 64),
+    Honest("cifar10_sri_resnet_a_adv4", 4 / 255, 32),
 )

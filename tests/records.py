@@ -55,3 +55,82 @@ def flipped(rng, n, discordance, drop):
     flips = rng.choice(3, size=n, p=[1 - discordance, (discordance + drop) / 2, (discordance - drop) / 2])
     before = np.where(flips == 0, rng.random(n) < 0.5, flips == 1)
     return before, np.where(flips == 0, before, flips == 2)
+
+
+AUDIT = {
+    "schema": "robustkit/audit/1",
+    "verdict": "invalid",
+    "reasons": ["noise breaks what gradients do not", "40 steps break 3 points more than 20"],
+    "checks": [
+        {
+            "name": "steps", "outcome": "suspect", "text": "40 steps break 3 points more than 20",
+            "value": 0.03, "limit": 0.01,
+            "series": {"x": [1, 10, 20, 40], "y": [0.9, 0.62, 0.55, 0.52], "x_label": "steps",
+                       "y_label": "robust accuracy"},
+        },
+        {"name": "gradients", "outcome": "fine", "text": "no gradient is zero", "value": 0.0, "limit": 0.01,
+         "series": None},
+        {"name": "transfer", "outcome": "skipped", "text": "no surrogate", "value": None, "limit": None,
+         "series": None},
+        {
+            "name": "noise", "outcome": "invalid", "text": "noise breaks what gradients do not",
+            "value": 0.2, "limit": 0.0,
+            "series": {"x": [0, 1, None], "y": [0.0, 0.2, 0.3], "x_label": "draws", "y_label": "broken"},
+        },
+    ],
+}  # fmt: skip
+
+
+def random_record(n, attacks=("apgd", "fab"), *, classes=10, shape=(1, 8, 8), images=False, audit=None, seed=0, **job):
+    """A whole record of random facts, as today's engine stores them: the last attack seeks the nearest adversarial."""
+    rng = np.random.default_rng(seed)
+    job = {**JOB, "attack": "+".join(f"({name})" for name in attacks), "attacks": list(attacks), "eps": 8 / 255,
+           "attack_sources": dict.fromkeys(attacks, "s"), "tile": 64, **job}  # fmt: skip
+    index, label = np.arange(n), rng.integers(0, classes, n)
+    prediction = np.where(rng.random(n) < 0.9, label, (label + 1) % classes)
+    wrong = prediction != label
+    status, by = np.where(wrong, "WRONG", "ROBUST").astype("<U7"), np.full(n, "", dtype=f"<U{max(map(len, attacks))}")
+    distance = np.full(n, np.nan)
+    parts = []
+    standing = ~wrong
+    for place, name in enumerate(attacks):
+        at = np.flatnonzero(standing)
+        breaks = rng.random(len(at)) < 0.3 / (place + 1)
+        minimal = place == len(attacks) - 1
+        away = np.where(breaks, job["eps"] * rng.random(len(at)), job["eps"] * (1.1 + rng.random(len(at))))
+        parts.append(
+            {
+                "index": at,
+                "attack": np.full(len(at), name),
+                "outcome": np.where(breaks, "broken", "survived"),  # both as wide as "violated"
+                "distance": away if minimal else np.where(breaks, job["eps"], 0.9 * job["eps"]),
+                "margin": np.where(breaks, -1.0, 1.0),
+                "forwards": rng.integers(1, 100, len(at)),
+                "backwards": rng.integers(1, 100, len(at)),
+                "prediction": np.where(breaks | minimal, (label[at] + 3) % classes, label[at]),
+            }
+        )
+        hit = at[breaks]
+        status[hit], by[hit], standing[hit] = "BROKEN", name, False
+        distance[hit] = parts[-1]["distance"][breaks]
+    broken = np.flatnonzero(status == "BROKEN")
+    kept = None
+    if images:
+        clean = rng.random((len(broken), *shape), dtype=np.float32)
+        moved = rng.choice(np.float32([-1, 1]), size=clean.shape) * np.float32(job["eps"])
+        kept = {"index": broken, "adv": np.clip(clean + moved, 0, 1), "clean": clean}
+    return RunRecord(
+        job={**job, "indices": index.tolist(), "id": "0"},
+        environment={"device": "x86"},
+        samples={
+            "index": index, "label": label, "status": status, "broken_by": by, "distance": distance,
+            "sha256": np.array([hashlib.sha256(f"{i}".encode()).hexdigest() for i in index]), "prediction": prediction,
+            "margin": np.where(wrong, -1.0, 1.0), "target": np.full(n, -1), "broken_at": np.full(n, np.nan),
+        },
+        attacks={name: np.concatenate([part[name] for part in parts]) for name in parts[0]},
+        seconds={name: 1.5 * (place + 1) for place, name in enumerate(attacks)},
+        goals={name: "minimal" if name == attacks[-1] else "bounded" for name in attacks},
+        predicted={"forwards": 10 * n, "backwards": 10 * n, "seconds": 5.0},
+        audit=audit,
+        adversarial=kept,
+    )  # fmt: skip

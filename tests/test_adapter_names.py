@@ -125,7 +125,7 @@ def test_the_command_line_lists_and_shows():
 
 def test_completion_imports_no_library():
     program = (
-        "import sys\nfrom robustkit.cards import completed\n"
+        "import sys\nfrom robustkit.completion import attacks as completed\n"
         "print(completed('torchattacks/PGD'), completed('fool'), len(completed('foolbox/L2')), completed('fgs'))\n"
         "print([m for m in ('torch', 'torchattacks', 'foolbox', 'pyautoattack') if m in sys.modules])\n"
     )

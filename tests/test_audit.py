@@ -8,13 +8,15 @@ import torch
 from torch import nn
 
 from robustkit import evaluate
-from robustkit.api import ThreatModel
+from robustkit.api import ModelFacts, ThreatModel
 from robustkit.audit import Audit, Check, Series, gradients, rules, standins
+from robustkit.audit.chain import Settings
 from robustkit.audit.findings import stored
 from robustkit.audit.noise import RandomNoise
 from robustkit.audit.rules import Claim, Limits
-from robustkit.audit.run import audit
-from robustkit.engine import events
+from robustkit.audit.run import Question, audit, audited
+from robustkit.datasets import resolve
+from robustkit.engine import events, plan
 from robustkit.engine.subject import examine
 from robustkit.errors import UsageError
 from robustkit.stats import Proportion
@@ -23,6 +25,8 @@ from tests.masking_zoo import FlipsGradients, Shattered, one_hot, rounded
 
 SHAPE = (1, 4, 4)
 FEW = 24
+THREAT = ThreatModel("linf", 0.02)
+SHORT = Settings(steps=(3, 10, 20), targets=1, restarts=2, swap=10, copies=2, queries=50, noise=10)
 
 
 class Net(nn.Module):
@@ -122,7 +126,7 @@ EDGES = {
     "gap": (rules.stand_ins(["mean"], [0.3], 0.3, L), "suspect"),
     "no gap": (rules.stand_ins(["mean"], [0.0], 0.0, L), "fine"),
     "claim": (rules.claimed(0.1, L), "suspect"),
-    "insufficient": (rules.attack_list(Claim(HALF, 2, 100, False, "rand alone"), differentiable=True, limits=L), "suspect"),
+    "alone": (rules.attack_list(Claim(HALF, 2, 100, False, "rand alone"), differentiable=True, limits=L), "suspect"),
     "few steps": (rules.attack_list(Claim(HALF, 1, 3, False), differentiable=True, limits=L), "suspect"),
     "nothing to climb": (rules.attack_list(Claim(HALF, 0, 0, False), differentiable=False, limits=L), "fine"),
     "enough": (rules.attack_list(CLAIM, differentiable=True, limits=L), "fine"),
@@ -270,7 +274,7 @@ X, Y = labelled()
 
 
 def seen(model, **more):
-    return audit(model, (X, Y), eps=0.02, **more)
+    return audit(model, (X, Y), eps=0.02, settings=SHORT, **more)
 
 
 def test_an_honest_model_is_valid_and_the_budget_is_told_before_anything_is_spent():
@@ -281,14 +285,22 @@ def test_an_honest_model_is_valid_and_the_budget_is_told_before_anything_is_spen
     assert isinstance(first, events.Auditing)
     assert first.n == FEW
     assert first.forwards > 0 < first.backwards
-    assert [(e.name, e.outcome) for e in told[1:]] == [(one.name, one.outcome) for one in found.checks]
+    checked = [event for event in told if isinstance(event, events.Checked)]
+    assert [(e.name, e.outcome) for e in checked] == [(one.name, one.outcome) for one in found.checks]
     assert "0–23" in check(found, "sample").text
     assert check(found, "eps-sweep").series.y[-1] == 0
     assert seen(Net()).to_json() == found.to_json()
 
 
+def test_members_are_stand_ins_and_two_classes_are_enough():
+    ensemble = toys.SharedBackbone(SHAPE, classes=2)
+    found = audit(ensemble, labelled(model=ensemble), eps=0.02, settings=SHORT)
+    assert found.verdict == "valid", found.reasons
+    assert "mean of members, member 0, member 1, member 2" in check(found, "stand-in-gap").text
+
+
 def test_what_an_audit_names_it_is_of_those_samples():
-    found = audit(Net(), (X, Y), eps=0.02, indices="3,5,9")
+    found = seen(Net(), indices="3,5,9")
     assert "3, 5, 9" in check(found, "sample").text
 
 
@@ -339,10 +351,6 @@ def test_what_hides_is_found_whether_declared_or_not(name):
 
 
 def test_a_declared_stand_in_shows_the_gap():
-    class Masked(Changed):
-        def surrogates(self):
-            return {"plain": self.network}
-
     hidden = [Net()]  # so that it is not found inside, but declared
 
     class Sealed(nn.Module):
@@ -379,13 +387,26 @@ def test_the_caller_s_model_comes_back_as_it_was():
 # The audit of a record
 
 
+def of_record(attack):
+    """The record of an attack on the honest model, and a short audit of it."""
+    named = plan.resolve_attacks(attack, THREAT, ModelFacts(5, False, True, 0, ()))
+    record = evaluate(Net(), (X, Y), attack, eps=THREAT.eps)
+    question = Question(THREAT, 0, "logits", None, torch.device("cpu"))
+    data = resolve((X, Y))
+    return record, audited(Net(), data, range(FEW), question, record=record, attacks=named, settings=SHORT)
+
+
 def test_a_record_s_own_claim_is_under_audit():
-    strong = evaluate(Net(), (X, Y), "autoattack", eps=0.02, audit=True)
-    assert check(Audit.from_json(strong.audit), "claim").outcome == "fine"
-    weak = evaluate(Net(), (X, Y), RandomNoise(1), eps=0.02, audit=True)
-    assert weak.verdict == "suspect"
-    assert {"claim", "attacks"} <= {one["name"] for one in weak.audit["checks"] if one["outcome"] == "suspect"}
-    assert weak.counts["ROBUST"] > strong.counts["ROBUST"]
+    strong, found = of_record("apgd:steps=60")
+    assert {one.name: one.outcome for one in found.checks if one.name in ("claim", "attacks", "sample-size")} == {
+        "claim": "fine",
+        "attacks": "fine",
+        "sample-size": "suspect",  # for there are few
+    }
+    weak, found = of_record(RandomNoise(1))
+    assert {"claim", "attacks"} <= {one.name for one in found.checks if one.outcome == "suspect"}
+    gap = (weak.counts["ROBUST"] - strong.counts["ROBUST"]) / FEW
+    assert check(found, "claim").value == pytest.approx(gap, abs=1 / FEW)
 
 
 def test_an_attack_that_breaks_the_rules_makes_the_number_invalid():
@@ -394,13 +415,14 @@ def test_an_attack_that_breaks_the_rules_makes_the_number_invalid():
     assert any("UNKNOWN" in reason for reason in record.audit["reasons"])
 
 
-def test_the_batch_size_changes_nothing():
-    small, large = (evaluate(Net(), (X, Y), "pgd", eps=0.02, audit=True, tile=8, batch_size=size) for size in (8, 24))
-    assert small.audit == large.audit
+def test_how_much_is_in_flight_changes_nothing(monkeypatch):
+    at_once = seen(Net(), tile=8)
+    monkeypatch.setattr("robustkit.engine.MOST_IN_FLIGHT", 8)
+    assert seen(Net(), tile=8).to_json() == at_once.to_json()
 
 
 def test_an_audit_leaves_the_facts_of_the_run_alone():
-    plain, audited = (evaluate(Net(), (X, Y), "pgd", eps=0.02, audit=flag) for flag in (False, True))
+    plain, audited = (evaluate(Net(), (X, Y), "fgsm", eps=0.02, audit=flag) for flag in (False, True))
     assert plain.verdict == "not audited"
     assert plain.job["id"] == audited.job["id"]
     for name, values in plain.samples.items():
@@ -408,6 +430,5 @@ def test_an_audit_leaves_the_facts_of_the_run_alone():
 
 
 def test_threat_models_of_the_sweep_end_at_one_that_holds_every_image():
-    found = audit(Changed(Net(), after=lambda z: 1e6 * z), (X, Y), norm="l2", eps=0.05)
+    found = audit(Changed(Net(), after=lambda z: 1e6 * z), (X, Y), norm="l2", eps=0.05, settings=SHORT)
     assert check(found, "eps-sweep").series.x[-1] == pytest.approx(4.0)  # the diagonal of 16 pixels
-    ThreatModel("l2", 4.0)

@@ -138,3 +138,13 @@ def test_wrong_settings_are_refused():
         load_dataset("scenes:n=10").batch([10])
     with pytest.raises(UsageError, match="there is no -1"):
         Scenes().masks([-1])
+
+
+def test_the_label_is_the_shape_or_the_context():
+    shapes, contexts = Scenes(context=0.5), Scenes(context=0.5, label="context")
+    (x, y), (same, z) = shapes.batch(range(100)), contexts.batch(range(100))
+    assert torch.equal(x, same)
+    assert torch.equal(z, shapes.contexts(range(100)))
+    assert not torch.equal(y, z)
+    with pytest.raises(UsageError, match="label is shape or context, not 'colour'"):
+        Scenes(label="colour")

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from robustkit_defenses.bit_depth import BitDepth
+from robustkit_defenses.contextual_fusion import train_fusion
 from robustkit_defenses.crossmax import CrossMax, joined
 from robustkit_defenses.gaussian_smoothing import GaussianSmoothing
 from robustkit_defenses.jpeg import Jpeg
@@ -14,9 +15,12 @@ from torch import nn
 
 from robustkit import plugins
 from robustkit.api import Defense, ThreatModel
+from robustkit.datasets import Pair
 from robustkit.errors import UsageError
 from robustkit.testing import attack_batch
 from tests import toys
+
+COLOUR_ONLY = {"raw-isp"}
 
 
 class Net(nn.Module):
@@ -48,7 +52,14 @@ def images(n=4, channels=3, height=10, width=12):
     return torch.rand(n, channels, height, width, generator=toys.seeded(0))
 
 
+def fused(channels):
+    data = Pair(images(40, channels), torch.arange(40) % 4, classes=4)
+    return train_fusion(Net(channels), Net(channels, seed=2), data)
+
+
 def protected(name, channels=3):
+    if name == "contextual-fusion":  # around the one network that its head was fitted on: tests/test_fusion.py
+        return fused(channels)
     settings = plugins.load("defenses", name)()
     assert isinstance(settings, Defense)
     if name == "probes":  # whose file is made in tests/test_probes.py
@@ -63,6 +74,10 @@ def protected(name, channels=3):
 def test_every_defense_answers_logits_lets_gradients_through_and_says_whether_it_is_random(name, channels):
     module, x = protected(name, channels), images(channels=channels).requires_grad_(True)
     assert not module.training
+    if name in COLOUR_ONLY and channels == 1:
+        with pytest.raises(UsageError, match="3 channels"):
+            module(x)
+        return
     torch.manual_seed(0)
     first, second = module(x), module(x)
     torch.manual_seed(0)
@@ -75,7 +90,7 @@ def test_every_defense_answers_logits_lets_gradients_through_and_says_whether_it
     assert grad.flatten(1).abs().sum(1).gt(0).all()
 
 
-@pytest.mark.parametrize("name", ["jpeg", "bit-depth", "median", "random-resize-pad"])  # steps before any network
+@pytest.mark.parametrize("name", ["jpeg", "bit-depth", "median", "random-resize-pad", "raw-isp"])  # before any
 def test_what_the_network_offers_stays_on_offer(name):
     module = plugins.load("defenses", name)().protect(CrossMax().protect(Three()))
     assert len(module.members()) == 3
@@ -83,7 +98,7 @@ def test_what_the_network_offers_stays_on_offer(name):
     assert module.forward_with_members(images())[1].shape == (3, 4, 4)
 
 
-@pytest.mark.parametrize("name", ["jpeg", "bit-depth", "median"])
+@pytest.mark.parametrize("name", ["jpeg", "bit-depth", "median", "raw-isp"])
 def test_an_image_does_not_see_the_others(name):
     module, x = protected(name), images()
     torch.testing.assert_close(module(x)[1:2], module(x[1:2]))

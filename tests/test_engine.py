@@ -159,7 +159,8 @@ def test_a_run_killed_before_its_first_file_or_between_its_last_ones_can_be_cont
     again = evaluate(model, (x, y), "fgsm", eps=0.1, out=folder)
     assert again.to_frame().equals(first.to_frame())
     assert sorted(p.name for p in folder.iterdir()) == [
-        "attacks.parquet", "job.json", "journal", "report.md", "run.json", "samples.parquet"
+        "attacks.parquet", "job.json", "journal", "report.html", "report.md", "run.json", "samples.parquet",
+        "tables.csv", "tables.tex",
     ]  # fmt: skip
 
 

@@ -110,6 +110,8 @@ def test_fitting_learns_changes_nothing_of_the_backbone_and_is_the_same_for_a_se
     first = fitted(network, layers=("two", "one"), on_event=done.append)
     assert torch.equal(torch.random.get_rng_state(), state)
     assert all(torch.equal(value, weights[name]) for name, value in network.state_dict().items())
+    assert all(parameter.requires_grad for parameter in network.parameters())
+    assert not any(parameter.requires_grad for parameter in first.probes.parameters())
     assert first.layers == ("one", "two")  # in the order of the pass
     assert [(event.layer, event.done, event.total) for event in done] == [("one", 1, 2), ("two", 2, 2)]
     x, y = labelled(seed=5)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from robustkit.cli import main
 from robustkit.compare import compare
 from robustkit.stats import mcnemar_p
 from robustkit.store import load_run
-from robustkit.study import grammar, results
+from robustkit.study import grammar, report, results
 from robustkit.study.plan import Cell
 from robustkit.study.run import run
 from robustkit.study.tables import ALL, Column, Subject, Tables, holm, marks
@@ -119,11 +120,11 @@ def test_killed_half_way_a_study_continues_to_the_same_records_and_then_computes
     assert within == {"Started", "Finished"}
 
     attacks = 4 if cells == 72 else 3  # all of them together too
-    report = Path("killed/report.md").read_text()
-    assert report.startswith("# Three \\| models\n")
-    assert "Settings: a test" in report
-    assert report.count("### ") == attacks
-    assert "| at + bits |" in report
+    told = Path("killed/report.md").read_text()
+    assert told.startswith("# Three \\| models\n")
+    assert "Settings: a test" in told
+    assert told.count("### ") == attacks
+    assert "| at + bits |" in told
     tables = Path("killed/tables.tex").read_text()
     assert tables.count(r"\toprule") == tables.count(r"\bottomrule") == attacks
     assert r"\textbf{" in tables
@@ -210,10 +211,10 @@ def test_a_cell_that_fails_or_is_undecided_is_listed_and_the_others_go_on(inside
     assert "RuntimeError: no <weights> here" in failed["python/bad.crash · fgsm · linf 0.05 · seed 0"]
     assert "members" in failed["digits-cnn behind crossmax · fgsm · linf 0.05 · seed 0"]
     assert len(failed) == 24 - 3  # fgsm and pgd in linf and pgd in l1 are fine on the plain network
-    report = Path("out/report.md").read_text()
-    assert "21 of 24 cells have no number" in report
-    assert "no &lt;weights&gt; here" in report
-    assert "<weights>" not in report
+    told = Path("out/report.md").read_text()
+    assert "21 of 24 cells have no number" in told
+    assert "no &lt;weights&gt; here" in told
+    assert "<weights>" not in told
     tables = Tables(results.load(Path("out")))
     entry = tables.entries[Subject("digits-cnn", "none"), Column("linf", "0.05", "nan")]
     assert entry.robust is None
@@ -222,6 +223,34 @@ def test_a_cell_that_fails_or_is_undecided_is_listed_and_the_others_go_on(inside
     assert tables.entries[Subject("digits-cnn", "none"), Column("linf", "0.05", ALL)].robust is None
     data = json.loads(inside("run", "study.toml", "--out", "out", "--json", "-", "--quiet", code=3).stdout)
     assert sum(each["failed"] is not None for each in data["outcomes"]) == 21
+
+
+def test_a_number_that_the_audit_doubts_says_so_and_does_not_compete(inside):
+    Path("study.toml").write_text(
+        SMALL.replace('"digits-cnn-at"]', '"digits-cnn-at", "ensemble/(digits-cnn)+(digits-cnn-at)"]')
+    )
+    inside("run", "study.toml", "--out", "out", "--quiet")
+    found = results.load(Path("out"))
+    at = next(cell for cell in found.facts if cell.model == "digits-cnn-at")
+    doubted = replace(found.facts[at], verdict="suspect", warning="SUSPECT, do not rely on it: <no gradient>")
+    found = replace(found, facts={**found.facts, at: doubted})
+    tables = Tables(found)
+    column = Column("linf", "0.2", "fgsm")
+    entries = {subject.model: tables.entries[subject, column] for subject in tables.subjects}
+    assert float(entries["digits-cnn-at"].robust) == max(float(entry.robust) for entry in entries.values())
+    assert entries["digits-cnn-at"].mark is None
+    assert entries["ensemble/(digits-cnn)+(digits-cnn-at)"].mark.best
+    text = report.markdown(tables, [])
+    assert "] ‡ |" in text
+    assert "SUSPECT, do not rely on it: &lt;no gradient&gt;" in text
+    assert r"$^{\ddagger}$" in report.latex(tables)
+    assert "‡ the audit doubts it: digits-cnn-at" in report.summary(found)
+    assert "suspect" in report.csv_text(tables)
+    # Nor does a number on other images.
+    plain = next(cell for cell in found.facts if cell.model == "digits-cnn")
+    other = replace(found.facts[plain], job={**found.facts[plain].job, "data_sha256": "another"})
+    entries = Tables(replace(found, facts={**found.facts, plain: other})).entries
+    assert not any(entry.mark for entry in entries.values())
 
 
 def test_carry_is_that_of_a_sweep(inside):

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
+from robustkit_defenses.layers import outputs_of
 from torch import nn
 
 from robustkit import plugins
@@ -23,7 +24,6 @@ from robustkit.sources import load_model, trained, untrained
 from robustkit.training import run
 from robustkit.training.data import augmented, batches, held
 from robustkit.training.events import EpochDone, Started
-from robustkit.training.features import features
 from robustkit.training.folder import weights_bytes
 from robustkit.training.loop import Checkpoint, Loop, Watch, rate
 from robustkit.training.run import Request
@@ -118,6 +118,12 @@ def test_events_and_curves_tell_the_same(data):
         assert 0 <= row["robust"] <= row["clean"] <= 1 or row["clean"] < 0.3
 
 
+def test_a_training_that_diverges_says_so(data):
+    wild = dataclasses.replace(loop(data, "standard"), schedule=Schedule(epochs=2, optimiser="sgd", rate=1e30))
+    with pytest.raises(UsageError, match="training has diverged; take a lower rate"):
+        wild.train()
+
+
 def test_bf16_trains_and_differs(data):
     one, _ = loop(data, "at:eps=0.1,steps=1").train()
     two, _ = loop(data, "at:eps=0.1,steps=1", bf16=True).train()
@@ -203,19 +209,14 @@ def _window(image, down, right, *, mirrored):
     return window.flip(2) if mirrored else window
 
 
-def test_features_are_what_the_layers_answer():
+def test_the_resnets_layers_have_names():
     net = untrained.architecture("cifar-resnet8:classes=7,shortcut=B").eval()
     x = torch.rand(2, 3, 32, 32)
-    logits, found = features(net, x, ["bn1", "blocks.1.bn1", "blocks.1.sum", "fc"])
-    assert torch.equal(logits, net(x))
+    found, logits = outputs_of(net, ["bn1", "blocks.1.bn1", "blocks.1.sum", "fc"], x)
     assert torch.equal(found["fc"], logits)
     assert found["bn1"].shape == (2, 16, 32, 32)
     assert found["blocks.1.sum"].shape == (2, 32, 16, 16)
     assert found["blocks.1.sum"].min() < 0  # before the ReLU
-    assert not net.bn1._forward_hooks
-    with pytest.raises(UsageError, match=r"no layer called 'blocks.7'"):
-        features(net, x, ["blocks.7"])
-    assert not net.bn1._forward_hooks
 
 
 def test_the_resnets_are_he_et_als():
@@ -393,6 +394,15 @@ def test_a_recipe_of_the_users_may_train_several_networks_and_answer_more_than_t
     one, two = (network.state_dict() for network in module.networks)
     assert not torch.equal(one["0.weight"], two["0.weight"])
     assert module(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+
+
+def test_the_recipe_in_the_documentation_trains(tmp_path, monkeypatch):
+    text = (Path(__file__).parent.parent / "docs" / "training.md").read_text(encoding="utf-8")
+    (tmp_path / "my_recipes.py").write_text(text.partition("```python\n")[2].partition("```")[0])
+    monkeypatch.chdir(tmp_path)
+    schedule = Schedule(epochs=1)
+    run.train(Request("python/my_recipes.Noisy:sigma=0.2", "digits-cnn", "digits", schedule=schedule), Path("noisy"))
+    assert load_model("./noisy")[1].classes == 10
 
 
 def test_weights_of_libraries_start_from_the_seed():

@@ -103,7 +103,7 @@ UGLY = "<script>&_ {%}$x$ | \"'\\,=1+1"
 def test_names_cannot_break_out_of_a_table():
     record = by_hand("sr", [False, False], names=(UGLY, "b"), attack="mi:steps=3_&")
     text = report.latex(record)
-    assert r"\textless{}script\textgreater{}\&\_ \{\%\}\$x\$ \textbar{} \textquotedbl{}'\textbackslash{},=1+1" in text
+    assert r"\textless{}script\textgreater{}\&\_ \{\%\}\$x\$ \textbar{} {\char34}'\textbackslash{},=1+1" in text
     assert r"mi:steps=3\_\&" in text
     rows = [line for line in text.splitlines() if line.endswith(r"\\")]
     assert {row.replace(r"\&", "").count("&") for row in rows} == {4}

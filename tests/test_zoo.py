@@ -7,14 +7,15 @@ from click.testing import CliRunner
 
 from robustkit.datasets import load_dataset
 from robustkit.errors import UsageError
-from robustkit.sources import load_model
+from robustkit.sources import load_model, trained
 from robustkit.sources.zoo import FOLDER, Zoo
 from robustkit.sources.zoo.first import Plan, pgd, train
 from robustkit.sources.zoo.make import PLANS, main, make
-from robustkit.sources.zoo.requests import REQUESTS
+from robustkit.sources.zoo.requests import MEASURED, REQUESTS
 from robustkit.training.loop import accuracy
 
 NAMES = ["digits-cnn", "digits-cnn-at"]
+SCENES = ["scenes-background", "scenes-foreground"]
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +30,8 @@ def robust(module, digits, eps):
 
 
 def test_the_zoo_lists_its_networks():
-    assert sorted(PLANS) == NAMES
-    assert Zoo().names() == sorted([*PLANS, *REQUESTS])
+    assert sorted(PLANS) == NAMES + SCENES
+    assert set(PLANS) <= set(Zoo().names()) <= {*PLANS, *REQUESTS}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -44,6 +45,45 @@ def test_a_zoo_network_has_the_accuracy_of_its_card(name, digits):
     assert written["clean_accuracy"] >= 0.98
     assert (FOLDER / f"{name}.safetensors").stat().st_size == written["bytes"] <= 500_000
     assert written["recipe"]["epochs"] == PLANS[name].epochs
+
+
+@pytest.mark.parametrize("name", SCENES)
+def test_a_scenes_network_has_the_accuracy_of_its_card_and_knows_its_own_part_of_an_image(name):
+    module, card = load_model(name)
+    written = json.loads((FOLDER / f"{name}.json").read_text())
+    assert (card.classes, card.input_shape, card.source) == (10, (3, 32, 32), "zoo")
+    x, y = load_dataset(card.dataset).batch(range(200))
+    assert accuracy(module, x, y) == pytest.approx(written["clean_accuracy"], abs=0.02)
+    assert (FOLDER / f"{name}.safetensors").stat().st_size == written["bytes"] <= 250_000
+    part, other = ("shape", "context") if name == "scenes-foreground" else ("context", "shape")
+    x, y = load_dataset(f"scenes:context=0.1,label={part}").batch(range(300))
+    assert accuracy(module, x, y) > 0.95
+    assert accuracy(module, *load_dataset(f"scenes:context=0.1,label={other}").batch(range(300))) < 0.25
+
+
+TRAINED = [name for name in Zoo().names() if name in REQUESTS]
+MOST = {"cifar10-resnet8": 1_000_000, "cifar10-resnet8-at": 1_000_000}
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_network_that_a_recipe_trained_is_what_its_card_says(name):
+    module, card = load_model(name)
+    written = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    request = REQUESTS[name]
+    assert written["recipe"]["schedule"]["epochs"] == request.schedule.epochs
+    assert written["recipe"]["recipe"] == trained.recipe_text(request.recipe)
+    assert (FOLDER / f"{name}.safetensors").stat().st_size == written["bytes"] <= MOST.get(name, 500_000)
+    assert module(torch.zeros(2, *card.input_shape)).shape == (2, card.classes) == (2, 10)
+    if name in MEASURED:
+        robust = written["robust"]
+        assert (robust["eps"], robust["n"], robust["tile"]) == MEASURED[name]
+        assert robust["low"] <= robust["value"] <= robust["high"]
+    if card.dataset != "cifar10":
+        test = load_dataset(written["recipe"]["test"])
+        n = min(written["clean_n"], 300)
+        x, y = test.batch(range(n))
+        exact = 0 if n == written["clean_n"] else 0.08
+        assert accuracy(module, x, y) == pytest.approx(written["clean_accuracy"], abs=exact + 0.003)
 
 
 def test_the_adversarially_trained_network_is_robust_where_the_standard_one_is_not(digits):

@@ -11,6 +11,10 @@ PLUGIN = Plugin(
             "robustkit_defenses.crossmax:CrossMax",
             "joins an ensemble (arXiv:2408.05446); claimed 72/48 %, evaluated again 11/14 %",
         ),
+        "contextual-fusion": Entry(
+            "robustkit_defenses.contextual_fusion.settings:ContextualFusion",
+            "foreground and background features, one head (arXiv:2011.09526): background=SPEC,head=FILE",
+        ),
         "probes": Entry(
             "robustkit_defenses.probes:Probes", "probes on a network's layers as its members (arXiv:2408.05446)"
         ),
@@ -23,6 +27,9 @@ PLUGIN = Plugin(
         "random-resize-pad": Entry(
             "robustkit_defenses.random_resize_pad:RandomResizePad", "random size and place (arXiv:1711.01991)"
         ),
+        "raw-isp": Entry(
+            "robustkit_defenses.raw_isp:RawIsp", "to RAW and back (arXiv:2112.09219); claims not verified"
+        ),
     },
     recipes={
         "dverge": Entry(
@@ -31,6 +38,7 @@ PLUGIN = Plugin(
         "dverge-at": Entry(
             "robustkit_defenses.recipes.dverge:dverge_at", "dverge and adversarial training (arXiv:2009.14720)"
         ),
+        "fusion": Entry("robustkit_defenses.recipes.fusion:Fusion", "the head of contextual-fusion (arXiv:2011.09526)"),
         "self-ensemble": Entry(
             "robustkit_defenses.recipes.self_ensemble:SelfEnsemble",
             "one network at many resolutions and its layers' probes, joined by crossmax (arXiv:2408.05446)",

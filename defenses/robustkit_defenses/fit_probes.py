@@ -82,7 +82,7 @@ def fit_probes(
         probes[layer], accuracy = _fitted(values[layer], y, classes, how)
         if on_event is not None:
             on_event(ProbeDone(layer, accuracy, len(probes), len(layers)))
-    return Probed(backbone, list(probes), list(probes.values())).eval().requires_grad_(False)
+    return Probed(backbone, list(probes), list(probes.values())).eval()
 
 
 def _seen(backbone: nn.Module, data: Dataset, layers: Sequence[str], how: Fit) -> tuple[dict[str, Tensor], Labels, int]:
@@ -115,6 +115,6 @@ def _fitted(values: Tensor, y: Labels, classes: int, how: Fit) -> tuple[Probe, f
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
-    probe.eval()
+    probe.eval().requires_grad_(False)
     with torch.no_grad():
         return probe, float((probe(values).argmax(1) == y).double().mean())

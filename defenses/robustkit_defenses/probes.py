@@ -190,9 +190,9 @@ def load_probes(
         own = {name.partition(".")[2]: value for name, value in weights.items() if name.startswith(f"{number}.")}
         probe = Probe(own["linear.weight"].shape[1], own["linear.weight"].shape[0], known["pools"][number])
         probe.load_state_dict(own)
+        probe.requires_grad_(False)
         probes.append(probe.to(next((p for p in backbone.parameters()), torch.empty(0)).device))
-    found = Probed(backbone, [known["layers"][number] for number in chosen], probes, share_draw=share_draw)
-    return found.eval().requires_grad_(False)
+    return Probed(backbone, [known["layers"][number] for number in chosen], probes, share_draw=share_draw).eval()
 
 
 def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -50,7 +50,8 @@ class Outputs(NamedTuple):
 def outputs(network: Network, x: Images) -> Outputs:
     """How the model's outputs look."""
     logits = _logits(network, x)
-    return Outputs(len(logits.unique()) / logits.numel(), rows.margin(logits, logits.argmax(1)))
+    distinct = len(torch.unique(logits))
+    return Outputs(distinct / logits.numel(), rows.margin(logits, logits.argmax(1)))
 
 
 def vanishing(network: Network, x: Images) -> Vanishing:

@@ -25,9 +25,9 @@ class Limits:
     misled: float = 0.1  # images whose margin no step along the gradient lowers
     saturated: float = 0.1  # images whose outputs are all but one-hot
     margin: float = 50.0  # in logits, from which on they are: e^-50 beside 1
-    distinct: float = 0.5  # at least this share of the output values differ from each other
+    distinct: float = 0.8  # at least this share of the output values differ from each other
     cosine: float = 0.3  # at least so do gradients averaged over EOT's draws agree
-    steady: float = 0.1  # at least so do gradients at neighbouring points agree
+    steady: float = 0.3  # at least so do gradients at neighbouring points agree
     backwards: int = 40  # at least so many backward passes a sample had the gradient attacks of a record
     interval: float = 0.2  # the widest interval of a robust accuracy
 

@@ -2,16 +2,17 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robustkit import datasets, defended, engine, plugins, sources, spec
+from robustkit import datasets, defended, engine, sources, spec
 from robustkit.api import Attack, Dataset, Defense, Expected, Images, ThreatModel
 from robustkit.audit import gradients, rules, standins
+from robustkit.audit.chain import RANDOMISED, Chain, Settings
 from robustkit.audit.findings import Audit, Check
 from robustkit.audit.noise import RandomNoise
 from robustkit.audit.rules import Claim, Limits
@@ -25,24 +26,6 @@ from robustkit.sources.evaluating import evaluating
 from robustkit.stats import Proportion
 
 NORMS = ("linf", "l2", "l1")
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """How much an audit spends: it looks at the first `n` samples. `eot` draws only of a randomised model."""
-
-    n: int = 128
-    steps: tuple[int, int, int] = (10, 50, 200)
-    targets: int = 3
-    restarts: int = 3
-    swap: int = 50
-    copies: int = 8
-    queries: int = 1000
-    noise: int = 100
-    eot: int = 1
-
-
-RANDOMISED = Settings(steps=(10, 30, 90), targets=2, restarts=2, swap=30, copies=4, queries=300, eot=5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +54,7 @@ def audit(
     device: str = "auto",
     tile: int | None = None,
     on_event: Callable[[events.Event], None] | None = None,
+    settings: Settings | None = None,
 ) -> Audit:
     """Whether a gradient attack on this model would tell the truth; without a robust accuracy that is under audit.
 
@@ -88,6 +72,7 @@ def audit(
         device: as in `robustkit.evaluate`.
         tile: width of the batches the model sees.
         on_event: told the budget before it is spent, and each check.
+        settings: how much is spent; None is `Settings()`, or `RANDOMISED` where the model is.
 
     Raises:
         UsageError: for anything that cannot be run as given.
@@ -108,7 +93,8 @@ def audit(
     with lent(module):
         protected = defended.protect(module, defenses)
         question = Question(threat, seed, outputs, tile, where)
-        return audited(protected, dataset, chosen, question, shape=card.input_shape if card else (), tell=on_event)
+        return audited(protected, dataset, chosen, question, shape=card.input_shape if card else (), tell=on_event,
+                       settings=settings)  # fmt: skip
 
 
 def check_norm(norm: str) -> None:
@@ -131,14 +117,14 @@ def audited(
     attacks: Sequence[Named] = (),
     shape: Sequence[int] = (),
     tell: Callable[[events.Event], None] | None = None,
-    limits: Limits | None = None,
+    settings: Settings | None = None,
 ) -> Audit:
     """Audit a module that is lent already; `record`, what `attacks` made of it, is what is under audit if given."""
     say = tell or (lambda event: None)
     checks = []
     with lent(module):
         for check in _Audit(module, dataset, tuple(indices), question, record, attacks, shape, say,
-                            limits or Limits()).checks():  # fmt: skip
+                            settings).checks():  # fmt: skip
             checks.append(check)
             say(events.Checked(check.name, check.outcome, check.text))
     return Audit(tuple(checks))
@@ -154,7 +140,8 @@ class _Audit:
     attacks: Sequence[Named]
     shape: Sequence[int]
     tell: Callable[[events.Event], None]
-    limits: Limits
+    settings: Settings | None
+    limits: Limits = field(default_factory=Limits)
 
     def checks(self) -> Iterator[Check]:
         """Every check; what is invalid ends it, for numbers of such a model mean nothing."""
@@ -166,9 +153,10 @@ class _Audit:
                           seed=q.seed, device=q.device, input_shape=self.shape)  # fmt: skip
         check_labels(y, subject.facts.classes)
         x = x.to(q.device)
-        facts, settings = subject.facts, RANDOMISED if subject.facts.randomised else Settings()
+        facts = subject.facts
+        settings = self.settings or (RANDOMISED if facts.randomised else Settings())
         inside = self._stand_ins(subject, x, settings)
-        chain = _Chain.of(subject, self.question.threat, settings, inside)
+        chain = Chain.of(facts, settings, inside)
         self._budget(subject, chain, settings, x)
 
         after = snapshot(self.module)
@@ -178,9 +166,12 @@ class _Audit:
         noise = rules.randomness(randomised=facts.randomised, declared=declared, repeatable=bool(subject.noisy_sha256))
         yield state
         yield noise
+        outcomes = [state.outcome, noise.outcome]
         if self.record is not None:
-            yield self._violations(self.record)
-        if "invalid" in (state.outcome, noise.outcome):
+            rules_kept = self._violations(self.record)
+            outcomes.append(rules_kept.outcome)
+            yield rules_kept
+        if "invalid" in outcomes:
             return
         yield from self._gradients(subject, x, settings)
         yield from self._attacked(subject, chain, inside, settings)
@@ -203,10 +194,11 @@ class _Audit:
             found["smoothed"] = standins.Smoothed(self.module, q.threat.eps / scale / 2, settings.copies).eval()
         return found
 
-    def _budget(self, subject: Subject, chain: "_Chain", settings: Settings, x: Images) -> None:
+    def _budget(self, subject: Subject, chain: Chain, settings: Settings, x: Images) -> None:
         """Tell what the attacks take at most, before any of it is spent."""
-        sweep = [chain.named("apgd:steps=50")] * len(self._radii()) if subject.facts.differentiable else []
-        whole = [*chain.all, *sweep, Named("noise", RandomNoise(settings.noise))]
+        weak = [Named("noise", RandomNoise(settings.noise)), *([chain.one_step] if chain.steps else [])]
+        sweep = self._sweep_attacks(chain) * len(self._radii()) if chain.steps else []
+        whole = [*chain.all, *sweep, *weak]
         cost = predict(subject, whole, x[: subject.reference.tile], len(self.indices))
         self.tell(events.Auditing(len(self.indices), cost.forwards, cost.backwards, cost.seconds))
 
@@ -219,7 +211,10 @@ class _Audit:
     def _gradients(self, subject: Subject, x: Images, settings: Settings) -> Iterator[Check]:
         network, limits = subject.reference, self.limits
         seen = gradients.outputs(network, x)
-        yield rules.hard_outputs(seen.distinct, limits)
+        if network.dtype in (torch.float32, torch.float64):
+            yield rules.hard_outputs(seen.distinct, limits)
+        else:  # which rounds every output
+            yield rules.skipped("hard-outputs", f"the model computes in {network.dtype}")
         yield rules.saturated_outputs(seen.saturated(limits.margin), limits)
         yield rules.differentiable(subject.facts.differentiable)
         if not subject.facts.differentiable:
@@ -238,7 +233,7 @@ class _Audit:
             yield rules.agreement(draws, gradients.agreement(network, x, draws), self._claim(subject), limits)
 
     def _attacked(
-        self, subject: Subject, chain: "_Chain", inside: dict[str, nn.Module], settings: Settings
+        self, subject: Subject, chain: Chain, inside: dict[str, nn.Module], settings: Settings
     ) -> Iterator[Check]:
         limits, n = self.limits, len(self.indices)
         watched = standins.Watched(self.module, inside)
@@ -250,7 +245,8 @@ class _Audit:
             yield rules.skipped("own-attacks", f"attacks of the audit failed here: {ran.why_no_robust_accuracy}")
 
         def broken(named: Sequence[Named]) -> np.ndarray:
-            return np.isin(by, [one.name for one in named]) & (status == BROKEN)
+            found: np.ndarray = np.isin(by, [one.name for one in named]) & (status == BROKEN)
+            return found
 
         claimed = self._claimed()
         stood = right & ~broken(chain.direct) if claimed is None else claimed
@@ -278,27 +274,28 @@ class _Audit:
         noise = self._run(watched, [RandomNoise(settings.noise)], self.question.threat.eps)
         yield self._weak("noise", "random noise", noise, stood, limits)
         if chain.steps and self.question.threat.norm != "l1":
-            one = self._run(watched, [chain.eot(plan.make_attack("fgsm"))], self.question.threat.eps)
+            one = self._run(watched, [chain.one_step.attack], self.question.threat.eps)
             yield self._weak("one-step", "one step (FGSM)", one, stood, limits)
 
     def _weak(self, name: str, what: str, ran: RunRecord, stood: np.ndarray, limits: Limits) -> Check:
         both = (ran.samples["status"] == BROKEN) & stood
         return rules.stronger(name, what, float(both.sum()) / len(stood), limits)
 
-    def _sweep(self, watched: nn.Module, chain: "_Chain", here: float) -> Iterator[Check]:
+    def _sweep(self, watched: nn.Module, chain: Chain, here: float) -> Iterator[Check]:
         """APGD in larger and larger balls until nothing stands."""
-        attacks = [chain.eot(plan.make_attack("apgd:steps=50"))]
-        if self.record is not None:  # where the record's own attacks may have known better
-            attacks += [named.attack for named in chain.stand_ins]
         eps, standing = [self.question.threat.eps], [here]
         for radius in self._radii():
             if standing[-1] <= 0:
                 break
-            ran = self._run(watched, attacks, radius)
+            ran = self._run(watched, [named.attack for named in self._sweep_attacks(chain)], radius)
             eps.append(radius)
             standing.append(ran.counts[ROBUST] / ran.n)
         yield rules.sweep(eps, standing, self.limits)
         yield rules.monotone(standing, self.limits)
+
+    def _sweep_attacks(self, chain: Chain) -> list[Named]:
+        """APGD, and for a record, whose attacks may have known better, the stand-ins."""
+        return [chain.sweep, *(chain.stand_ins if self.record is not None else [])]
 
     def _radii(self) -> list[float]:
         """Twice the radius, and again, up to one that holds every image."""
@@ -313,8 +310,13 @@ class _Audit:
         q = self.question
         return engine.evaluate(
             model, self.dataset, list(attacks), norm=q.threat.norm, eps=eps, seed=q.seed, indices=self.indices,
-            outputs=q.outputs, device=str(q.device), tile=q.tile, doctor=False,
+            outputs=q.outputs, device=str(q.device), tile=q.tile, doctor=False, on_event=self._progress,
         )  # fmt: skip
+
+    def _progress(self, event: events.Event) -> None:
+        """Of what an evaluation tells only how far it is: the rest would look like the record's."""
+        if isinstance(event, events.Progress):
+            self.tell(replace(event, attack=f"audit: {event.attack}"))
 
     def _claimed(self) -> np.ndarray | None:
         """Which of the audit's samples the record says are robust."""
@@ -333,70 +335,3 @@ class _Audit:
         robust = Proportion(record.counts[ROBUST], record.n)
         averaged = any(isinstance(attack, Expected) and attack.k > 1 for attack in white)
         return Claim(robust, len(white), backwards, averaged, insufficient)
-
-
-@dataclass(frozen=True)
-class _Chain:
-    """The attacks of an audit in the order in which they run, each on what still stands."""
-
-    alone: list[Named]
-    steps: list[Named]
-    targeted: list[Named]
-    restarts: list[Named]
-    stand_ins: list[Named]
-    labels: list[str]
-    queries: list[Named]
-    draws: int
-
-    @classmethod
-    def of(cls, subject: Subject, threat: ThreatModel, settings: Settings, inside: dict[str, nn.Module]) -> "_Chain":
-        """What applies to this model."""
-        facts = subject.facts
-        empty = cls([], [], [], [], [], [], [], settings.eot)
-        stand_ins, labels = [], []
-        for name in (*facts.surrogates, *inside):
-            stand_ins.append(empty._swap(name, "surrogates", settings))
-            labels.append(name)
-        if facts.members > 1:
-            for name in ("mean", *map(str, range(facts.members))):
-                stand_ins.append(empty._swap(name, "members", settings))
-                labels.append("mean of members" if name == "mean" else f"member {name}")
-        queries = [empty.named(f"square:queries={settings.queries}", averaged=False)]
-        if not facts.differentiable:  # then queries are all there is to attack the model itself with
-            return replace(empty, alone=queries, stand_ins=stand_ins, labels=labels)
-        middle, targets = settings.steps[1], min(settings.targets, facts.classes - 1)
-        return replace(
-            empty,
-            steps=[empty.named(f"apgd:steps={steps}") for steps in settings.steps],
-            targeted=[empty.named(f"apgd:loss=dlr-targeted,steps={middle},targets={targets}")],
-            restarts=[empty.named(f"apgd:loss=margin,steps={middle},restarts={settings.restarts}")],
-            stand_ins=stand_ins,
-            labels=labels,
-            queries=queries,
-        )
-
-    @property
-    def direct(self) -> list[Named]:
-        """What attacks the model itself: gradients, or queries where none flow."""
-        return [*self.alone, *self.steps, *self.targeted, *self.restarts]
-
-    @property
-    def all(self) -> list[Named]:
-        """All of them."""
-        return [*self.direct, *self.stand_ins, *self.queries]
-
-    def eot(self, attack: Attack) -> Attack:
-        """The attack, averaged over draws of a randomised model."""
-        return Expected(attack, self.draws) if self.draws > 1 else attack
-
-    def named(self, text: str, *, averaged: bool = True) -> Named:
-        """The attack of a spec."""
-        made = plan.make_attack(text)
-        attack = self.eot(made) if averaged else made
-        return Named(plan.name_of(attack), attack)
-
-    def _swap(self, name: str, of: str, settings: Settings) -> Named:
-        options = {"only": name, "of": of, "steps": str(settings.swap), "direct": "0"}
-        made = spec.build(plugins.load("attacks", "surrogate-swap"), options, "surrogate-swap")
-        attack = self.eot(made)
-        return Named(plan.name_of(attack), attack)

@@ -7,7 +7,7 @@ foreground and context need to be tried on. Image i is the same whatever `n`, an
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -56,12 +56,14 @@ class Scenes:
         seed: of all random numbers; the splits have keys of their own, so that no image is in both.
         context: the probability that the background is the one of the image's class; 0.1 tells nothing.
         split: test or train.
+        label: what y is: the class of the shape, or that of the background (`contexts`).
     """
 
     n: int = 10_000
     seed: int = 0
     context: float = 0.9
     split: Split = "test"
+    label: Literal["shape", "context"] = "shape"
 
     name = "scenes"
     classes = 10
@@ -69,6 +71,8 @@ class Scenes:
     def __post_init__(self) -> None:
         if self.n < 1 or not 0 <= self.context <= 1:
             raise UsageError(f"scenes: n={self.n} must be at least 1, and context={self.context} from 0 to 1")
+        if self.label not in ("shape", "context"):
+            raise UsageError(f"scenes: label is shape or context, not {self.label!r}")
 
     def __len__(self) -> int:
         return self.n
@@ -86,7 +90,8 @@ class Scenes:
         image = np.where(inside, self._paint(rows)[:, :, None, None], self._background(rows))
         image += 0.1 * (self._draws(rows).at(4).uniform((3, SIZE, SIZE)).double().numpy() - 0.5)
         # Whole levels: the last bit of a sine may depend on its place in a batch, a level does not.
-        return torch.from_numpy(np.rint(image.clip(0, 1) * 255).astype(np.uint8)).float() / 255, rows % self.classes
+        x = torch.from_numpy(np.rint(image.clip(0, 1) * 255).astype(np.uint8)).float() / 255
+        return x, rows % self.classes if self.label == "shape" else self.contexts(indices)
 
     def masks(self, indices: Sequence[int]) -> Bool[Tensor, "batch height width"]:
         """Which pixels at `indices` are of the foreground shape."""

@@ -14,7 +14,7 @@ _PACKAGES = (
     "torch", "torchvision", "numpy", "timm", "transformers", "robustbench", "torchattacks", "foolbox", "pyautoattack",
 )  # fmt: skip
 _REQUIREMENT = re.compile(r"\s*([A-Za-z0-9._-]+).*;.*extra\s*==\s*['\"]([^'\"]+)['\"]")
-_NOT_FOR_USERS = ("test", "all")
+_NOT_FOR_USERS = ("test", "docs", "all")
 
 
 @dataclass(frozen=True, slots=True)

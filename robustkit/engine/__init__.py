@@ -251,7 +251,8 @@ def _audited(
     subject: Subject, shape: Sequence[int], tell: Callable[[events.Event], None],
 ) -> RunRecord:  # fmt: skip
     """The record with the audit of its robust accuracy, on its first samples."""
-    from robustkit.audit.run import Question, Settings, audited
+    from robustkit.audit.chain import Settings
+    from robustkit.audit.run import Question, audited
 
     job, network = record.job, subject.reference
     question = Question(threat, job["seed"], job["outputs"], network.tile, network.device)

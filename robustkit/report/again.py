@@ -8,14 +8,14 @@ from typing import Any
 from robustkit.gate import request
 
 
-def command(job: Mapping[str, Any], eps: str = "") -> str:
+def command(job: Mapping[str, Any], eps: str = "", *, audit: bool = False) -> str:
     """The command line of a run, or of a sweep over `eps`; as far as model and data were named on one."""
     options = {**request(job), "indices": ranges(job["indices"])}
     options["defense"] = job.get("defense") or None
     options["quantize"] = job.get("quantize") or None
     options["eps"] = eps or options["eps"]
     words = [word for name, value in options.items() if value is not None for word in (f"--{name}", str(value))]
-    return shlex.join(["robustkit", "eval", *words])
+    return shlex.join(["robustkit", "eval", *words, *(["--audit"] if audit else [])])
 
 
 def ranges(indices: Sequence[int]) -> str:

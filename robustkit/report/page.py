@@ -5,6 +5,7 @@ Everything that comes from a record is escaped; only the charts made here are ma
 
 import importlib.util
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from robustkit.report.facts import Curve, LeftOut
 from robustkit.stats import Proportion
 
 CLASSES, MATRIX, PAIRS = 100, 20, 30  # rows of the classes' table, classes of the confusion matrix, mistakes named
+TEMPLATES = Path(__file__).parent / "templates"
 OUTCOMES = ("fine", "suspect", "invalid", "skipped")
 
 
@@ -51,7 +53,7 @@ def run_page(record: RunRecord) -> str:
             "costs": _costs(record),
             "total": _total(record),
             "gallery": _gallery(record),
-            "command": command(job),
+            "command": command(job, audit=record.audit is not None),
         },
     )
 
@@ -82,7 +84,7 @@ def sweep_page(eps: Sequence[str], records: Sequence[RunRecord], folders: Sequen
         "heading": sweeps.heading(first),
         "curve": _curve(found),
         "rows": rows,
-        "command": command(first.job, ",".join(eps)),
+        "command": command(first.job, ",".join(eps), audit=first.audit is not None),
     }
     return _fill("sweep.html.j2", page)
 
@@ -90,14 +92,18 @@ def sweep_page(eps: Sequence[str], records: Sequence[RunRecord], folders: Sequen
 def _fill(name: str, page: Mapping[str, Any]) -> str:
     if not available():
         raise UsageError("an HTML report needs 'jinja2', which is not installed: pip install 'robustkit[plots]'")
+    style = _markup((TEMPLATES / "style.css").read_text(encoding="utf-8"))
+    title = f"{page['model']} · robustkit"
+    return str(_environment().get_template(name).render(page=page, title=title, style=style))
+
+
+@cache
+def _environment() -> Any:
+    """What fills templates: it escapes all that is not markup, and takes no missing value for an empty one."""
     import jinja2
 
-    folder = Path(__file__).parent / "templates"
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(folder), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
-    )
-    style = _markup((folder / "style.css").read_text(encoding="utf-8"))
-    return environment.get_template(name).render(page=page, title=f"{page['model']} · robustkit", style=style)
+    loader = jinja2.FileSystemLoader(TEMPLATES)
+    return jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
 
 
 def _markup(made: str) -> Any:
@@ -243,10 +249,12 @@ def _audit(record: RunRecord) -> dict[str, Any] | None:
             }
         )
         points = facts.series(check)
-        if points:
+        if points and len(points[0]) > 1:
             labels = str(check["series"]["x_label"]), str(check["series"]["y_label"])
             drawn = svg.line(*points, *labels, title=str(check["name"]))
-            charts.append({"svg": _markup(drawn), "caption": f"{check['name']} ({outcome})"})
+            charts.append(
+                {"svg": _markup(drawn), "caption": f"{check['name']} ({outcome}): {labels[1]} over {labels[0]}"}
+            )
     return {"reasons": [str(reason) for reason in record.audit["reasons"]], "checks": checks, "charts": charts}
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from robustkit.report.facts import Curve
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 420, 240, 58, 14, 10, 40
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 420, 240, 68, 14, 10, 42
 COLOURS = 4  # classes .c0 … of the style sheet
 TICKS = 5
 
@@ -89,7 +89,7 @@ def _line(x: Sequence[float], y: Sequence[float], steps: bool) -> list[tuple[flo
 
 def _axis(label: str, low: float, high: float) -> Axis:
     if not high > low:
-        low, high = low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2
+        low, high = min(0.0, 1.25 * low), max(0.0, 1.25 * high) or (0.0 if low < 0 else 1.0)  # one value: beside zero
     step = 10 ** math.floor(math.log10((high - low) / TICKS))
     step *= next(factor for factor in (1, 2, 5, 10, 20) if (high - low) / (factor * step) <= TICKS)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
@@ -122,12 +122,12 @@ def _chart(parts: Sequence[str], x_axis: Axis, y_axis: Axis, title: str) -> str:
     for tick in x_axis.ticks:
         x = _place_x(tick, x_axis)
         grid.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{bottom}"/>')
-        grid.append(f'<text x="{x:.1f}" y="{bottom + 15}" text-anchor="middle">{html.escape(x_axis.text(tick))}</text>')
+        grid.append(f'<text x="{x:.1f}" y="{bottom + 16}" text-anchor="middle">{html.escape(x_axis.text(tick))}</text>')
     middle_x, middle_y = (LEFT + right) / 2, (TOP + bottom) / 2
     names = (
         f'<text x="{middle_x:.0f}" y="{HEIGHT - 6}" text-anchor="middle">{html.escape(_cut(x_axis.label))}</text>'
         f'<text transform="translate(11 {middle_y:.0f}) rotate(-90)" text-anchor="middle">'
-        f"{html.escape(_cut(y_axis.label, 34))}</text>"
+        f"{html.escape(_cut(y_axis.label, 30))}</text>"
     )
     return (
         f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img"><title>{html.escape(title)}</title>'

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 from robustkit.record import RunRecord
-from robustkit.report.tables import csv_line, latex_share, latex_table, lines_as_csv
+from robustkit.report.tables import csv_line, latex_share, lines_as_csv
+from robustkit.report.tex import latex_table, tex
 from robustkit.report.text import cell, share
-from robustkit.report.transfer import tex
 
 
 def heading(first: RunRecord) -> str:

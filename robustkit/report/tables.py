@@ -2,12 +2,12 @@
 
 import csv
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 from robustkit.record import RunRecord
 from robustkit.report import facts
+from robustkit.report.tex import latex_table, tex
 from robustkit.report.text import heading, labelled
-from robustkit.report.transfer import tex
 from robustkit.stats import MeanShare, Proportion
 
 HEAD = (
@@ -83,27 +83,6 @@ def latex(record: RunRecord) -> str:
         columns = ["class", "n", "clean accuracy", "robust accuracy"]
         tables.append(latex_table(f"{what}; by class.", "lrrr", columns, lines))
     return "\n".join(tables)
-
-
-def latex_table(caption: str, columns: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A `table` environment; the caption is escaped here, cells are LaTeX already."""
-    body = [" & ".join(row) + r" \\" for row in rows]
-    return "\n".join(
-        [
-            r"\begin{table}",
-            rf"\caption{{{tex(caption)}}}",
-            r"\centering\small",
-            rf"\begin{{tabular}}{{{columns}}}",
-            r"\toprule",
-            " & ".join(head) + r" \\",
-            r"\midrule",
-            *body,
-            r"\bottomrule",
-            r"\end{tabular}",
-            r"\end{table}",
-            "",
-        ]
-    )
 
 
 def latex_share(value: Share) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from robustkit.report.plots import style
+from robustkit.report.tex import latex_table, tex
 from robustkit.report.text import cell as markdown_cell
 from robustkit.stats import Proportion
 from robustkit.transfer_record import Cell, TransferRecord
@@ -152,32 +153,17 @@ def latex(record: TransferRecord) -> str:
 
 def _latex_table(record: TransferRecord, of: Of) -> str:
     names = [tex(name) for name in record.columns]
-    body = []
+    body: list[list[str] | str] = []
     for place, (surrogates, attack) in enumerate(record.rows):
         if place and record.rows[place - 1][0] != surrogates:
             body.append(r"\midrule")
         cells = [record.cells[surrogates, attack, name] for name in record.columns]
-        body.append(" & ".join([tex(surrogates), tex(attack), *(_latex_cell(found, of) for found in cells)]) + r" \\")
+        body.append([tex(surrogates), tex(attack), *(_latex_cell(found, of) for found in cells)])
     caption = (
         f"{heading(record)}. {denominator(record, of)} In percent, with 95 % Wilson intervals; "
         f"{WHITE_BOX} white-box: the victim is one of the surrogates."
     )
-    return "\n".join(
-        [
-            r"\begin{table}",
-            rf"\caption{{{tex(caption)}}}",
-            r"\centering\small",
-            rf"\begin{{tabular}}{{ll{'r' * len(names)}}}",
-            r"\toprule",
-            " & ".join(["surrogates", "attack", *names]) + r" \\",
-            r"\midrule",
-            *body,
-            r"\bottomrule",
-            r"\end{tabular}",
-            r"\end{table}",
-            "",
-        ]
-    )
+    return latex_table(caption, f"ll{'r' * len(names)}", ["surrogates", "attack", *names], body)
 
 
 def _latex_cell(found: Cell, of: Of) -> str:
@@ -186,18 +172,6 @@ def _latex_cell(found: Cell, of: Of) -> str:
         return "--"
     mark = "$^{*}$" if found.white_box else ""
     return rf"{100 * float(value):.1f}{mark} {{\scriptsize[{100 * value.low:.1f}, {100 * value.high:.1f}]}}"
-
-
-_TEX = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
-    "|": r"\textbar{}", '"': r"\textquotedbl{}", "−": r"$-$",
-}  # fmt: skip
-
-
-def tex(text: str) -> str:
-    """Text that LaTeX prints as it is."""
-    return "".join(_TEX.get(char, char) for char in " ".join(text.split()))
 
 
 def heatmap(record: TransferRecord, path: Path, of: Of = "all") -> None:

@@ -46,7 +46,7 @@ class Files:
         for key in options:
             if key != "arch":
                 raise UsageError(f"{name}: " + suggest(key, ["arch", *OPTIONS], "option"))
-        _check_bytes(file)
+        _check_bytes(file, name)
         card = ModelCard(file.name, "file", sha256=hashes(file)[0])
         if kind := exported.format_of(file):
             if options.get("arch"):
@@ -90,11 +90,13 @@ def _pickled(file: Path, name: str) -> nn.Module:
     )
 
 
-def _check_bytes(file: Path) -> None:
+def _check_bytes(file: Path, name: str) -> None:
     if file.is_dir():
         if (file / RECIPE).is_file():
             raise UsageError(f"{file} holds a training that is not finished; run its command again to continue it")
-        raise UsageError(f"{file} is a folder without a card.json of ours; give the file of weights in it")
+        saved = (file / "config.json").is_file()
+        where = f"hf/{name}, if transformers saved it" if saved else "the file of weights in it"
+        raise UsageError(f"{file} is a folder without a card.json of ours; give {where}")
     if not file.is_file():
         raise UsageError(f"there is no file {file}; give a .safetensors file or a state dict saved by torch")
     saved_by_torch = file.suffix not in (".safetensors", ".onnx")

@@ -83,8 +83,9 @@ def empty(card: Mapping[str, Any]) -> nn.Module:
     if not built_by:
         return architecture(card["architecture"])
     made = recipe(built_by)
+    shape = tuple(card["input_shape"])
     task = Task(
-        card["classes"], tuple(card["input_shape"]), lambda: architecture(card["architecture"]), load_model, filled=True
+        card["classes"], shape, lambda: architecture(card["architecture"]), lambda s: load_model(s), filled=True
     )
     return made.result(made.build(task))
 

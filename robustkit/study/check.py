@@ -96,16 +96,18 @@ def check_model(text: str, *, files: bool) -> None:
     elif name == "defended":
         check_model(unwrap(parsed.name), files=files)
         defended.resolve(parsed.options.get("by", ""))
+    elif name in ("file", "python"):
+        if files:
+            _check_own(name, parsed.name, own)
     elif isinstance(source, CardSource):
         source.card(parsed.name, own)
-    elif files:
-        _check_files(name, parsed.name, own)
 
 
-def _check_files(source: str, name: str, options: Mapping[str, str]) -> None:
+def _check_own(source: str, name: str, options: Mapping[str, str]) -> None:
+    """Check that a callable or a file of the user's is there."""
     if source == "python":
         typed_arguments(import_callable(name), options, f"model {name}")
-    elif source == "file" and not Path(name).expanduser().exists():
+    elif not Path(name).expanduser().exists():
         raise UsageError(f"there is no {name}; paths are looked up from the folder in which the command runs")
 
 

@@ -4,8 +4,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from robustkit import datasets, defended, sources
 from robustkit.api import ModelFacts, ThreatModel
 from robustkit.engine import choose_device, plan
@@ -41,9 +39,10 @@ class _Ready:
 
 
 def forecast(study: Study) -> Iterator[Cost]:
-    """The cost of each evaluation of a checked study; loads each defended model once, and attacks nothing."""
-    if study.threads:
-        torch.set_num_threads(study.threads)
+    """The cost of each evaluation of a checked study; loads each defended model once, and attacks nothing.
+
+    Seconds are those of the threads that torch has now.
+    """
     ready: dict[tuple[str, str], _Ready] = {}
     n: int | None = study.options.get("n")
     try:
@@ -85,7 +84,8 @@ def _cost(study: Study, cell: Cell, ready: _Ready, n: int | None) -> Cost:
         threat = ThreatModel(cell.norm, number(cell.eps))  # type: ignore[arg-type]
         attacks = plan.resolve_attacks(study.attacks[cell.attack], threat, ready.facts)
     except UsageError as error:
-        return Cost(cell, None, None, None, f"cannot run: {error}")
+        unsure = f" (if the model is an ordinary one, which is not at hand: {ready.why})" if ready.why else ""
+        return Cost(cell, None, None, None, f"cannot run: {error}{unsure}")
     if n is None:
         return Cost(cell, None, None, None, ready.why)
     found = bound(ready.facts, attacks, n, ready.tile, ready.speed or (0.0, 0.0))

@@ -254,7 +254,7 @@ def _sets(value: Mapping[str, Any], key: str) -> dict[str, tuple[str, ...]] | No
 _OPTIONS: Mapping[str, Callable[[Any, str], Any]] = {
     "n": _whole, "indices": _indices, "target": _target, "outputs": _one_of("logits", "probs"), "draws": _whole,
     "trust": _flag, "device": _text, "batch_size": _batch, "shard_size": _whole, "tile": _whole, "doctor": _flag,
-    "save_adversarial": _flag,
+    "audit": _flag, "save_adversarial": _flag,
 }  # fmt: skip
 _KEYS: Mapping[str, Callable[[Any, str], Any]] = {
     "title": _text, "provenance": _text, "dataset": _text, "norm": _one_of(*NORMS), "eps": lambda value, key: value,

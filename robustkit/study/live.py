@@ -17,9 +17,9 @@ class Display:
         self.console, self.quiet = Console(stderr=True), quiet
         self.progress: Progress | None = None
         self.whole = self.cell = TaskID(0)
-        self.total, self.began, self.fresh = 0, time.monotonic(), 0
-        self.spent, self.cell_began = 0.0, 0.0
-        self.steps: dict[str, float] = {}
+        self.total = self.fresh = 0
+        self.spent = self.cell_began = 0.0
+        self.attacks, self.steps = 1, dict[str, float]()
 
     def __enter__(self) -> "Display":
         return self
@@ -39,7 +39,9 @@ class Display:
             self._start(event)
         elif kind == "CellStarted":
             self.cell_began, self.steps = time.monotonic(), {}
-            self._cell(f"{event.number}/{self.total} {event.title}", 0.0)
+            if self.progress is not None:
+                title = f"{event.number}/{self.total} {event.title}"
+                self.progress.reset(self.cell, description=title[:100], total=100, left="")
         elif kind == "Within":
             self._within(event.event)
         elif kind == "CellDone":
@@ -54,16 +56,13 @@ class Display:
             self.progress = Progress(*columns, TimeElapsedColumn(), left, console=self.console, transient=True)
             self.whole = self.progress.add_task("cells", total=event.total, left="")
             self.cell = self.progress.add_task("", total=100, left="")
-            self.progress.start()
-
-    def _cell(self, text: str, fraction: float) -> None:
-        if self.progress is not None:
-            self.progress.update(self.cell, description=text[:100], completed=round(100 * fraction))
 
     def _within(self, event: Any) -> None:
         kind = type(event).__name__
         if kind == "Started":
             self.attacks = max(1, len(getattr(event, "attacks", ())))
+            if self.progress is not None:  # not earlier: a download of the cell's model draws a bar of its own
+                self.progress.start()
         elif kind == "Progress" and self.progress is not None:
             self.steps[event.attack] = event.fraction
             share = f"{event.attack}: robust so far {event.robust_accuracy}"
@@ -78,6 +77,7 @@ class Display:
         eta = f"about {clock(left * self.spent / self.fresh)} left" if self.fresh and left else ""
         if self.progress is not None:
             self.progress.update(self.whole, completed=event.number, left=eta)
+            self.progress.stop()
         known = "" if event.computed or event.outcome.failed else " (as it was)"
         result = f"FAILED: {event.outcome.failed}" if event.outcome.failed else f"{event.result}{known}"
         self._say(f"[{event.number}/{self.total}] {event.outcome.cell}: {result}")

@@ -6,20 +6,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from robustkit.report.tex import latex_table, tex
 from robustkit.report.text import cell as safe
-from robustkit.report.transfer import tex
 from robustkit.spec import Spec, parse
 from robustkit.stats import Proportion
 from robustkit.store import write_text
 from robustkit.study import figures, transfers
 from robustkit.study.plan import NO_DEFENSE, Study
 from robustkit.study.results import Results, share
-from robustkit.study.tables import ALL, LEVEL, Column, Entry, Subject, Tables
+from robustkit.study.tables import ALL, LEVEL, Column, Entry, Mark, Subject, Tables
 
-AS_GOOD = "†"
+AS_GOOD, DOUBTED = "†", "‡"
 LEGEND = (
     f"In percent, with 95 % Wilson intervals. **Bold**: the best of a column; {AS_GOOD}: not significantly worse than "
-    f"the best (exact McNemar test on the same images, two-sided, Holm-corrected, p ≥ {LEVEL}); –: not established."
+    f"the best (exact McNemar test on the same images, two-sided, Holm-corrected, p ≥ {LEVEL}); {DOUBTED}: the audit "
+    "calls it suspect or invalid, so that it does not compete (see Notes); –: not established."
 )
 
 
@@ -142,8 +143,7 @@ def _notes(tables: Tables) -> list[str]:
     """What the runs note, each once with the cells it is of; and the verdicts that are not fine."""
     found: dict[str, list[str]] = {}
     for cell, facts in tables.results.facts.items():
-        verdict = [f"the audit calls this {facts.verdict}"] if facts.verdict in ("suspect", "invalid") else []
-        for note in (*verdict, *facts.notes):
+        for note in (*([facts.warning] if facts.warning else []), *facts.notes):
             found.setdefault(note, []).append(str(cell))
     for transfer_cell, record in tables.results.transfers.items():
         for flag in record.flags:
@@ -152,6 +152,10 @@ def _notes(tables: Tables) -> list[str]:
         f"{note} ({cells[0] if len(cells) == 1 else f'{len(cells)} cells, first {cells[0]}'})"
         for note, cells in found.items()
     ]
+
+
+def _doubts(tables: Tables) -> list[str]:
+    return [f"{cell}: {facts.warning}" for cell, facts in tables.results.facts.items() if facts.warning]
 
 
 def _table(tables: Tables, block: Block) -> str:
@@ -175,7 +179,14 @@ def _marked(entry: Entry) -> str:
     spread = ""
     if len(set(entry.by_seed)) > 1:
         spread = f" (seeds {100 * min(entry.by_seed):.1f}–{100 * max(entry.by_seed):.1f})"
-    return f"{number} {interval}{spread}" + (f" {AS_GOOD}" if entry.mark and entry.mark.as_good else "")
+    return f"{number} {interval}{spread}" + (f" {sign}" if (sign := _sign(entry)) else "")
+
+
+def _sign(entry: Entry) -> str:
+    """What stands behind a number that is not the best."""
+    if entry.doubted:
+        return DOUBTED
+    return AS_GOOD if entry.mark and entry.mark.as_good else ""
 
 
 CSV_COLUMNS = (
@@ -233,43 +244,34 @@ def latex(tables: Tables) -> str:
 
 
 def _latex_table(tables: Tables, block: Block) -> str:
-    body = []
+    body: list[list[str] | str] = []
     for place, subject in enumerate(tables.subjects):
         entries = [tables.entries.get((subject, column)) for column in block.columns]
         if not any(entries):
             continue
         if place and tables.subjects[place - 1].model != subject.model and len(tables.results.study.defenses) > 1:
             body.append(r"\midrule")
-        cells = [latex_cell(entry.robust, entry.mark) if entry else "" for entry in entries]
+        cells = [latex_cell(entry.robust, entry.mark, doubted=entry.doubted) if entry else "" for entry in entries]
         clean = latex_cell(clean_of(tables, subject, block.columns), None)
-        body.append(" & ".join([tex(str(subject)), clean, *cells]) + r" \\")
+        body.append([tex(str(subject)), clean, *cells])
     study = tables.results.study
     seeds = f"seed{'s' * (len(study.seeds) > 1)} {', '.join(map(str, study.seeds))}"
     sizes = {len(facts.index) for facts in tables.results.facts.values()}
     caption = (
         f"{study.title}: robust accuracy, {block.title}, on {published(study.data)} "
         f"(n = {', '.join(map(str, sorted(sizes)))}), {seeds}, in percent with 95 % Wilson intervals. Bold: the best; "
-    ) + f"a dagger: not significantly worse (exact paired test, Holm-corrected, p at least {LEVEL})."
+    ) + f"a dagger: not significantly worse (exact paired test, Holm-corrected, p at least {LEVEL}); two: doubted."
     heads = ["", "clean", *(tex(head) for head in block.heads)]
-    return latex_frame(caption, f"l{'r' * (len(heads) - 1)}", " & ".join(heads), body)
+    return latex_table(caption, f"l{'r' * (len(heads) - 1)}", heads, body)
 
 
-def latex_frame(caption: str, columns: str, head: str, body: Sequence[str]) -> str:
-    """A `table` environment."""
-    lines = [
-        r"\begin{table}", rf"\caption{{{tex(caption)}}}", r"\centering\small", rf"\begin{{tabular}}{{{columns}}}",
-        r"\toprule", rf"{head} \\", r"\midrule", *body, r"\bottomrule", r"\end{tabular}", r"\end{table}", "",
-    ]  # fmt: skip
-    return "\n".join(lines)
-
-
-def latex_cell(value: Proportion | None, mark: Any) -> str:
+def latex_cell(value: Proportion | None, mark: Mark | None, *, doubted: bool = False) -> str:
     """A share with its interval and its mark."""
     if value is None:
         return "--"
     number = f"{100 * float(value):.1f}"
     number = rf"\textbf{{{number}}}" if mark and mark.best else number
-    dagger = r"$^{\dagger}$" if mark and mark.as_good else ""
+    dagger = r"$^{\ddagger}$" if doubted else r"$^{\dagger}$" if mark and mark.as_good else ""
     return rf"{number}{dagger} {{\scriptsize[{100 * value.low:.1f}, {100 * value.high:.1f}]}}"
 
 
@@ -288,6 +290,7 @@ def summary(results: Results) -> str:
                 lines.append(f"{subject!s:<{width}}  {clean:>20}{cells}".rstrip())
     if tables.cells:
         lines += ["", f"95 % Wilson intervals; * best of its column, {AS_GOOD} not significantly worse (p ≥ {LEVEL})"]
+        lines += [f"{DOUBTED} the audit doubts it: {why}" for why in _doubts(tables)]
     for cell, record in results.transfers.items():
         lines += ["", f"{cell}: {len(record.cells)} success rates, in the report"]
     lines += [f"not established: {each.cell}: {each.failed}" for each in results.outcomes if each.failed]
@@ -295,8 +298,7 @@ def summary(results: Results) -> str:
 
 
 def _plain(entry: Entry) -> str:
-    sign = "*" if entry.mark and entry.mark.best else AS_GOOD if entry.mark and entry.mark.as_good else " "
-    return f"{percent(entry.robust)}{sign}"
+    return f"{percent(entry.robust)}{'*' if entry.mark and entry.mark.best else _sign(entry) or ' '}"
 
 
 def to_json(results: Results) -> Mapping[str, Any]:

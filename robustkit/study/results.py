@@ -47,6 +47,7 @@ class Facts:
     undecided: str
     unknown_because: str
     verdict: str
+    warning: str
     rule: str
     job: Mapping[str, Any]
     notes: tuple[str, ...]
@@ -63,7 +64,8 @@ class Facts:
             status=record.samples["status"],
             undecided="" if record.unknown and not record.unvoted else record.why_no_robust_accuracy,
             unknown_because=record.why_no_robust_accuracy if record.unknown else "",
-            verdict=record.to_json()["summary"]["verdict"],
+            verdict=record.verdict,
+            warning=record.warning,
             rule=record.rule,
             job={key: value for key, value in record.job.items() if key != "indices"},
             notes=tuple(str(flag["message"]) for flag in record.flags),

@@ -39,9 +39,20 @@ def run(study: Study, folder: Path, *, fresh: bool = False, on_event: Callable[[
     """
     check(study)
     begin(study, folder)
-    if study.threads:
-        torch.set_num_threads(study.threads)
-    tell = on_event or (lambda event: None)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(study.threads or threads)
+    try:
+        results = _computed(study, folder, fresh=fresh, tell=on_event or (lambda event: None))
+    finally:
+        torch.set_num_threads(threads)
+    files = report.write(results, folder)
+    results.save(folder)  # last, so that its presence means the rest is there
+    if on_event is not None:
+        on_event(Finished(files))
+    return results
+
+
+def _computed(study: Study, folder: Path, *, fresh: bool, tell: Callable[[Event], None]) -> Results:
     cells: list[Cell | TransferCell] = [*study.cells(), *study.transfers()]
     tell(Started(study.title, len(cells)))
     outcomes: list[Outcome] = []
@@ -57,7 +68,7 @@ def run(study: Study, folder: Path, *, fresh: bool = False, on_event: Callable[[
                 carry = smaller.get(cell.chain) if study.carry else None
                 record = _evaluate(study, cell, watch, fresh=fresh, carry=carry)
                 facts[cell] = Facts.of(record)
-                smaller[cell.chain] = record
+                smaller = {cell.chain: record}  # the next cell of a chain comes next
             else:
                 record = transfers[cell] = _transfer(study, cell, watch, fresh=fresh)
             failed = reason(record)
@@ -65,15 +76,10 @@ def run(study: Study, folder: Path, *, fresh: bool = False, on_event: Callable[[
             failed = str(error)
         except Exception as error:  # the model's code or an attack's: a night's study is not lost to one of its cells
             failed = f"{type(error).__name__}: {error}"
-        failed = " ".join(failed.split())
-        place = "" if record is None else str(Path(record.folder or "").relative_to(folder).as_posix())
-        outcomes.append(Outcome(cell, place, failed))
+        place = "" if record is None else Path(record.folder or "").relative_to(folder).as_posix()
+        outcomes.append(Outcome(cell, place, " ".join(failed.split())))
         tell(CellDone(number, outcomes[-1], _line(record), watch.computed))
-    results = Results(study, outcomes, facts, transfers)
-    files = report.write(results, folder)
-    results.save(folder)  # last, so that its presence means the rest is there
-    tell(Finished(files))
-    return results
+    return Results(study, outcomes, facts, transfers)
 
 
 class _Watch:

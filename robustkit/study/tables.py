@@ -2,7 +2,7 @@
 
 Rows are models behind defenses, columns attacks under a threat model. Runs that differ in the seed alone count as one:
 a sample is robust if none of them broke it, as with restarts. All rows are on the same images, so that they are
-compared sample by sample.
+compared sample by sample; one that the audit doubts does not compete.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
@@ -66,6 +66,11 @@ class Entry(NamedTuple):
     mark: Mark | None
     runs: tuple[Facts, ...]
 
+    @property
+    def doubted(self) -> bool:
+        """Whether the audit of a run behind it says that the number cannot be relied on."""
+        return any(run.warning for run in self.runs)
+
 
 def marks(column: Mapping[Row, np.ndarray]) -> dict[Row, Mark]:
     """Mark the rows of a column; `column` maps each to which samples it gets right. One row alone has no mark."""
@@ -126,9 +131,10 @@ class Tables:
             for subject in self.subjects:
                 if cells := self._cells_of(subject, column):
                     rows[subject], which = self._entry(cells)
-                    if which is not None:
+                    if which is not None and not rows[subject].doubted:
                         good[subject] = which
-            marked = marks(good)
+            data = {run.job["data_sha256"] for entry in rows.values() for run in entry.runs}
+            marked = marks(good) if len(data) == 1 else {}  # images that were changed meanwhile do not compare
             for subject, entry in rows.items():
                 found[subject, column] = entry._replace(mark=marked.get(subject))
         return found

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from robustkit.report.tex import latex_table, tex
 from robustkit.report.text import cell as safe
-from robustkit.report.transfer import WHITE_BOX, denominator, tex
+from robustkit.report.transfer import WHITE_BOX, denominator
 from robustkit.study.results import Results
 from robustkit.study.tables import Mark, marks
 from robustkit.transfer_record import SUCCESS, TransferRecord
@@ -37,12 +38,12 @@ def markdown(results: Results) -> list[str]:
 
 def latex(results: Results) -> list[str]:
     """The tables of `tables.tex` that are about transfer."""
-    from robustkit.study.report import latex_cell, latex_frame
+    from robustkit.study.report import latex_cell
 
     tables = []
     for cell, record in results.transfers.items():
         found = _marks(record)
-        body = []
+        body: list[list[str] | str] = []
         for place, row in enumerate(record.rows):
             if place and record.rows[place - 1][0] != row[0]:
                 body.append(r"\midrule")
@@ -50,12 +51,12 @@ def latex(results: Results) -> list[str]:
             for name in record.columns:
                 value = record.cells[(*row, name)]
                 cells.append(latex_cell(value.of_all, found[name].get(row)) + ("$^{*}$" if value.white_box else ""))
-            body.append(" & ".join([*(tex(part) for part in row), *cells]) + r" \\")
+            body.append([*(tex(part) for part in row), *cells])
         caption = (
             f"{results.study.title}, {cell}. {denominator(record, 'all')} {WHITE_BOX} white-box. Bold: the highest."
         )
         heads = ["surrogates", "attack", *(tex(name) for name in record.columns)]
-        tables.append(latex_frame(caption, f"ll{'r' * len(record.columns)}", " & ".join(heads), body))
+        tables.append(latex_table(caption, f"ll{'r' * len(record.columns)}", heads, body))
     return tables
 
 

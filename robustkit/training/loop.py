@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from robustkit.api import Images, Labels
+from robustkit.errors import UsageError
 from robustkit.recipes import Recipe, Schedule, Task, Training, in_eval_mode
 from robustkit.streams import SampleDraws, key_of
 from robustkit.training.adversarial import pgd, summed_cross_entropy, uniform_start
@@ -70,6 +71,9 @@ class Loop:
         """The trained classifier in eval mode and its curves, a row an epoch; goes on from `start` if there is one.
 
         The global generators are left as they were.
+
+        Raises:
+            UsageError: if a loss is not finite.
         """
         device = self.data.x.device
         with repeatable(device), torch.random.fork_rng([device] if device.type == "cuda" else []):
@@ -123,6 +127,10 @@ class Loop:
         with in_eval_mode(result):
             clean, robust = watched(result, self.watch, self.seed)
         losses = {name: value / len(self.data) for name, value in now.sums.items()}
+        if not all(map(math.isfinite, losses.values())):
+            raise UsageError(
+                f"the loss is {losses.get('loss')} in epoch {now.epoch + 1}: training has diverged; take a lower rate"
+            )
         at = rate(self.schedule, now.epoch / self.schedule.epochs)
         now.curves.append({"epoch": now.epoch + 1, "rate": at, **losses, "clean": clean, "robust": robust})
         self.on_event(EpochDone(now.epoch + 1, at, losses, clean, robust, time.monotonic() - began))

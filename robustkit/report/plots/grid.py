@@ -45,7 +45,7 @@ def _figure(record: RunRecord, rows: Sequence[int], width: style.Width) -> "Figu
     decided = {} if isinstance(known, facts.LeftOut) else known
     label = dict(zip(record.samples["index"].tolist(), record.samples["label"].tolist(), strict=True))
     inches = style.INCHES[width]
-    figure = Figure(figsize=(inches, inches / COLUMNS[width] * 3.9), layout="constrained")
+    figure = Figure(figsize=(inches, inches / COLUMNS[width] * 3.6), layout="constrained")
     for column, row in enumerate(rows):
         index = int(images["index"][row])
         clean, adv = np.asarray(images["clean"][row]), np.asarray(images["adv"][row])

@@ -31,7 +31,7 @@ def draw(sources: Sequence[source.Source], width: style.Width) -> "Figure":
         raise UsageError("no attack of these runs broke a sample, so there is no curve over forward passes")
     figure, axes = style.new(width)
     style.curves(axes, curves)
-    axes.set_xscale("symlog", linthresh=1)
+    style.logarithmic(axes)
     axes.set_xlim(left=0)
     axes.set_xlabel("forward passes of a sample")
     style.percent(axes, "y", "broken, of those attacked")

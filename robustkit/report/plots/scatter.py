@@ -18,7 +18,7 @@ def draw(sources: Sequence[source.Source], width: style.Width) -> "Figure":
         UsageError: if a robust accuracy is not established.
     """
     runs = source.runs(sources, "scatter")
-    figure, axes = style.new(width, 0.95)
+    figure, axes = style.new(width, 0.95 + 0.06 * len(runs))
     for place, (name, record) in enumerate(runs):
         robust = record.robust_accuracy
         if robust is None:
@@ -31,7 +31,7 @@ def draw(sources: Sequence[source.Source], width: style.Width) -> "Figure":
     axes.plot([0, 1], [0, 1], color="0.6", linewidth=0.6, linestyle=":")
     style.percent(axes, "x", "clean accuracy")
     style.percent(axes, "y", "robust accuracy")
-    axes.legend(loc="upper left")
+    figure.legend(loc="outside upper left", ncols=1 if width == "one" else 2)
     return figure
 
 

@@ -13,7 +13,7 @@ from robustkit.report.plots import source, style
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-WORDS = ("step", "iteration", "restart")
+WORDS = ("steps", "iterations")  # not "step", which is a size
 
 
 class Series(NamedTuple):
@@ -27,7 +27,7 @@ class Series(NamedTuple):
 
 
 def audited(runs: Sequence[tuple[str, RunRecord]]) -> list[Series]:
-    """The audits' series whose x counts steps."""
+    """The audits' series whose x counts steps, and whose y is that of the first."""
     rows = []
     for name, record in runs:
         for check in (record.audit or {}).get("checks", ()):
@@ -35,7 +35,7 @@ def audited(runs: Sequence[tuple[str, RunRecord]]) -> list[Series]:
             if points and any(word in str(check["series"]["x_label"]).lower() for word in WORDS):
                 labels = str(check["series"]["x_label"]), str(check["series"]["y_label"])
                 rows.append(Series(f"{name}, {check['name']}", *points, *labels))
-    return rows
+    return [row for row in rows if row.y_label == rows[0].y_label]
 
 
 def by_steps(runs: Sequence[tuple[str, RunRecord]]) -> list[Curve]:
@@ -80,12 +80,14 @@ def draw(sources: Sequence[source.Source], width: style.Width) -> "Figure":
             axes.plot(row.x, row.y, line, marker=mark, label=style.label(row.name))
         axes.set_xlabel(series[0].x_label)
         axes.set_ylabel(series[0].y_label)
+        if all(0 <= y <= 1 for row in series for y in row.y):
+            axes.set_ylim(0, 1.02)
         style.legend(axes, len(series))
         return figure
     curves = by_steps(runs)
     figure, axes = style.new(width)
     style.curves(axes, curves)
-    axes.set_xscale("log")
+    style.logarithmic(axes, sorted({x for curve in curves for x in curve.x}))
     axes.set_xlabel("steps")
     style.percent(axes, "y", "robust accuracy")
     style.legend(axes, len(curves))

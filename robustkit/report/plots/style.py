@@ -76,6 +76,17 @@ def percent(axes: "Axes", axis: Literal["x", "y"], label: str) -> None:
     (axes.set_xlim if axis == "x" else axes.set_ylim)(0, 1.02)
 
 
+def logarithmic(axes: "Axes", at: Sequence[float] = ()) -> None:
+    """Make x logarithmic, from 0 on, with plain numbers at its ticks: powers of ten, or `at`."""
+    from matplotlib.ticker import FuncFormatter, NullLocator
+
+    axes.set_xscale("symlog", linthresh=1)
+    if at:
+        axes.set_xticks(at)
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
 def curves(axes: "Axes", found: Sequence["Curve"]) -> None:
     """Lines with their intervals as bands; told apart by colour, dash and mark."""
     for place, curve in enumerate(found):

@@ -1,12 +1,14 @@
 """The small networks of the zoo, untrained. Inputs are [0,1] images; whatever normalisation there is stands inside."""
 
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustkit.api import Images, Logits
+from robustkit.sources.normalized import Normalise
 
 Shortcut = Literal["A", "B"]
 
@@ -44,6 +46,15 @@ def scenes_cnn(classes: int = 10, channels: int = 3, width: int = 16) -> nn.Modu
         nn.ReLU(),
         nn.Linear(4 * width, classes),
     )
+
+
+def pooled_cnn(classes: int = 10, channels: int = 3) -> nn.Module:
+    """Four convolutions with BatchNorm, average pooling and a linear layer, for images of about 32×32."""
+    layers: list[nn.Module] = [Normalise((0.5,), (0.25,))]
+    for stride, (before, after) in zip((1, 2, 2, 2), pairwise((channels, 16, 32, 48, 64)), strict=True):
+        conv = nn.Conv2d(before, after, 3, stride=stride, padding=1, bias=False)
+        layers += [conv, nn.BatchNorm2d(after), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, classes))
 
 
 def cifar_resnet8(classes: int = 10, channels: int = 3, shortcut: Shortcut = "A") -> nn.Module:
@@ -126,6 +137,7 @@ class _Padded(nn.Module):
 ARCHITECTURES: Mapping[str, Callable[..., nn.Module]] = {
     "digits-cnn": digits_cnn,
     "scenes-cnn": scenes_cnn,
+    "pooled-cnn": pooled_cnn,
     "cifar-resnet8": cifar_resnet8,
     "cifar-resnet20": cifar_resnet20,
 }

@@ -1,4 +1,4 @@
-"""How digits-cnn and digits-cnn-at were trained, before there were recipes: kept so that their bytes can be made again.
+"""How the bundled networks were trained, before there were recipes: kept so that their bytes can be made again.
 
 Baselines and published reports name their weights. Everything newer is trained by `robustkit train`.
 

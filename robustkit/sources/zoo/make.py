@@ -1,6 +1,6 @@
 """Trains the bundled networks again: `python -m robustkit.sources.zoo.make digits-cnn`.
 
-On one machine the same command gives the same bytes.
+On one machine the same command gives the same weights.
 """
 
 import hashlib
@@ -8,33 +8,60 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import click
 import torch
 from safetensors.torch import save
 
-from robustkit.datasets import load_dataset
+from robustkit.datasets import Pair, load_dataset
 from robustkit.report.training import TrainingProgress
-from robustkit.sources.zoo import FOLDER
+from robustkit.sources.zoo import FOLDER, Zoo
 from robustkit.sources.zoo.architectures import ARCHITECTURES
 from robustkit.sources.zoo.first import EpochDone, Plan, train
-from robustkit.sources.zoo.requests import REQUESTS, make_trained
+from robustkit.sources.zoo.requests import MEASURED, REQUESTS, WORK, make_trained, measured
 from robustkit.training.loop import accuracy
 
 PLANS: Mapping[str, Plan] = {
     "digits-cnn": Plan(epochs=15),
     "digits-cnn-at": Plan(epochs=100, eps=0.2),
+    "scenes-background": Plan(epochs=4, rate=4e-3),
+    "scenes-foreground": Plan(epochs=8, rate=4e-3),
 }
+
+
+class Subject(NamedTuple):
+    """What a network is: its architecture, the data it learns from, and the data it is tried on and meant for."""
+
+    architecture: str
+    train: str
+    test: str
+
+
+_DIGITS = Subject("digits-cnn", "digits:split=train", "digits")
+SUBJECTS: Mapping[str, Subject] = {
+    "digits-cnn": _DIGITS,
+    "digits-cnn-at": _DIGITS,
+    # Both learn where shape and background tell nothing of each other, so that each knows its own part of an image.
+    "scenes-background": Subject(
+        "pooled-cnn", "scenes:context=0.1,label=context,n=2000,split=train", "scenes:label=context"
+    ),
+    "scenes-foreground": Subject("pooled-cnn", "scenes:context=0.1,n=6000,split=train", "scenes"),
+}
+_TRIED = 2000  # images of the test split
 
 
 def make(name: str, folder: Path, plan: Plan, on_event: Callable[[EpochDone], None]) -> None:
     """Train a network of the zoo and write its weights and its card."""
-    architecture, threads = "digits-cnn", torch.get_num_threads()
+    subject, threads = SUBJECTS[name], torch.get_num_threads()
     torch.set_num_threads(1)  # sums over several threads round by their number
     try:
-        network = train(ARCHITECTURES[architecture], load_dataset("digits:split=train"), plan, on_event)
-        test = load_dataset("digits")
-        clean = accuracy(network, *test.batch(range(len(test))))
+        data = load_dataset(subject.train)
+        drawn = Pair(*data.batch(range(len(data))), data.name, data.classes)  # once, not in every epoch
+        network = train(ARCHITECTURES[subject.architecture], drawn, plan, on_event)
+        test = load_dataset(subject.test)
+        x, y = test.batch(range(min(len(test), _TRIED)))
+        clean = accuracy(network, x, y)
     finally:
         torch.set_num_threads(threads)
     weights = save({key: value.contiguous() for key, value in network.state_dict().items()})
@@ -42,13 +69,14 @@ def make(name: str, folder: Path, plan: Plan, on_event: Callable[[EpochDone], No
     kind = f"PGD adversarial training, linf eps {plan.eps:g}" if plan.eps else "standard training"
     card = {
         "name": name,
-        "architecture": architecture,
-        "dataset": "digits",
+        "architecture": subject.architecture,
+        "dataset": subject.test,
         "split": "train",
-        "classes": 10,
-        "input_shape": [1, 8, 8],
+        "trained_on": subject.train,
+        "classes": test.classes,
+        "input_shape": list(x.shape[1:]),
         "eps": plan.eps,
-        "notes": f"{kind}; clean accuracy {clean:.2%} on the {len(test)} test images",
+        "notes": f"{kind}; clean accuracy {clean:.2%} on {_images(len(y), len(test))}",
         "recipe": {"optimiser": "AdamW, cosine", **asdict(plan)},
         "clean_accuracy": round(clean, 6),
         "command": f"python -m robustkit.sources.zoo.make {name}{changed}",
@@ -60,20 +88,38 @@ def make(name: str, folder: Path, plan: Plan, on_event: Callable[[EpochDone], No
     (folder / f"{name}.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
 
 
+def _images(n: int, of: int) -> str:
+    return f"the {n} test images" if n == of else f"the first {n} of {of} test images"
+
+
 @click.command()
 @click.argument("name", type=click.Choice(sorted([*PLANS, *REQUESTS])))
 @click.option("--epochs", type=click.IntRange(1), help="Train for fewer or more epochs than the recipe says.")
 @click.option("--folder", type=click.Path(path_type=Path, file_okay=False, exists=True), default=FOLDER, hidden=True)
-def main(name: str, epochs: int | None, folder: Path) -> None:
+@click.option("--work", type=click.Path(path_type=Path, file_okay=False), default=WORK, show_default=True,
+              help="Where trainings by recipes go on when they were stopped.")  # fmt: skip
+def main(name: str, epochs: int | None, folder: Path, work: Path) -> None:
     """Train the network NAME from scratch and write its weights and its card."""
     if name in REQUESTS:
         request = REQUESTS[name]
         schedule = request.schedule if epochs is None else replace(request.schedule, epochs=epochs)
         with TrainingProgress() as progress:
-            make_trained(name, folder, replace(request, schedule=schedule), progress)
+            make_trained(name, folder, replace(request, schedule=schedule), progress, work)
         return
     plan = PLANS[name] if epochs is None else replace(PLANS[name], epochs=epochs)
     make(name, folder, plan, lambda e: click.echo(f"{e.epoch}/{e.epochs} loss {e.loss:.4f} accuracy {e.accuracy:.4f}"))
+    if name in MEASURED and epochs is None:
+        measure(name, folder, work)
+
+
+def measure(name: str, folder: Path, work: Path) -> None:
+    """Write the robust accuracy of a network into its card."""
+    work.mkdir(parents=True, exist_ok=True)
+    module, card = Zoo(folder).load(name, {})
+    file = folder / f"{name}.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    content["robust"] = measured(module, card.dataset, MEASURED[name], work / f"{name}-autoattack")
+    file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""What `raw-isp` is made of: the Bayer mosaic, a camera and its inverse, two networks, their weights and training."""
