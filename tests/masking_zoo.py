@@ -120,7 +120,7 @@ def digits_nets(n=4):
     """Small networks for the digits that differ in their seed."""
     from robustkit.datasets.digits import digits
     from robustkit.sources.zoo.architectures import ARCHITECTURES
-    from robustkit.training.loop import Plan, train
+    from robustkit.sources.zoo.first import Plan, train
 
     build = ARCHITECTURES["digits-cnn"]
     plans = [Plan(epochs=12, seed=seed) for seed in range(1, n + 1)]

@@ -17,6 +17,7 @@ from robustkit.cli import main
 from robustkit.compare import compare
 from robustkit.engine import events
 from robustkit.gate import judge
+from robustkit.report import files
 from robustkit.report.comparison import comparison, verdict
 from robustkit.report.live import Progress
 from robustkit.report.text import markdown, summary
@@ -57,6 +58,21 @@ def test_a_suspect_number_is_never_shown_without_its_warning(show):
     assert "SUSPECT" in warned
     assert REASON in warned
     assert "SUSPECT" not in sound + plain
+
+
+def test_a_page_gives_the_reasons_and_escapes_them():
+    pytest.importorskip("jinja2")
+    doubted, plain = (files.of_run(r, ["html"])["report.html"] for r in (audited(), record("RRBW")))
+    assert REASON in doubted
+    assert "<blocked>" not in doubted
+    assert REASON not in plain
+
+
+def test_the_verdict_stands_in_tables_too():
+    for kind in ("tex", "csv"):
+        (doubted,), (plain,) = (files.of_run(r, [kind]).values() for r in (audited(), record("RRBW")))
+        assert "suspect" in doubted
+        assert "suspect" not in plain
 
 
 def test_the_verdict_is_data_too():

@@ -38,6 +38,8 @@ def lines_as_csv(lines: Iterable[list[str]]) -> str:
 def _lines(record: RunRecord) -> Iterator[list[str]]:
     yield csv_line("accuracy", "clean", record.clean_accuracy)
     yield csv_line("accuracy", "robust", record.robust_accuracy)
+    if record.audit:
+        yield csv_line("audit", record.verdict, None)
     if "quantized_status" in record.samples:
         yield csv_line("accuracy", "robust after rounding", record.quantized_robust_accuracy)
     for label, value in labelled(record):

@@ -145,5 +145,6 @@ def _transfer(study: Study, cell: TransferCell, watch: _Watch, *, fresh: bool) -
 
 def _line(record: RunRecord | TransferRecord | None) -> str:
     if isinstance(record, RunRecord):
-        return f"robust accuracy {share(record.robust_accuracy)}"
+        doubt = f" ({record.verdict.upper()})" if record.warning else ""
+        return f"robust accuracy {share(record.robust_accuracy)}{doubt}"
     return f"{len(record.cells)} success rates" if record else ""
