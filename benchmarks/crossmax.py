@@ -120,11 +120,9 @@ def table(found: list[tuple[Case, str, RunRecord]]) -> str:
         "audit |\n|---|---|---:|---:|---:|---|---:|---|\n"
     )
     printed = [
-        f"`{attack}` on *{case.title}* prints (without the line that names the model):\n\n```\n"
-        + record.summary().partition("\n")[2]
-        + "\n```"
+        f"What `{attack}` prints on *{case.title}*:\n\n```\n{_printed(record)}\n```"
         for case, attack, record in found
-        if attack.startswith("a") and len(record.by_attack) > 1
+        if len(record.by_attack) > 1
     ]
     return "\n\n".join([f"{facts}\n\n{head}" + "\n".join(rows), *printed])
 
@@ -135,6 +133,14 @@ def _row(case: Case, attack: str, record: RunRecord) -> str:
     cells = [case.title, f"`{attack}`", str(record.n), str(record.clean_accuracy), str(record.robust_accuracy), draws,
              f"{gradients:.0f}", record.to_json()["summary"]["verdict"]]  # fmt: skip
     return f"| {' | '.join(cells)} |"
+
+
+def _printed(record: RunRecord) -> str:
+    """The summary without the line that names the model, and without the attacks that had nothing left to break."""
+    lines = record.summary().splitlines()[1:]
+    kept = [line for line in lines if "broke 0 of 0;" not in line]
+    idle = len(lines) - len(kept)
+    return "\n".join([*kept, *([f"({idle} further attacks found nothing standing)"] if idle else [])])
 
 
 def write(text: str) -> None:

@@ -10,7 +10,7 @@ reports/paper/dverge/README.md between its marks.
 
 import argparse
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -243,10 +243,10 @@ def under_all(record: TransferRecord, victim: str, sets: tuple[str, ...] = ()) -
     return Proportion(sum(standing.values()), record.n)
 
 
-def tables(bench: Bench) -> str:
-    """All that README.md shows, as it is measured."""
-    ensembles = bench.ensembles()
-    return "\n\n".join([*_matrices(bench, ensembles), *_black_box(bench, ensembles), *_white_box(bench, ensembles)])
+def tables(bench: Bench, parts: Sequence[str] = ("matrix", "black-box", "white-box")) -> str:
+    """What README.md shows of these parts, as it is measured."""
+    ensembles, shown = bench.ensembles(), {"matrix": _matrices, "black-box": _black_box, "white-box": _white_box}
+    return "\n\n".join(text for part in parts for text in shown[part](bench, ensembles))
 
 
 def _matrices(bench: Bench, ensembles: Mapping[str, str]) -> Iterator[str]:
@@ -317,12 +317,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="default robustkit-runs/paper-dverge-SCALE")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--parts", default="matrix,black-box,white-box", help="what to measure and show")
     parser.add_argument("--dry", action="store_true", help="print the tables and leave README.md as it is")
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     out = asked.out or Path("robustkit-runs") / f"paper-dverge-{asked.scale}"
     out.mkdir(parents=True, exist_ok=True)
-    began, text = time.process_time(), tables(Bench(SCALES[asked.scale], out, asked.device, asked.threads))
+    bench = Bench(SCALES[asked.scale], out, asked.device, asked.threads)
+    began, text = time.process_time(), tables(bench, asked.parts.split(","))
     print(text)
     print(f"CPU seconds of this call: {time.process_time() - began:.0f}")
     if not asked.dry:

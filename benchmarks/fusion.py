@@ -129,10 +129,11 @@ def matrix(subject: Subject, name: str, n: int, steps: int, out: Path) -> list[d
 
 def end_to_end(subject: Subject, name: str, n: int, out: Path) -> list[dict]:
     """AutoAttack on the joint network itself, at the largest eps."""
-    eps = EPS[-1]
-    record = robustkit.evaluate(subject.models["joint"], subject.data, "autoattack", eps=f"{eps}/255", n=n,
-                                out=out / f"{name}-autoattack-{eps}")  # fmt: skip
-    return [{"eps": eps, "right": record.robust_accuracy.k, "n": record.robust_accuracy.n}]
+    eps, variant = EPS[-1], "joint"
+    record = robustkit.evaluate(subject.models[variant], subject.data, "autoattack", eps=f"{eps}/255", n=n,
+                                out=out / f"{name}-autoattack-{variant}-{eps}")  # fmt: skip
+    share = record.robust_accuracy
+    return [{"variant": variant, "eps": eps, "right": share.k, "n": share.n}]
 
 
 @torch.no_grad()
@@ -191,7 +192,7 @@ def tables(facts: dict) -> str:
         lines.append(f"| {attack} | {eps}/255 | {made_on} | {judged} |")
     parts.append("\n".join(lines))
     lines = [
-        f"- AutoAttack end to end, Linf {EPS[-1]}/255, {row['variant']}: {shown(row)}" for row in facts["autoattack"]
+        f"- AutoAttack end to end, {row['eps']}/255, {row['variant']}: {shown(row)}" for row in facts["autoattack"]
     ]
     return "\n\n".join([*parts, "\n".join(lines)])
 

@@ -73,7 +73,7 @@ def copied(text: str, source: str, pages: dict[str, str], out: Path) -> str:
         elif (ROOT / place).exists():  # a file of the repository that is no page
             return words
         else:
-            raise SystemExit(f"{source}: there is no {target}")
+            raise SystemExit(f"{source}: there is no {target}, which it points to")
         relative = posixpath.relpath(to, posixpath.dirname(here) or ".")
         return f"{mark}[{words}]({relative}{'#' + anchor if anchor else ''})"
 

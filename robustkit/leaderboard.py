@@ -138,8 +138,9 @@ def render(board: Board, entries: Sequence[Entry]) -> str:
         "",
         *([board.about.strip(), ""] if board.about else []),
         f"`{board.name}`: {board.n} images of `{board.data}` (sha256 `{board.data_sha256[:16]}…`), {board.norm} eps "
-        f"{board.eps:.6g}, attack `{board.attack}`. In %, with 95 % Wilson intervals: models whose intervals overlap",
-        "may stand in another order on other images. Only what an audit found valid is ranked.",
+        f"{board.eps:.6g}, attack `{board.attack}`.",
+        "In %, with 95 % Wilson intervals: models whose intervals overlap may stand in another order on other images.",
+        "Only what an audit found valid is ranked.",
         "",
         "| rank | model | robust accuracy | clean accuracy | audit | model sha256 |",
         "|---:|---|---:|---:|---|---|",
@@ -151,12 +152,19 @@ def render(board: Board, entries: Sequence[Entry]) -> str:
             f"{_share(record.clean_accuracy)} | {_cell(record.verdict)} | `{record.job['model_sha256'][:16]}` |"
         )
     doubts = [f"- {_cell(entry.name)}: {_cell(entry.record.warning)}" for entry in entries if entry.record.warning]
-    how = f"robustkit eval --model … --dataset {board.data} --norm {board.norm} --eps {board.eps:.6g} --attack "
+    how = (
+        f"robustkit eval --model … --dataset {board.data} -n {board.n} --norm {board.norm} --eps {board.eps!r} "
+        f"--attack {board.attack} --audit --out RUN"
+    )
     lines += [
         *(["", "Doubted by their audit:", "", *doubts] if doubts else []),
         "",
-        f"To add a model: `{how}{board.attack} --out RUN`, then `robustkit leaderboard add . RUN` and "
-        "`robustkit leaderboard render .`.",
+        "To add a model:",
+        "",
+        f"    {how}",
+        "    robustkit leaderboard add . RUN",
+        "    robustkit leaderboard render .",
+        "",
         "Rendered from `entries/`; do not edit.",
     ]
     return "\n".join(lines) + "\n"

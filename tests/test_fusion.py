@@ -138,6 +138,7 @@ def test_dropout_moves_weight_to_the_branch_that_is_kept_and_fitting_again_gives
         (lambda f, b, y: (f, b, y - 1, 4), "not -1 to 2"),
         (lambda f, b, y: (f, b, y, 6), "no image of class 4"),
         (lambda f, b, y: (f, b, y * 0, 1), "no image of class 1"),
+        (lambda f, b, y: (f.repeat(1, 700), b, y, 4), "14012 weights is too large to be solved for"),
     ],
 )
 def test_features_and_labels_that_do_not_fit_are_refused(change, message):

@@ -246,6 +246,11 @@ def test_a_number_that_the_audit_doubts_says_so_and_does_not_compete(inside):
     assert r"$^{\ddagger}$" in report.latex(tables)
     assert "‡ the audit doubts it: digits-cnn-at" in report.summary(found)
     assert "suspect" in report.csv_text(tables)
+    # Nor does a number on other images.
+    plain = next(cell for cell in found.facts if cell.model == "digits-cnn")
+    other = replace(found.facts[plain], job={**found.facts[plain].job, "data_sha256": "another"})
+    entries = Tables(replace(found, facts={**found.facts, plain: other})).entries
+    assert not any(entry.mark for entry in entries.values())
 
 
 def test_carry_is_that_of_a_sweep(inside):

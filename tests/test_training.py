@@ -2,11 +2,9 @@
 
 import dataclasses
 import json
-import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -430,31 +428,56 @@ def test_the_recipes_can_be_listed_and_shown():
     assert "robustkit train at:eps=0.2,steps=10 --arch digits-cnn --data digits" in helped.output
 
 
+CHILD = """
+import os, signal, sys
+from pathlib import Path
+import torch
+from robustkit.recipes import Schedule
+from robustkit.training import folder, run
+from robustkit.training.events import EpochDone
+
+out, recipe, moment = sys.argv[1:]
+die = lambda: os.kill(os.getpid(), signal.SIGKILL)
+whole, saves, texts = torch.save, [], folder.write_text
+
+def save(state, part):
+    saves.append(part)
+    whole(state, part)
+    if moment == "half a checkpoint" and len(saves) == 2:
+        part.write_bytes(part.read_bytes()[:1000])
+        die()
+
+def write_text(path, text):
+    if moment == "no card yet" and path.name == "card.json":
+        die()
+    texts(path, text)
+
+def told(event):
+    if moment == "before a checkpoint" and isinstance(event, EpochDone) and event.epoch == 2:
+        die()
+
+torch.save, folder.write_text = save, write_text
+request = run.Request(recipe, "digits-cnn", "digits", schedule=Schedule(epochs=6), threads=1, device="cpu")
+run.train(request, Path(out), on_event=told)
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["at:eps=0.1,steps=2", "conadv:eps=0.1"])
 def test_a_training_that_is_killed_again_and_again_ends_in_the_same_bytes(tmp_path, recipe):
-    words = [sys.executable, "-m", "robustkit.cli", "train", recipe, "--arch", "digits-cnn", "--data", "digits",
-             "--epochs", "40", "--threads", "1", "--quiet"]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run([*words, "--out", str(tmp_path / "whole")], env=environment, check=True)
-    out, kills = tmp_path / "killed", 0
-    state = out / "checkpoint.pt"
-    for stop_after in (1, 3, 2):  # checkpoints that are seen before the kill
-        process = subprocess.Popen([*words, "--out", str(out)], env=environment)
-        seen, last = 0, state.stat().st_mtime_ns if state.exists() else 0
-        while process.poll() is None and seen < stop_after:
-            time.sleep(0.005)
-            now = state.stat().st_mtime_ns if state.exists() else last
-            seen, last = seen + (now != last), now
-        if process.poll() is None:
-            process.send_signal(signal.SIGKILL)
-            kills += 1
-        process.wait()
-    assert kills == 3
-    assert not (out / "card.json").exists()
-    subprocess.run([*words, "--out", str(out)], env=environment, check=True)
-    assert (out / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
-    assert (out / "curves.csv").read_bytes() == (tmp_path / "whole" / "curves.csv").read_bytes()
+    def child(name: str, moment: str) -> int:
+        words = [sys.executable, "-c", CHILD, str(tmp_path / name), recipe, moment]
+        return subprocess.run(words, check=False).returncode
+
+    assert child("whole", "never") == 0
+    for moment in ("before a checkpoint", "half a checkpoint", "no card yet"):
+        assert child("killed", moment) == -signal.SIGKILL
+        assert not (tmp_path / "killed" / "card.json").exists()
+    assert child("killed", "never") == 0
+    for file in ("model.safetensors", "curves.csv"):
+        assert (tmp_path / "killed" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+    left = {path.name for path in (tmp_path / "killed").iterdir()}
+    assert left == {"card.json", "recipe.json", "curves.csv", "model.safetensors"}
 
 
 def test_started_says_what_was_done_before(tmp_path):

@@ -1,4 +1,4 @@
-"""The bundled networks that recipes trained: what their cards say, and what an attack sees of them."""
+"""The bundled ensembles, of DVERGE and of a network's own probes: their cards, and what an attack sees of them."""
 
 import json
 from dataclasses import replace
@@ -13,8 +13,10 @@ from robustkit.sources.zoo import FOLDER
 from robustkit.sources.zoo.requests import REQUESTS, make_trained
 from robustkit.training.loop import accuracy
 
+NAMES = ["digits-dverge", "scenes-dverge", "digits-self-ensemble", "scenes-self-ensemble"]
 
-@pytest.mark.parametrize("name", REQUESTS)
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_network_has_the_accuracy_of_its_card_and_is_what_was_asked_for(name):
     module, card = load_model(name)
     written = json.loads((FOLDER / f"{name}.json").read_text())
@@ -55,7 +57,7 @@ def test_making_one_twice_gives_the_same_bytes(tmp_path):
     request = replace(REQUESTS["digits-dverge"], recipe="dverge:steps=1,members=2", schedule=Schedule(1, 512))
     for folder in (tmp_path / "a", tmp_path / "b"):
         folder.mkdir()
-        make_trained("digits-dverge", folder, request, lambda event: None)
+        make_trained("digits-dverge", folder, request, lambda event: None, folder / "work")
     for file in ("digits-dverge.json", "digits-dverge.safetensors"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
     written = json.loads((tmp_path / "a" / "digits-dverge.json").read_text())

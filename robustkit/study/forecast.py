@@ -84,7 +84,8 @@ def _cost(study: Study, cell: Cell, ready: _Ready, n: int | None) -> Cost:
         threat = ThreatModel(cell.norm, number(cell.eps))  # type: ignore[arg-type]
         attacks = plan.resolve_attacks(study.attacks[cell.attack], threat, ready.facts)
     except UsageError as error:
-        return Cost(cell, None, None, None, f"cannot run: {error}")
+        unsure = f" (if the model is an ordinary one, which is not at hand: {ready.why})" if ready.why else ""
+        return Cost(cell, None, None, None, f"cannot run: {error}{unsure}")
     if n is None:
         return Cost(cell, None, None, None, ready.why)
     found = bound(ready.facts, attacks, n, ready.tile, ready.speed or (0.0, 0.0))

@@ -23,6 +23,8 @@ from robustkit_defenses.contextual_fusion.model import (
     probe,
 )
 
+_MOST = 12_000  # weights of the joint head: Newton's method stores the square of that
+
 
 @dataclass(frozen=True, slots=True)
 class HeadPlan:
@@ -42,7 +44,7 @@ class HeadPlan:
     dropout: tuple[float, float] = (0.0, 0.0)
     decay: float = 1e-4
     copies: int = 8
-    steps: int = 500
+    steps: int = 100
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -68,7 +70,7 @@ def fit_head(
     fills in its probes.
 
     Raises:
-        UsageError: for features or labels that do not fit each other, or a fit that has not converged.
+        UsageError: for features or labels that do not fit each other, too many weights, or no convergence.
     """
     plan = plan or HeadPlan()
     features = (foreground, background)
@@ -80,6 +82,11 @@ def fit_head(
     if missing := sorted(set(range(max(classes, 2))) - set(y.tolist())):
         raise UsageError(f"fusion: no image of class {missing[0]} to fit on; give some of each class")
     head = Head((foreground.shape[1], background.shape[1]), classes, input_shape, plan.dropout)
+    if (weights := head.joint.weight.numel()) > _MOST:
+        raise UsageError(
+            f"fusion: a joint head of {weights} weights is too large to be solved for (at most {_MOST}); "
+            "train it by the recipe: robustkit train fusion"
+        )
     many, labels = _dropped(features, y, plan)
     penalty = [torch.full((z.shape[1],), plan.decay + a) for z, a in zip(features, plan.alpha, strict=True)]
     _solve(head.joint, torch.cat(many, 1), labels, torch.cat(penalty), plan.steps)
@@ -174,7 +181,7 @@ def _solve(layer: nn.Linear, z: Features, y: Labels, penalty: Tensor, steps: int
     from sklearn.linear_model import LogisticRegression  # slow to import
 
     root, two = penalty.double().sqrt(), layer.out_features == 2
-    solver = LogisticRegression(C=(2 if two else 1) / (2 * len(y)), solver="newton-cg", tol=1e-7, max_iter=steps)
+    solver = LogisticRegression(C=(2 if two else 1) / (2 * len(y)), solver="newton-cholesky", tol=1e-6, max_iter=steps)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it has not converged is said below, and one class too few above
         solver.fit((z.detach().double() / root).numpy(), y.numpy())

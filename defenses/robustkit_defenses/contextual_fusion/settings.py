@@ -2,8 +2,9 @@
 
 Sources: Akumalla, Haney, Bazhenov 2020, arXiv:2011.09526; the follow-up arXiv:2406.05120. Claimed there: more accurate
 under blur and FGSM, without adversarial training. Which network their FGSM differentiates (likely the foreground's
-alone), its strengths and the head's penalty α stand in no source that we could check. Attacked end to end it is a
-network like any other: reports/paper/fusion.
+alone), its strengths and the head's penalty α stand in no source that we could check. Measured here on scenes, 200
+images, linf 8/255: FGSM on the foreground alone leaves 45 % (a penalised head: 82 %), AutoAttack end to end 0 %
+(reports/paper/fusion).
 """
 
 from dataclasses import dataclass

@@ -59,7 +59,9 @@ REQUESTS: Mapping[str, Request] = {
     "digits-teacher": replace(_DIGITS, recipe="standard:temperature=20"),
     "digits-distillation": replace(_DIGITS, recipe="distillation:teacher=digits-teacher,temperature=20"),
     "scenes-cnn": replace(_SCENES, recipe="standard"),
-    "scenes-cnn-at": replace(_SCENES, recipe="at:eps=16/255,steps=3"),
+    "scenes-cnn-at": replace(
+        _SCENES, recipe="at:eps=16/255,steps=3", schedule=Schedule(16, 64, rate=3e-3)
+    ),
     "scenes-trades": replace(_SCENES, recipe="trades:eps=16/255,beta=6,steps=3"),
     "scenes-teacher": replace(_SCENES, recipe="standard:temperature=20", schedule=Schedule(15, 64, rate=3e-3)),
     "scenes-distillation": replace(
