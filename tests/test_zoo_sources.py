@@ -252,7 +252,7 @@ def test_torchvision_weights_decide_on_the_size_of_a_vision_transformer(monkeypa
 
     asked = {}
 
-    def made(name, **arguments):
+    def made(name, seed, **arguments):
         asked.update(arguments)
         raise UsageError("made")
 

@@ -78,9 +78,9 @@ def listing(only: str = "") -> list[tuple[str, str]]:
             more = f" (pip install '{entry.install}'; list models --source {name})" if entry.install else ""
             rows.append((f"{name}/…", entry.summary + more))
             continue
-        source: ModelSource = plugins.load("sources", name)()
+        source = plugins.load("sources", name)()
         if name == "zoo":
-            rows.extend((model, source.load(model, {})[1].notes) for model in source.names())
+            rows.extend((model, source.card(model, {}).notes) for model in source.names())
         else:
             rows.extend((f"{name}/{model}", _line(source, f"{name}/{model}")) for model in source.names())
             rows.extend([] if rows else [(f"{name}/…", entry.summary)])

@@ -30,10 +30,20 @@ class Zoo:
         """
         from robustkit.sources import trained  # which needs this package's architectures
 
+        known = self.card(name, options)
+        card = trained.read_card(self.folder / f"{name}.json")
+        return trained.network(card, self.folder / f"{name}.safetensors", "install robustkit again"), known
+
+    def card(self, name: str, options: Mapping[str, str]) -> ModelCard:
+        """What is known of a network, without making it.
+
+        Raises:
+            UsageError: for an unknown name, or any option.
+        """
+        from robustkit.sources import trained
+
         if name not in self.names():
             raise UsageError(suggest(name, self.names(), "zoo network"))
         if options:
             raise UsageError(f"{name} takes no options, not {', '.join(options)}; a zoo network is as it was trained")
-        card = trained.read_card(self.folder / f"{name}.json")
-        module = trained.network(card, self.folder / f"{name}.safetensors", "install robustkit again")
-        return module, trained.model_card(card, "zoo")
+        return trained.model_card(trained.read_card(self.folder / f"{name}.json"), "zoo")
