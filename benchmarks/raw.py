@@ -19,7 +19,8 @@ from robustkit_defenses.raw.train import psnr
 
 import robustkit
 from robustkit import defended, stats
-from robustkit.store import write_text
+from robustkit.store import load_run, write_text
+from robustkit.transfer_store import load_transfer
 from tests import kit
 
 HERE = Path(__file__).parent.parent / "reports/paper/raw"
@@ -63,10 +64,11 @@ def oblivious(network: str, n: int, out: Path, begun: bool) -> Iterator[Row]:
         folder = out / f"oblivious-{network}-{eps.partition('/')[0]}"
         if begun and not (folder / "transfer.json").is_file():
             continue
-        record = robustkit.transfer(
-            {"none": model(network)}, victims, ATTACKS, data(), norm="linf", eps=eps, n=n,
-            out=folder,
+        record = load_transfer(folder) if begun else robustkit.transfer(
+            {"none": model(network)}, victims, ATTACKS, data(), norm="linf", eps=eps, n=n, out=folder,
         )  # fmt: skip
+        if record.n != n:
+            raise SystemExit(f"{folder} holds n = {record.n}, not {n}")
         if eps == EPS[0]:
             for label, share in record.clean_accuracy.items():
                 yield Row(network, label, "clean", "", "0", share)
@@ -84,10 +86,12 @@ def through(network: str, label: str, n: int, out: Path, begun: bool) -> Iterato
         folder = out / f"through-{network}-{label}-{eps.partition('/')[0]}"
         if begun and not (folder / "run.json").is_file():
             continue
-        record = robustkit.evaluate(
+        record = load_run(folder) if begun else robustkit.evaluate(
             model(network), data(), [*ATTACKS.values(), *LAST.values()], defense=DEFENSES[label], eps=eps, n=n,
             out=folder, doctor=False,
         )  # fmt: skip
+        if record.n != n:
+            raise SystemExit(f"{folder} holds n = {record.n}, not {n}")
         for attack, after in zip((*ATTACKS, *LAST), record.by_attack, strict=True):
             if after.robust is None:
                 raise SystemExit(f"{network} behind {label}, {attack}: {record.why_no_robust_accuracy}")
@@ -138,6 +142,9 @@ def tables(rows: list[Row], n: int) -> str:
         clean = [told.get((network, label, "clean", "", "0"), NOT_RUN) for network in THROUGH]
         parts[-1] += f"\n| {label} | {near} | " + " | ".join(clean) + " |"
     for network, defenses in THROUGH.items():
+        if all(row.network != network for row in rows):
+            parts.append(f"### {network}: not run")
+            continue
         head = ["attack on the bare network", "eps", "bare", *DEFENSES]
         text = f"### {network}, oblivious: adversarials of the bare network\n\n| {' | '.join(head)} |\n|---|---|"
         text += "---:|" * (len(DEFENSES) + 1)

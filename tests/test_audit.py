@@ -350,6 +350,14 @@ def test_what_hides_is_found_whether_declared_or_not(name):
     assert names <= {one.name for one in found.checks if one.outcome == verdict}
 
 
+def test_noise_that_is_declared_and_averaged_over_is_no_sign():
+    model = Changed(Net(), lambda x: x + 0.01 * torch.randn_like(x))
+    model.randomised = True
+    found = seen(model)
+    assert check(found, "randomness").outcome == check(found, "gradient-agreement").outcome == "fine"
+    assert found.verdict == "valid", found.reasons
+
+
 def test_a_declared_stand_in_shows_the_gap():
     hidden = [Net()]  # so that it is not found inside, but declared
 

@@ -172,7 +172,10 @@ def test_ctrl_c_exits_130_and_keeps_what_was_done(tmp_path):
         time.sleep(0.1)
     time.sleep(0.3)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    try:
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130, err
     assert "interrupted" in err
     assert "Traceback" not in err

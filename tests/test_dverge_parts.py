@@ -79,7 +79,7 @@ def test_features_at_a_tap_are_before_the_relu_and_the_pass_ends_there():
     [nn.ReLU(), nn.ReLU(inplace=True), nn.ReLU6(), nn.LeakyReLU(), nn.PReLU(), nn.ELU(), nn.GELU(), nn.SiLU(),
      nn.Mish(), nn.Hardswish(), nn.Sigmoid(), nn.Tanh(), torch.relu, torch.relu_, torch.tanh, Tensor.relu,
      F.leaky_relu],
-    ids=str,
+    ids=lambda activation: getattr(activation, "__name__", str(activation)),  # an address would differ by process
 )  # fmt: skip
 def test_an_activation_counts_once_however_it_is_called(activation):
     class Net(nn.Module):

@@ -7,7 +7,8 @@ classifier sees ω·G(F(x)) + (1−ω)·S(F(x)).
 Claimed there, of robustness: *not verified*. We did not reach the paper's tables, and ω = 0.7 and the steps of S are
 from memory. The released code has neither S nor ω (`preset=released`), and attacks the bare classifier only, so it says
 nothing of an attacker who knows of the defense. Every step here is differentiable: attack through it. What we measured,
-with our weights and on small images: MEASURED
+with our weights, on 200 CIFAR-10 images and ResNet-20 in Linf 2/255 (reports/paper/raw/README.md): 64 % against APGD on
+the bare network, which has 0.5 % there; 9.5 % against short APGD through all of it; clean 67 %, of 91 % without it.
 
 F and G are ours, trained on RAW that was made from photographs (cards in robustkit_defenses/raw/*.json), and G is not
 PyNET. Train your own: python -m robustkit_defenses.raw.train --help, then weights=FOLDER.
