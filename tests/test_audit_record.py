@@ -230,3 +230,11 @@ def test_plots_of_one_audit_are_the_same_bytes(tmp_path):
 
     one, two = (draw(DOUBT, tmp_path / name) for name in ("a", "b"))
     assert [path.read_bytes() for path in one] == [path.read_bytes() for path in two]
+
+
+@pytest.mark.parametrize("checks", [(), (Check("steps", "skipped", "no gradient"),)], ids=["none", "skipped"])
+def test_an_audit_without_any_evidence_is_no_valid_one(checks):
+    found = Audit(checks)
+    assert found.verdict == "suspect"
+    assert found.reasons == ("no check could be made",)
+    assert Audit.from_json(found.to_json()).verdict == "suspect"

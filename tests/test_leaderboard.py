@@ -58,7 +58,7 @@ def test_entries_are_ranked_by_what_their_samples_say(board):
     half = Proportion(4, 8)
     assert rows[1][3].strip() == f"50.00 [{100 * half.low:.1f}, {100 * half.high:.1f}]"
     assert rows[1][4].strip().startswith("75.00 ")
-    assert [row[5].strip() for row in rows] == ["valid", "valid", "suspect", "not audited", "valid"]
+    assert [row[5].strip() for row in rows] == ["valid", "valid", "suspect", "not audited", "suspect"]
     assert "- masked: SUSPECT, do not rely on it: no gradient" in text
 
 

@@ -53,14 +53,18 @@ class Audit:
 
     @property
     def verdict(self) -> Verdict:
-        """The worst outcome of any check: a single sign of a masked gradient is enough for a doubt."""
+        """The worst outcome of any check: one sign of a masked gradient is enough for a doubt. So is no evidence."""
         outcomes = {check.outcome for check in self.checks}
-        return INVALID if "invalid" in outcomes else SUSPECT if "suspect" in outcomes else VALID
+        if "invalid" in outcomes:
+            return INVALID
+        return SUSPECT if "suspect" in outcomes or "fine" not in outcomes else VALID
 
     @property
     def reasons(self) -> tuple[str, ...]:
         """Why it is not valid, in plain words; what is invalid first."""
         found = [(check.outcome, check.text) for check in self.checks if check.outcome in ("suspect", "invalid")]
+        if not found and self.verdict != VALID:
+            return ("no check could be made",)
         return tuple(text for _, text in sorted(found, key=lambda pair: pair[0] != "invalid"))
 
     def to_json(self) -> dict[str, Any]:
