@@ -184,6 +184,13 @@ def test_no_curve_without_distances_or_without_a_robust_accuracy():
     assert "not established" in page.run_page(undecided)
 
 
+def test_no_curve_of_a_single_eps():
+    record = records.random_record(60)  # apgd, and fab on what it left
+    beyond = record.attacks["distance"] > record.job["eps"]
+    record.attacks["distance"][beyond] = np.nan
+    assert "no distance beyond" in facts.distance_curve(record).reason
+
+
 def test_a_query_curve_counts_the_broken_by_their_passes():
     record = records.random_record(400)
     curve = facts.query_curve(record, "apgd")

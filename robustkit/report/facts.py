@@ -147,6 +147,8 @@ def distance_curve(record: RunRecord) -> Curve | LeftOut:
     eps = float(record.job["eps"])
     low = 0.0 if met.issuperset(nearest) else eps
     high = max(eps, float(finite[-1]) if len(finite) else eps)
+    if low and high <= spec.limit(eps):
+        return LeftOut("no distance beyond its own eps is known, and below it not the nearest ones")
     inner = finite[finite > low]
     x = np.unique([low, eps, high, *_some(inner)])
     standing = [int((distances > spec.limit(float(value))).sum()) for value in x]
