@@ -29,10 +29,12 @@ SUITE := (apgd:steps=20)+(apgd:loss=dlr-targeted,steps=20,targets=3)+(square:que
 gate: .venv/.installed
 	$(GATE)/digits-cnn.json
 	$(GATE)/digits-cnn-at.json
+	$(GATE)/digits-trades.json
 
 baselines: .venv/.installed
 	$(GATE)/digits-cnn.json --update --model digits-cnn --eps 0.1 --attack "$(SUITE)" --device cpu --threads 1
 	$(GATE)/digits-cnn-at.json --update --model digits-cnn-at --eps 0.2 --attack "$(SUITE)" --device cpu --threads 1
+	$(GATE)/digits-trades.json --update --model digits-trades --eps 0.2 --attack "$(SUITE)" --device cpu --threads 1
 
 # The bundled networks, each by its own command; `zoo-cifar10` needs CIFAR-10 (ROBUSTKIT_DATA, or fetched). Teachers first.
 ZOO := digits-cnn digits-cnn-at digits-trades digits-teacher digits-distillation digits-dverge digits-self-ensemble \
