@@ -103,7 +103,7 @@ def test_another_question_is_refused():
 def test_the_committed_baselines_are_of_the_bundled_weights_and_neither_zero_nor_one(monkeypatch):
     from robustkit.engine.subject import weights_sha256
 
-    for name in ("digits-cnn", "digits-cnn-at"):
+    for name in ("digits-cnn", "digits-cnn-at", "digits-trades"):
         held = baseline.load(ROOT / f"reports/baselines/{name}.json")
         assert held.job["model"] == name
         assert held.job["model_sha256"] == weights_sha256(load_model(name)[0])
