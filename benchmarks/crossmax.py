@@ -16,9 +16,10 @@ from robustkit_defenses.fit_probes import Fit, fit_probes
 from robustkit_defenses.probes import save_probes
 
 import robustkit
+from benchmarks.readme import write_between
 from robustkit import datasets
 from robustkit.record import RunRecord
-from robustkit.store import load_run, write_text
+from robustkit.store import load_run
 from tests import kit
 
 HERE = Path(__file__).parent.parent / "reports/paper/crossmax"
@@ -146,11 +147,7 @@ def _printed(record: RunRecord) -> str:
 def write(text: str) -> None:
     """Put the table into README.md."""
     file = HERE / "README.md"
-    before, begin, rest = file.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise SystemExit(f"{file} has no place for the table: the lines {BEGIN} and {END}")
-    write_text(file, f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
+    write_between(file, BEGIN, END, text)
 
 
 def main() -> None:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 import robustkit
+from benchmarks.readme import write_between
 from robustkit.report import transfer as report
 from robustkit.report.transfer_live import Line
 from robustkit.store import write_text
@@ -92,9 +93,13 @@ def joined(records: Sequence[TransferRecord]) -> TransferRecord:
         parts = [getattr(record, table) for record in records]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
+    seconds = {
+        name: {attack: sum(record.seconds[name][attack] for record in records) for attack in each}
+        for name, each in records[0].seconds.items()
+    }
     return replace(
         records[0], samples=columns("samples"), attacks=columns("attacks"), transfer=columns("transfer"),
-        errors=[error for record in records for error in record.errors],
+        seconds=seconds, errors=[error for record in records for error in record.errors],
     )  # fmt: skip
 
 
@@ -124,12 +129,7 @@ def tables(record: TransferRecord) -> str:
 def write(record: TransferRecord, folder: Path) -> None:
     """Put the tables into the folder's README.md and the other forms of the matrix beside it."""
     file = folder / "README.md"
-    text = file.read_text(encoding="utf-8")
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise SystemExit(f"{file} has no place for the tables: the lines {BEGIN} and {END}")
-    write_text(file, f"{before}{BEGIN}\n\n{tables(record)}\n\n{END}{after}")
+    write_between(file, BEGIN, END, tables(record))
     write_text(folder / "matrix.csv", report.csv_text(record))
     write_text(folder / "matrix.tex", report.latex(record))
     report.heatmap(record, folder / "heatmap.png")

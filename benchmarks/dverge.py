@@ -20,13 +20,13 @@ import torch
 from torch import nn
 
 import robustkit
+from benchmarks.readme import write_between
 from robustkit.recipes import Schedule
 from robustkit.record import RunRecord
 from robustkit.sources import load_model
 from robustkit.sources.trained import CARD
 from robustkit.sources.zoo.architectures import CifarResNet
 from robustkit.stats import Proportion
-from robustkit.store import write_text
 from robustkit.training.events import EpochDone
 from robustkit.training.run import Request, train
 from robustkit.transfer_record import CLEAN, SUCCESS, TransferRecord
@@ -304,11 +304,7 @@ def _percent(value: Proportion) -> str:
 
 def write(text: str, file: Path) -> None:
     """Put the tables into a README, between its marks."""
-    before, begin, rest = file.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise SystemExit(f"{file} has no place for the tables: the lines {BEGIN} and {END}")
-    write_text(file, f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
+    write_between(file, BEGIN, END, text)
 
 
 def main() -> None:

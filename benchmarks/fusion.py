@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
 import robustkit
+from benchmarks.readme import write_between
 from robustkit.api import Dataset
 from robustkit.datasets import Pair
 from robustkit.datasets.corrupted import Corrupted
@@ -202,11 +203,7 @@ def write(folder: Path) -> None:
     found = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))]
     text = "\n\n".join(f"### {facts['name']}\n\n{tables(facts)}" for facts in found)
     file = folder / "README.md"
-    before, begin, rest = file.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise SystemExit(f"{file} has no place for the tables: the lines {BEGIN} and {END}")
-    write_text(file, f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
+    write_between(file, BEGIN, END, text)
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ import torch
 from robustkit_defenses.raw.train import psnr
 
 import robustkit
+from benchmarks.readme import write_between
 from robustkit import defended, stats
 from robustkit.store import load_run, write_text
 from robustkit.transfer_store import load_transfer
@@ -179,11 +180,7 @@ def csv_text(rows: list[Row]) -> str:
 def write(text: str, rows: list[Row], folder: Path) -> None:
     """Put the tables into the folder's README.md and the numbers beside it."""
     file = folder / "README.md"
-    before, begin, rest = file.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise SystemExit(f"{file} has no place for the tables: the lines {BEGIN} and {END}")
-    write_text(file, f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
+    write_between(file, BEGIN, END, text)
     write_text(folder / "accuracy.csv", csv_text(rows))
 
 

@@ -83,6 +83,12 @@ def test_the_benchmark_writes_its_tables_into_the_readme(tmp_path, monkeypatch):
     shutil.copy(HERE / "README.md", tmp_path / "README.md")
     record = cwa.measure(range(4), 4, ["MI", "MI-CWA"], tmp_path / "run", quiet=True)
     assert record.established
+    halves = [
+        cwa.measure(half, 4, ["MI", "MI-CWA"], tmp_path / f"{half}", quiet=True) for half in (range(2), range(2, 4))
+    ]
+    joined = cwa.joined(halves)
+    assert (joined.cells, joined.clean_accuracy) == (record.cells, record.clean_accuracy)
+    assert joined.costs["normal", "MI"].seconds == sum(half.costs["normal", "MI"].seconds for half in halves)
     # Four gradients of single surrogates an image: equal, whatever the attack and the set.
     assert {cost.backwards for cost in record.costs.values()} == {4.0}
     assert record.costs["normal", "MI"].forwards == 4.0
