@@ -163,7 +163,7 @@ def transfer(
     Over the same images and threat model, further attacks and victims reuse what the folder holds.
     Exit codes: 0 done, 2 bad usage, 3 a success rate could not be established, 130 interrupted.
     """  # noqa: D301
-    from robustkit.engine.plan import specs
+    from robustkit.plugins import specs
     from robustkit.report.plots import style
 
     for what, given in (("--surrogate", surrogate or surrogates), ("--victim", victim), ("--attack", attack),
@@ -172,7 +172,9 @@ def transfer(
             raise UsageError(f"{what} is needed; see robustkit transfer --help")
     if heatmap:
         style.check(heatmap)
-    attacks = named(tuple(text for item in attack for text in ([item] if _NAMED.fullmatch(item) else specs(item))))
+    attacks = named(
+        tuple(text for item in attack for text in ([item] if _NAMED.fullmatch(item) else specs("attacks", item)))
+    )
     sources, sets = surrogate_sets(surrogates, named(surrogate))
     folder: list[Path] = []
 

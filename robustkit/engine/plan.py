@@ -89,7 +89,7 @@ def attack_text(attack: Any) -> str:
 def _settings(attack: Any) -> Iterator[Any]:
     """The settings objects behind whatever the caller named."""
     if isinstance(attack, str):
-        for text in specs(attack):
+        for text in plugins.specs("attacks", attack):
             yield make_attack(text)
     elif isinstance(attack, type):
         raise UsageError(f"{attack.__name__} is a class; make one: {attack.__name__}()")
@@ -100,11 +100,6 @@ def _settings(attack: Any) -> Iterator[Any]:
         yield attack
     else:
         raise UsageError(f"an attack is a spec, an Attack, a Suite or a list, not {type(attack).__name__}")
-
-
-def specs(text: str) -> list[str]:
-    """The specs of a '+' list of attacks."""
-    return plugins.specs("attacks", text)
 
 
 def make_attack(text: str) -> Any:

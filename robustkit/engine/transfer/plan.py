@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from robustkit import sources, spec
+from robustkit import plugins, sources, spec
 from robustkit.api import Attack, Dataset, Images, Labels, ModelFacts, Suite, ThreatModel
 from robustkit.engine import choose_device, model_name
 from robustkit.engine.plan import (
@@ -18,7 +18,6 @@ from robustkit.engine.plan import (
     package_sha256,
     resolve_attacks,
     source_hashes,
-    specs,
     versions,
 )
 from robustkit.engine.subject import Subject, as_module, examine
@@ -169,7 +168,7 @@ def parse_attacks(attacks: Any, threat: ThreatModel) -> list[Labelled]:
 
 def _texts(item: Any) -> list[tuple[str, Any]]:
     """The attacks of one item of a list with their labels."""
-    return [(text, text) for text in specs(item)] if isinstance(item, str) else [("", item)]
+    return [(text, text) for text in plugins.specs("attacks", item)] if isinstance(item, str) else [("", item)]
 
 
 def load(
