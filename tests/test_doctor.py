@@ -311,12 +311,15 @@ class Counted(Nearest):
 
 
 @pytest.mark.parametrize(
-    ("noise", "shape", "most"), [(0.2, SHAPE, 64), (0.5, SHAPE, 13 * 64), (5.0, (3, 65, 65), 9 * 64)]
+    ("noise", "large", "most"),
+    [(0.2, False, 64), (0.2, True, 64), (0.5, True, 5 * 64), (0.5, False, 13 * 64)],
 )
-def test_the_cost_is_a_few_hundred_forwards_and_fewer_of_large_images(noise, shape, most):
-    model = Counted(shape=shape)
-    x, y = blobs(n=300, shape=shape, noise=noise)
-    found = examine_input(Network(model, 16, torch.device("cpu")), lambda a, b: (x[a:b], y[a:b]), 300)
+def test_the_cost_is_a_few_hundred_forwards_and_fewer_of_large_images(noise, large, most, monkeypatch):
+    if large:
+        monkeypatch.setattr("robustkit.engine.subject.SMALL_IMAGE", 0)
+    model = Counted()
+    x, y = blobs(n=2000, noise=noise)
+    found = examine_input(Network(model, 16, torch.device("cpu")), lambda a, b: (x[a:b], y[a:b]), 1000)
     assert found.healthy
     assert model.seen <= most
 
