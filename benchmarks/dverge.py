@@ -65,13 +65,13 @@ SCALES = {
     "small": Scale(
         blocks=1,
         images=10_000,
-        plain=Schedule(4, 64, "sgd", 0.05),
-        fine_tuned_images=3_000,
+        plain=Schedule(8, 64, "sgd", 0.05),
+        fine_tuned_images=4_000,
         fine_tuned=Schedule(4, 64, "sgd", 0.05),
         dverge={"DVERGE": ""},
-        matrix_n=200,
-        black_box_n=200,
-        black_box_eps=(0.01, 0.03, 0.05, 0.07),
+        matrix_n=500,
+        black_box_n=500,
+        black_box_eps=_EPS,
         black_box={"M-PGD": "mi:steps=10", "M-DI²": "di:steps=10"},
         kit=("resnet20_std",),
         white_box_n=100,
@@ -153,8 +153,10 @@ class Bench:
         return self._train(f"plain-{seed}", "standard", self.scale.plain, self.scale.images, seed)
 
     def _train(self, name: str, recipe: str, schedule: Schedule, images: int, seed: int) -> str:
-        if (self.out / name / CARD).is_file():
-            return f"./{self.out / name}"
+        folder = self.out / name
+        spec = f"{folder}" if folder.is_absolute() else f"./{folder}"
+        if (folder / CARD).is_file():
+            return spec
 
         def tell(event: object) -> None:
             if isinstance(event, EpochDone):
@@ -165,8 +167,8 @@ class Bench:
             recipe, arch, f"cifar10:path={self._slice(images)},split=train", TEST, schedule, seed, device=self.device,
             threads=self.threads, check=500, check_robust=1,
         )  # fmt: skip
-        train(request, self.out / name, on_event=tell)
-        return f"./{self.out / name}"
+        train(request, folder, on_event=tell)
+        return spec
 
     def _slice(self, images: int) -> Path:
         """The kit's first training images, in a file of --out."""

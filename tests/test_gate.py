@@ -16,6 +16,8 @@ from robustkit.cli import main
 from robustkit.compare import Change, compare
 from robustkit.errors import NotEstablishedError, UsageError
 from robustkit.sources import load_model
+from robustkit.sources.trained import read_card
+from robustkit.sources.zoo import FOLDER
 from robustkit.store import RunFolder, load_run
 from tests.records import flipped, record
 
@@ -110,6 +112,14 @@ def test_the_committed_baselines_are_of_the_bundled_weights_and_neither_zero_nor
         assert held.n == 355
         assert 0.2 < float(held.robust_accuracy) < 0.8
         assert (held.job["device"], held.job["threads"]) == ("cpu", 1)
+
+
+@pytest.mark.parametrize("name", ["digits-cnn-at", "digits-trades"])
+def test_the_gate_establishes_what_the_card_of_a_network_says_again(name):
+    held, robust = baseline.load(ROOT / f"reports/baselines/{name}.json"), read_card(FOLDER / f"{name}.json")["robust"]
+    assert [held.job[key] for key in ("attack", "norm", "tile")] == [robust[key] for key in ("attack", "norm", "tile")]
+    assert held.job["eps"] == float(Fraction(robust["eps"]))
+    assert (held.n, float(held.robust_accuracy)) == (robust["n"], robust["value"])
 
 
 def test_a_baseline_holds_the_facts_of_its_run_in_a_line_a_sample(inside, made):

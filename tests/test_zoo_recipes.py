@@ -1,4 +1,4 @@
-"""The bundled ensembles, of DVERGE and of a network's own probes: their cards, and what an attack sees of them."""
+"""The bundled ensembles (DVERGE, a network's own probes, fusions): their cards, and what an attack sees of them."""
 
 import json
 from dataclasses import replace
@@ -13,7 +13,14 @@ from robustkit.sources.zoo import FOLDER
 from robustkit.sources.zoo.requests import REQUESTS, make_trained
 from robustkit.training.loop import accuracy
 
-NAMES = ["digits-dverge", "scenes-dverge", "digits-self-ensemble", "scenes-self-ensemble"]
+NAMES = [
+    "digits-dverge",
+    "scenes-dverge",
+    "digits-self-ensemble",
+    "scenes-self-ensemble",
+    "digits-fusion",
+    "scenes-fusion",
+]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -51,6 +58,19 @@ def test_an_attack_sees_the_members(name, members, randomised):
         assert torch.allclose(logits, each.softmax(-1).mean(0).log(), atol=1e-5)
     else:
         assert "mean-logits" in module.surrogates()
+
+
+@pytest.mark.parametrize(("name", "foreground", "background"), [
+    ("digits-fusion", "digits-cnn", "digits-teacher"), ("scenes-fusion", "scenes-foreground", "scenes-background"),
+])  # fmt: skip
+def test_a_fusion_holds_the_two_networks_of_its_recipe_as_they_are(name, foreground, background):
+    fused, _ = load_model(name)
+    for branch, spec in ((fused.foreground, foreground), (fused.background, background)):
+        alone = load_model(spec)[0].state_dict()
+        assert branch.state_dict()
+        assert all(torch.equal(alone[key], weight) for key, weight in branch.state_dict().items())
+    assert len(fused.members()) == 2
+    assert list(fused.surrogates()) == ["foreground", "background", "mean"]
 
 
 def test_making_one_twice_gives_the_same_bytes(tmp_path):

@@ -15,11 +15,13 @@ import torch
 from safetensors.torch import save
 
 from robustkit.datasets import Pair, load_dataset
+from robustkit.engine import evaluate
+from robustkit.errors import NotEstablishedError
 from robustkit.report.training import TrainingProgress
 from robustkit.sources.zoo import FOLDER, Zoo
 from robustkit.sources.zoo.architectures import ARCHITECTURES
 from robustkit.sources.zoo.first import EpochDone, Plan, train
-from robustkit.sources.zoo.requests import MEASURED, REQUESTS, WORK, make_trained, measured
+from robustkit.sources.zoo.requests import MEASURED, REQUESTS, WORK, make_trained
 from robustkit.training.loop import accuracy
 
 PLANS: Mapping[str, Plan] = {
@@ -95,11 +97,22 @@ def _images(n: int, of: int) -> str:
 @click.command()
 @click.argument("name", type=click.Choice(sorted([*PLANS, *REQUESTS])))
 @click.option("--epochs", type=click.IntRange(1), help="Train for fewer or more epochs than the recipe says.")
+@click.option("--only-measure", is_flag=True, help="Keep the weights, and measure the card's robust accuracy anew.")
 @click.option("--folder", type=click.Path(path_type=Path, file_okay=False, exists=True), default=FOLDER, hidden=True)
 @click.option("--work", type=click.Path(path_type=Path, file_okay=False), default=WORK, show_default=True,
               help="Where trainings by recipes go on when they were stopped.")  # fmt: skip
-def main(name: str, epochs: int | None, folder: Path, work: Path) -> None:
+def main(name: str, epochs: int | None, only_measure: bool, folder: Path, work: Path) -> None:
     """Train the network NAME from scratch and write its weights and its card."""
+    if only_measure and name not in MEASURED:
+        raise click.UsageError(f"the card of {name} states no robust accuracy; these do: {', '.join(sorted(MEASURED))}")
+    torch.set_num_threads(1)  # sums over several threads round by their number
+    if not only_measure:
+        _train(name, epochs, folder, work)
+    if name in MEASURED and epochs is None:
+        measure(name, folder, work)
+
+
+def _train(name: str, epochs: int | None, folder: Path, work: Path) -> None:
     if name in REQUESTS:
         request = REQUESTS[name]
         schedule = request.schedule if epochs is None else replace(request.schedule, epochs=epochs)
@@ -108,17 +121,29 @@ def main(name: str, epochs: int | None, folder: Path, work: Path) -> None:
         return
     plan = PLANS[name] if epochs is None else replace(PLANS[name], epochs=epochs)
     make(name, folder, plan, lambda e: click.echo(f"{e.epoch}/{e.epochs} loss {e.loss:.4f} accuracy {e.accuracy:.4f}"))
-    if name in MEASURED and epochs is None:
-        measure(name, folder, work)
 
 
 def measure(name: str, folder: Path, work: Path) -> None:
-    """Write the robust accuracy of a network into its card."""
+    """Write the robust accuracy of a network, with its 95 % interval and what was run, into its card.
+
+    The run is kept in `work`.
+
+    Raises:
+        NotEstablishedError: if there is none.
+    """
+    asked = MEASURED[name]
     work.mkdir(parents=True, exist_ok=True)
     module, card = Zoo(folder).load(name, {})
+    out = work / f"{name}-autoattack-{asked.n}"
+    record = evaluate(module, card.dataset, "autoattack", **asked._asdict(), device="cpu", out=out)
+    found = record.robust_accuracy
+    if found is None:
+        raise NotEstablishedError(record.why_no_robust_accuracy)
+    text = f"AutoAttack at linf {asked.eps}: {found} of {found.n} images"
     file = folder / f"{name}.json"
     content = json.loads(file.read_text(encoding="utf-8"))
-    content["robust"] = measured(module, card.dataset, MEASURED[name], work / f"{name}-autoattack")
+    content["notes"] = f"{content['notes'].partition('; AutoAttack')[0]}; {text}"
+    content["robust"] = {"attack": "autoattack", "norm": "linf", **asked._asdict(), **found.to_json(), "text": text}
     file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
