@@ -34,7 +34,7 @@ _MARKS = {"fine": "ok", "skipped": "--", "suspect": "SUSPECT", "invalid": "INVAL
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--outputs", type=click.Choice(["logits", "probs"]), default="logits", show_default=True,
               help="What the model returns.")  # fmt: skip
-@click.option("--trust", is_flag=True, help="Unpickle checkpoints that hold more than weights.")
+@click.option("--trust", is_flag=True, help="Let models run code of theirs: pickled checkpoints, callables in a card.")
 @click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda:0",
               shell_complete=completion.device)  # fmt: skip
 @click.option("--tile", type=click.IntRange(1), help="Width of the batches the model sees.")

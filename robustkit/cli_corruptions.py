@@ -45,7 +45,7 @@ from robustkit.errors import UsageError
 @click.option("--indices", metavar="0-199,400", help="These samples.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of random corruptions made here.")
 @click.option("--outputs", type=click.Choice(["logits", "probs"]), default="logits", show_default=True)
-@click.option("--trust", is_flag=True, help="Unpickle checkpoints that hold more than weights: runs code from them.")
+@click.option("--trust", is_flag=True, help="Let models run code of theirs: pickled checkpoints, callables in a card.")
 @click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda:0",
               shell_complete=completion.device)  # fmt: skip
 @click.option("--tile", type=click.IntRange(1), help="Width of the batches the model sees.")

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 @click.option("--norm", type=click.Choice(["linf", "l2", "l1", "l0"]), default="linf", help="Of a robustbench model.")
 @click.option("--outputs", type=click.Choice(["logits", "probs"]), default="logits", show_default=True,
               help="What the model returns.")  # fmt: skip
-@click.option("--trust", is_flag=True, help="Unpickle checkpoints that hold more than weights.")
+@click.option("--trust", is_flag=True, help="Let models run code of theirs: pickled checkpoints, callables in a card.")
 @click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda:0",
               shell_complete=completion.device)  # fmt: skip
 @cli_cache.offline

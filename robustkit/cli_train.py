@@ -39,6 +39,7 @@ from robustkit.spec import number
 @click.option("--precision", type=click.Choice(["float32", "bf16"]), default="float32", show_default=True,
               help="bf16: autocast of the forward passes.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(1), help="CPU threads; they decide how sums round.")
+@click.option("--trust", is_flag=True, help="Let models run code of theirs: pickled checkpoints, callables in a card.")
 @click.option("--fresh", is_flag=True, help="Forget what the folder holds of a training and begin again.")
 @cli_cache.offline
 @click.option("--quiet", is_flag=True, help="No progress.")
@@ -58,6 +59,7 @@ def train(recipe: str, out: Path, fresh: bool, quiet: bool, as_json: bool, **ask
     from robustkit.recipes import Schedule
     from robustkit.report import download
     from robustkit.report.training import TrainingProgress
+    from robustkit.sources.trained import code_of
     from robustkit.spec import listed
     from robustkit.training.run import Request
     from robustkit.training.run import train as run
@@ -75,4 +77,5 @@ def train(recipe: str, out: Path, fresh: bool, quiet: bool, as_json: bool, **ask
         click.echo(json.dumps(card, indent=1, ensure_ascii=False))
         return
     where = out if out.is_absolute() or str(out).startswith(".") else f"./{out}"
-    click.echo(f"{card['notes']}\nin {out}; evaluate it: robustkit eval --model {where}")
+    trusting = " --trust" if code_of(card) else ""
+    click.echo(f"{card['notes']}\nin {out}; evaluate it: robustkit eval --model {where}{trusting}")

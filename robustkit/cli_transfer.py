@@ -130,7 +130,7 @@ def surrogate_sets(
 @click.option("-n", "n", type=int, metavar="N", help="The first N samples.")
 @click.option("--indices", metavar="0-199,400", help="These samples; also a JSON list, or @FILE with one.")
 @click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--trust", is_flag=True, help="Unpickle checkpoints that hold more than weights: runs code from them.")
+@click.option("--trust", is_flag=True, help="Let models run code of theirs: pickled checkpoints, callables in a card.")
 @click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda:0",
               shell_complete=completion.device)  # fmt: skip
 @click.option(

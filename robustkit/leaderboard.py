@@ -5,13 +5,14 @@ baseline, a sample a line. Every figure is computed from those samples. A board 
 rule is another board (`digits-linf-v2`).
 """
 
+import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from robustkit import baseline
+from robustkit import baseline, spec
 from robustkit.audit.findings import VALID
 from robustkit.errors import NotEstablishedError, UsageError
 from robustkit.record import RunRecord
@@ -39,12 +40,17 @@ class Board:
     def faults(self, record: RunRecord) -> list[str]:
         """Why a record is none of this board's; empty if it is."""
         job, wanted = record.job, {"data_sha256": self.data_sha256, "norm": self.norm, "attack": self.attack,
-                                   "target": "", "carried": ""}  # fmt: skip
+                                   "target": "", "carried": "", "precision": "float32"}  # fmt: skip
         found = [
             f"{key} is {str(job.get(key, ''))[:40]!r}, the board's {value[:40]!r}"
             for key, value in wanted.items()
             if job.get(key, "") != value
         ]
+        images = spec.digest([record.samples["sha256"].tolist(), record.samples["label"].tolist()])
+        if images != self.data_sha256:
+            found.append(f"the hashes and labels of its samples make data_sha256 {images[:16]}…, not the board's")
+        if not re.fullmatch("([0-9a-f]{64})?", job["model_sha256"]):  # empty for a model without weights
+            found.append("its model_sha256 is no sha256")
         if record.n != self.n:
             found.append(f"it has {record.n} samples, the board {self.n}")
         if abs(job["eps"] - self.eps) > 1e-9:
@@ -63,6 +69,17 @@ class Entry(NamedTuple):
     def ranked(self) -> bool:
         """Whether an audit found its robust accuracy valid."""
         return self.record.verdict == VALID
+
+    @property
+    def accuracies(self) -> tuple[float, float]:
+        """Robust and clean: what decides the rank."""
+        return float(self.robust), float(self.record.clean_accuracy)
+
+    @property
+    def title(self) -> str:
+        """Its name, and the defense that stands before the model."""
+        defense = self.record.job.get("defense", "")
+        return f"{self.name} behind {defense}" if defense else self.name
 
 
 def load_board(folder: Path) -> Board:
@@ -95,7 +112,7 @@ def load_entries(folder: Path, board: Board) -> list[Entry]:
         UsageError: for an entry that cannot be read or is none of this board's.
     """
     found = [_entry(file, board) for file in sorted((folder / ENTRIES).glob("*.json"))]
-    return sorted(found, key=lambda e: (not e.ranked, -float(e.robust), -float(e.record.clean_accuracy), e.name))
+    return sorted(found, key=lambda e: (not e.ranked, *(-share for share in e.accuracies), e.name))
 
 
 def _entry(file: Path, board: Board) -> Entry:
@@ -108,7 +125,7 @@ def _entry(file: Path, board: Board) -> Entry:
 
 
 def add(folder: Path, run: Path, name: str = "") -> Path:
-    """Make a run an entry, by default under its model's name; returns the entry's file.
+    """Make a run an entry, by default under the name of its model and defense; returns the entry's file.
 
     Raises:
         UsageError: if the run is none of this board's, or the name is taken by another model.
@@ -119,11 +136,12 @@ def add(folder: Path, run: Path, name: str = "") -> Path:
         raise UsageError(f"{run} is no entry of {board.name}: {'; '.join(faults)}")
     if record.robust_accuracy is None:
         raise NotEstablishedError(f"{run} was not added: {record.why_no_robust_accuracy}")
-    name = name or "".join(c if c.isalnum() or c in "._-" else "-" for c in record.job["model"]).strip("-.")
+    whole = "-".join(filter(None, (record.job["model"], record.job.get("defense", ""))))
+    name = name or "".join(c if c.isalnum() or c in "._-" else "-" for c in whole).strip("-.")
     if not name or Path(name).name != name:
         raise UsageError(f"{name!r} is no name for an entry; give --name with letters, digits, - and .")
     file = folder / ENTRIES / f"{name}.json"
-    if file.exists() and baseline.load(file).job["model_sha256"] != record.job["model_sha256"]:
+    if file.exists() and _identity(baseline.load(file).job) != _identity(record.job):
         raise UsageError(f"{file} is the entry of another model; give another --name")
     file.parent.mkdir(exist_ok=True)
     baseline.save(record, file)
@@ -144,13 +162,14 @@ def render(board: Board, entries: Sequence[Entry]) -> str:
         "| rank | model | robust accuracy | clean accuracy | audit | model sha256 |",
         "|---:|---|---:|---:|---|---|",
     ]
-    for place, entry in enumerate(entries, 1):
-        record = entry.record
+    ranked = [entry.accuracies for entry in entries if entry.ranked]
+    for entry in entries:
+        record, place = entry.record, 1 + sum(accuracies > entry.accuracies for accuracies in ranked)
         lines.append(
-            f"| {place if entry.ranked else '–'} | {_cell(entry.name)} | {_share(entry.robust)} | "
+            f"| {place if entry.ranked else '–'} | {_cell(entry.title)} | {_share(entry.robust)} | "
             f"{_share(record.clean_accuracy)} | {_cell(record.verdict)} | `{record.job['model_sha256'][:16]}` |"
         )
-    doubts = [f"- {_cell(entry.name)}: {_cell(entry.record.warning)}" for entry in entries if entry.record.warning]
+    doubts = [f"- {_cell(entry.title)}: {_cell(entry.record.warning)}" for entry in entries if entry.record.warning]
     how = (
         f"robustkit eval --model … --dataset {board.data} -n {board.n} --norm {board.norm} --eps {board.eps!r} "
         f"--attack {board.attack} --audit --out RUN"
@@ -178,6 +197,11 @@ def write(folder: Path) -> Path:
     board = load_board(folder)
     write_text(folder / README, render(board, load_entries(folder, board)))
     return folder / README
+
+
+def _identity(job: Mapping[str, Any]) -> tuple[str, str]:
+    """What an entry is of: the weights (without any, the answers) and the defense before them."""
+    return job["model_sha256"] or job.get("probe_sha256", ""), job.get("defense", "")
 
 
 def _share(value: Proportion) -> str:

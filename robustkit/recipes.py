@@ -125,6 +125,7 @@ class Training:
         with torch.autocast(loss.device.type, enabled=False):  # autocast is for forward passes
             loss.float().backward()  # type: ignore[no-untyped-call]
         optimiser.step()
+        torch.clear_autocast_cache()  # which holds the old weights cast: a further forward pass is of the new ones
 
 
 @runtime_checkable

@@ -79,7 +79,7 @@ def test_the_benchmark_trains_measures_and_writes_its_tables(tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     tiny = Schedule(1, 32)
     scale = replace(
-        dverge.SCALES["small"], images=64, plain=tiny, fine_tuned_images=32, fine_tuned=tiny, matrix_n=40,
+        dverge.SCALES["small"], images=960, plain=tiny, fine_tuned_images=32, fine_tuned=tiny, matrix_n=60,
         black_box_n=4, black_box_eps=(0.03,), black_box={"M-PGD": "mi:steps=1"}, kit=(), white_box_n=4,
         white_box=(("FGSM", "fgsm", 0.03),),
     )  # fmt: skip

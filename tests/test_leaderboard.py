@@ -6,18 +6,29 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from robustkit import baseline, leaderboard
+from robustkit import baseline, leaderboard, spec
 from robustkit.audit.findings import Audit, Check
 from robustkit.cli import main
 from robustkit.errors import NotEstablishedError, UsageError
 from robustkit.stats import Proportion
 from robustkit.store import RunFolder, write_text
-from tests.records import record
+from tests import records
 
-BOARD = """name = "toy-v1"
+
+def record(letters, **job):
+    """A record of the toy board's images."""
+    return records.record(letters, **{"model_sha256": "a" * 64, "data_sha256": DATA, **job})
+
+
+def images(made):
+    return spec.digest([made.samples["sha256"].tolist(), made.samples["label"].tolist()])
+
+
+DATA = images(records.record("R" * 8))
+BOARD = f"""name = "toy-v1"
 title = "Toy"
 data = "toy"
-data_sha256 = "d"
+data_sha256 = "{DATA}"
 n = 8
 norm = "linf"
 eps = 0.1
@@ -70,6 +81,9 @@ def test_entries_are_ranked_by_what_their_samples_say(board):
         ({"data_sha256": "e"}, "data_sha256 is 'e'"),
         ({"norm": "l2"}, "norm is 'l2'"),
         ({"target": "3"}, "target is '3'"),
+        ({"precision": "bf16"}, "precision is 'bf16', the board's 'float32'"),
+        ({"model_sha256": "`<img>"}, "its model_sha256 is no sha256"),
+        ({"images": "others"}, "the hashes and labels of its samples make data_sha256"),
     ],
 )
 def test_a_run_under_another_rule_is_no_entry(board, changed, message):
@@ -83,6 +97,41 @@ def test_a_run_of_other_samples_is_no_entry(board):
     enter(board, record("RRRRBBW"), "short")
     with pytest.raises(UsageError, match="it has 7 samples, the board 8"):
         leaderboard.write(board)
+
+
+def test_one_sample_told_eight_times_is_no_entry(board):
+    made = record("RRRRRRRR")
+    samples = {**made.samples, **{name: made.samples[name][[0] * 8] for name in ("sha256", "label")}}
+    enter(board, dataclasses.replace(made, samples=samples), "padded")
+    with pytest.raises(UsageError, match="the hashes and labels of its samples make data_sha256"):
+        leaderboard.write(board)
+
+
+def test_equal_accuracies_share_a_rank(board):
+    for name, letters in (
+        ("a", "RRRRRRRR"),
+        ("b", "RRRRRRBW"),
+        ("c", "RRRRRRBW"),
+        ("d", "RRRRRRWW"),
+        ("e", "RRBBBBBB"),
+    ):
+        enter(board, audited(record(letters, model=name)), name)
+    rows = [
+        line.split("|")[1].strip() for line in leaderboard.write(board).read_text().splitlines() if line[:2] == "| "
+    ]
+    assert rows[1:] == ["1", "2", "2", "4", "5"]
+
+
+def test_a_defended_model_is_an_entry_of_its_own_and_says_so(board, tmp_path):
+    bare = saved(tmp_path / "one", audited(record("RRBBBBWW")))
+    defended = saved(tmp_path / "two", audited(record("RRRRRRWW", defense="jpeg:quality=50")))
+    assert leaderboard.add(board, bare).name == "net.json"
+    assert leaderboard.add(board, defended).name == "net-jpeg-quality-50.json"
+    with pytest.raises(UsageError, match="entry of another model"):
+        leaderboard.add(board, defended, "net")
+    text = leaderboard.write(board).read_text()
+    assert "| 1 | net-jpeg-quality-50 behind jpeg:quality=50 |" in text
+    assert "| 2 | net |" in text
 
 
 def saved(folder, made):

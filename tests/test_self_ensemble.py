@@ -13,6 +13,7 @@ from robustkit.datasets import load_dataset
 from robustkit.errors import UsageError
 from robustkit.recipes import Schedule, Task, Training
 from robustkit.sources import load_model
+from robustkit.sources.normalized import normalized
 from robustkit.sources.zoo.architectures import ARCHITECTURES
 from robustkit.training.data import batches, held
 from robustkit.training.run import Request, train
@@ -52,6 +53,35 @@ def state(module):
 
 def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def normalised():
+    """The same behind a mean and std for each of three channels, as sources of libraries put them."""
+    network = normed()
+    network[0] = nn.Conv2d(3, 4, 3, stride=2, bias=False)
+    return normalized(network, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+
+
+def test_what_normalises_three_channels_normalises_each_copy_of_them():
+    with torch.random.fork_rng():
+        network = SelfEnsemble(**SMALL).build(Task(10, (3, 8, 8), normalised, load_model))
+    step = network.backbone.step
+    assert step.mean.flatten().tolist() == pytest.approx([0.5, 0.4, 0.3] * 3)
+    assert step.std.flatten().tolist() == pytest.approx([0.2, 0.3, 0.4] * 3)
+    assert SelfEnsemble(**SMALL).result(network)(torch.rand(2, 3, 8, 8)).shape == (2, 10)
+
+
+def test_an_architecture_that_does_not_take_the_stack_is_refused():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.again = normed(), normed()
+
+        def forward(self, x):
+            return self.first(x) + self.again(x)
+
+    with pytest.raises(UsageError, match="still does not take stacked images of 3 channels"):
+        training(SelfEnsemble(**SMALL), Two)
 
 
 def test_the_first_convolution_takes_all_copies_and_every_relu_has_a_probe():

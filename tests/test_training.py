@@ -1,6 +1,7 @@
 """The training loop: what it promises of any recipe, and the folder it leaves."""
 
 import dataclasses
+import hashlib
 import json
 import signal
 import subprocess
@@ -17,7 +18,7 @@ from robustkit import plugins
 from robustkit.cli import main
 from robustkit.datasets import Pair, load_dataset
 from robustkit.errors import UsageError
-from robustkit.recipes import OneNetwork, Schedule, Task
+from robustkit.recipes import OneNetwork, Schedule, Task, Training
 from robustkit.sources import load_model, trained, untrained
 from robustkit.training import run
 from robustkit.training.data import augmented, batches, held
@@ -122,11 +123,23 @@ def test_a_training_that_diverges_says_so(data):
         wild.train()
 
 
-def test_bf16_trains_and_differs(data):
-    one, _ = loop(data, "at:eps=0.1,steps=1").train()
-    two, _ = loop(data, "at:eps=0.1,steps=1", bf16=True).train()
+@pytest.mark.parametrize("recipe", [*RECIPES.values(), "dverge:members=2,steps=1"], ids=[*RECIPES, "dverge"])
+def test_bf16_trains_and_differs(data, recipe):
+    one, _ = loop(data, recipe).train()
+    two, _ = loop(data, recipe, bf16=True).train()
     assert weights_bytes(one) != weights_bytes(two)
     assert all(value.dtype != torch.bfloat16 for value in two.state_dict().values())
+
+
+def test_under_autocast_a_pass_after_an_update_is_of_the_new_weights():
+    layer = nn.Linear(4, 3)
+    training = Training(layer, [torch.optim.SGD(layer.parameters(), lr=1.0)])
+    x = torch.ones(2, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        training.update(layer(x).square().sum())
+        after = layer(x)
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        assert torch.equal(after, layer(x))
 
 
 def test_rates_fall_as_the_shape_says():
@@ -324,6 +337,8 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
         ({"test": "digits:split=train"}, "are the training images"),
         ({"test": "scenes:n=5"}, r"images of \(3, 32, 32\)"),
         ({"device": "cuda:7"}, "device 'cuda:7' is not there"),
+        ({"arch": "pooled-cnn", "schedule": Schedule(batch=131)}, "leave a batch of one, on which pooled-cnn"),
+        ({"arch": "pooled-cnn", "schedule": Schedule(batch=1)}, "in batches of 1 leave a batch of one"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_trained_is_refused_before_anything_is_written(tmp_path, wrong, message):
@@ -387,11 +402,37 @@ def test_a_recipe_of_the_users_may_train_several_networks_and_answer_more_than_t
                       schedule=Schedule(epochs=1))  # fmt: skip
     card = run.train(request, tmp_path / "net")
     assert card["built_by"] == "python/tests.test_training.Two:rate=2"
-    module, _ = load_model(str(tmp_path / "net"))
+    module, _ = load_model(str(tmp_path / "net"), trust=True)
     assert len(module.networks) == 2
     one, two = (network.state_dict() for network in module.networks)
     assert not torch.equal(one["0.weight"], two["0.weight"])
     assert module(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+
+
+@pytest.mark.parametrize(("key", "spec"), [
+    ("architecture", "python/tests.test_training.leave_a_mark"),
+    ("built_by", "fusion:foreground=digits-cnn,background=python/tests.test_training.leave_a_mark"),
+    ("built_by", "distillation:teacher=(defended/(python/tests.test_training.leave_a_mark):by=jpeg)"),
+])  # fmt: skip
+def test_a_card_runs_no_code_that_is_not_trusted(tmp_path, key, spec, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    content = b"never read"
+    Path("model.safetensors").write_bytes(content)
+    card = {"name": "net", "architecture": "digits-cnn", "classes": 10, "input_shape": [1, 8, 8],
+            "sha256": hashlib.sha256(content).hexdigest()}  # fmt: skip
+    Path("card.json").write_text(json.dumps({**card, key: spec}))
+    with pytest.raises(UsageError, match=r"names code to run, python/tests\.test_training\.leave_a_mark.*add --trust"):
+        load_model("./")
+    assert not Path("mark").exists()
+    if key == "architecture":
+        with pytest.raises(UsageError, match=r"is no \.safetensors file"):
+            load_model("./", trust=True)
+        assert Path("mark").exists()
+
+
+def leave_a_mark():
+    Path("mark").touch()
+    return network()
 
 
 def test_the_recipe_in_the_documentation_trains(tmp_path, monkeypatch):

@@ -72,7 +72,7 @@ def evaluate(
         outputs: what the model returns; probabilities must be declared.
         quantize: also judge each adversarial rounded to 8 bits.
         save_adversarial: keep the adversarial images.
-        trust: unpickle checkpoints that are more than weights, which runs code from them.
+        trust: unpickle checkpoints that are more than weights, and call what a card names: both run code from them.
         device: "auto" is the module's own, or CUDA if there is one for a model named by a spec.
         batch_size: the most samples in flight; "auto" finds what fits. It changes no result.
         shard_size: samples of one journal file; None is 512, fewer of large images. It changes no result.

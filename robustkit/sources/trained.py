@@ -5,6 +5,7 @@ A card names the architecture and, where the trained classifier is more than tha
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,12 @@ from robustkit.errors import UsageError
 from robustkit.recipes import Recipe, Task
 from robustkit.sources import load_model
 from robustkit.sources.python import call
+from robustkit.sources.trust import trusted
 from robustkit.sources.untrained import architecture
 from robustkit.sources.weights import fill
 
 CARD, WEIGHTS, RECIPE = "card.json", "model.safetensors", "recipe.json"
+_CODE = re.compile(r"(?<![\w./~-])python/[\w.]+")  # a callable as a source, also within another spec
 _NEEDED = ("name", "architecture", "classes", "input_shape", "sha256")
 
 
@@ -77,9 +80,14 @@ def empty(card: Mapping[str, Any]) -> nn.Module:
     """The network of a card without its weights.
 
     Raises:
-        UsageError: for an architecture or a recipe that is not there any more.
+        UsageError: for an architecture or a recipe that is not there any more, or that is code which is not trusted.
     """
     built_by = card.get("built_by", "")
+    if (code := code_of(card)) and not trusted():
+        raise UsageError(
+            f"the card of {card['name']} names code to run, {code}; if you trust where it is from, add --trust "
+            "(in Python trust=True)"
+        )
     if not built_by:
         return architecture(card["architecture"])
     made = recipe(built_by)
@@ -88,6 +96,12 @@ def empty(card: Mapping[str, Any]) -> nn.Module:
         card["classes"], shape, lambda: architecture(card["architecture"]), lambda s: load_model(s), filled=True
     )
     return made.result(made.build(task))
+
+
+def code_of(card: Mapping[str, Any]) -> str:
+    """The callable that a card names, as architecture or within the recipe; empty if there is none."""
+    found = _CODE.search(f"{card['architecture']} {card.get('built_by', '')}")
+    return found[0] if found else ""
 
 
 def recipe(text: str) -> Recipe:

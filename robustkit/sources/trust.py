@@ -1,8 +1,9 @@
-"""Whether the user has said that foreign checkpoints may be unpickled: `--trust`, or `trust=True` in Python.
+"""Whether the user has said that foreign models may run code: `--trust`, or `trust=True` in Python.
 
 A pickle can run any code when it is read, so weights are read with torch's `weights_only=True` and a checkpoint that
-needs more is refused, unless the user trusts where it is from. The word is kept in a context variable: it reaches
-every source, also one nested in another spec, without being an option of each, and it ends with the call it was given.
+needs more is refused, unless the user trusts where it is from; so is a card that names a callable. The word is kept in
+a context variable: it reaches every source, also one nested in another spec, without being an option of each, and it
+ends with the call it was given.
 """
 
 import contextlib
@@ -13,7 +14,7 @@ _TRUSTED: ContextVar[bool] = ContextVar("robustkit_trusted", default=False)
 
 
 def trusted() -> bool:
-    """Whether checkpoints may be unpickled here, which lets them run code."""
+    """Whether checkpoints may be unpickled and callables in cards called here: both run code of others."""
     return _TRUSTED.get()
 
 

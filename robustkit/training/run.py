@@ -30,7 +30,8 @@ class Request:
     """What to train. `test` is by default the test split of `data`; `eps` of the quick robust accuracy the recipe's.
 
     `check` and `check_robust` are on how many test images the progress is measured. The device, the precision and the
-    number of threads decide the bytes, so they are part of the training.
+    number of threads decide the bytes, so they are part of the training. `trust` lets models that the recipe names run
+    code: checkpoints that are more than weights, and cards that name a callable.
     """
 
     recipe: str
@@ -45,6 +46,7 @@ class Request:
     device: str = "auto"
     precision: Literal["float32", "bf16"] = "float32"
     threads: int = 0
+    trust: bool = False
 
     def __post_init__(self) -> None:
         if self.check < 1 or self.check_robust < 1:
@@ -108,8 +110,11 @@ class Prepared:
             value = getattr(asked, field_.name)
             if field_.name in ("seed", "eps", "check", "check_robust", "precision") and value != field_.default:
                 words += [f"--{field_.name.replace('_', '-')}", text_of(value)]
+        words += ["--device", self.device.type]
         if self.device.type == "cpu":
             words += ["--threads", str(self.threads)]
+        if asked.trust:
+            words += ["--trust"]
         return " ".join([*words, "--out", out])
 
 
@@ -132,10 +137,12 @@ def prepare(request: Request) -> Prepared:
     if test.sha256 == data.sha256:
         raise UsageError(f"{test_spec} are the training images; give others: --test SPEC")
     arch = untrained.fitted(request.arch, classes, image)
-    task = Task(classes, image, lambda: untrained.fresh(arch), lambda spec: load_model(spec))
+    task = Task(classes, image, lambda: untrained.fresh(arch), lambda spec: load_model(spec, trust=request.trust))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(request.seed)
         start = recipe.build(task)  # what it cannot learn, it says here
+        if request.schedule.batch == 1 or len(data) % request.schedule.batch == 1:
+            _try_one(task.architecture(), image, arch, len(data), request.schedule.batch)
     return Prepared(
         request, recipe, text, arch, task, data, test, data_spec, test_spec, device,
         request.threads or torch.get_num_threads(), sha256(weights_bytes(start)),
@@ -195,6 +202,18 @@ def card(ready: Prepared, name: str, curves: list[dict[str, float]]) -> dict[str
         "command": ready.command(name),
         "recipe": ready.settings(),
     }
+
+
+def _try_one(network: torch.nn.Module, image: tuple[int, int, int], arch: str, images: int, batch: int) -> None:
+    """Refuse a network that cannot train on one image, as BatchNorm of 1×1 features cannot."""
+    try:
+        with torch.no_grad():
+            network.train()(torch.zeros(1, *image))
+    except ValueError as error:
+        raise UsageError(
+            f"{images} images in batches of {batch} leave a batch of one, on which {arch} cannot train ({error}); "
+            "choose another --batch"
+        ) from error
 
 
 def splits(data: str, test: str) -> tuple[str, str]:

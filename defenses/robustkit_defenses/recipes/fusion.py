@@ -27,6 +27,8 @@ class Fusion:
     `foreground` is a trained model of the architecture that is named, `background` any model with features that tell
     the context. `alpha` is the penalty α‖θ‖² on the joint head's weights for (foreground, background) features, in the
     paper of the first alone (its α is unknown to us); `dropout` the share of each branch's features that is dropped.
+    What is trained holds the weights of both, but only its spec says what the background is: where a fusion is loaded,
+    the background must be too.
 
     Raises:
         UsageError: without a foreground or a background, or for numbers that make no sense.

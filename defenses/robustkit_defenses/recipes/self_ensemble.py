@@ -80,7 +80,7 @@ class SelfEnsemble:
                 "name more layers: layers=(blocks.0)+(blocks.1)+(blocks.2)"
             )
         with torch.no_grad(), in_eval_mode(backbone):
-            outputs, _ = outputs_of(backbone, layers, stack(torch.zeros(1, *task.image)))
+            outputs, _ = self._tried(backbone, layers, stack(torch.zeros(1, *task.image)))
         probes = [Probe(flattened(value, self.pool).shape[1], task.classes, self.pool) for value in outputs.values()]
         return InTraining(stack, backbone, tuple(outputs), probes)
 
@@ -115,6 +115,16 @@ class SelfEnsemble:
         probed = Probed(network.backbone, network.layers, probes)
         return CrossMax("kth", self.k).protect(Prepared(network.stack, probed))
 
+    def _tried(self, backbone: nn.Module, layers: Sequence[str], stacked: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        try:
+            return outputs_of(backbone, layers, stacked)
+        except RuntimeError as error:
+            line = str(error).partition("\n")[0]
+            raise UsageError(
+                f"self-ensemble: with a wider first convolution the architecture still does not take stacked images of "
+                f"{stacked.shape[1]} channels ({line}); choose another"
+            ) from error
+
     def _stack(self, image: tuple[int, int, int]) -> MultiRes:
         own = min(image[1:])
         halved = tuple(own // by for by in (1, 2, 4, 8) if own // by > 1)
@@ -133,13 +143,18 @@ class InTraining(nn.Module):
 
 
 def _widen(network: nn.Module, times: int) -> None:
-    """Make the first convolution a new one that takes `times` as many channels."""
+    """Make the first convolution a new one that takes `times` as many channels, which are normalised as the first."""
     first = next((part for part in network.modules() if isinstance(part, nn.Conv2d)), None)
     if first is None or first.groups > 1:
         raise UsageError(
             f"self-ensemble: {type(network).__name__} has no plain convolution to take the stacked images; "
             "choose an architecture that begins with one"
         )
+    channels = first.in_channels
     first.in_channels *= times
     first.weight = nn.Parameter(first.weight.detach().repeat(1, times, 1, 1))
     first.reset_parameters()
+    for part in network.modules():
+        for name, value in [*part.named_buffers(recurse=False)]:
+            if value.shape == (1, channels, 1, 1):  # a mean or std of each channel, taken off in front
+                setattr(part, name, value.repeat(1, times, 1, 1))

@@ -98,32 +98,33 @@ def _images(n: int, of: int) -> str:
 @click.argument("name", type=click.Choice(sorted([*PLANS, *REQUESTS])))
 @click.option("--epochs", type=click.IntRange(1), help="Train for fewer or more epochs than the recipe says.")
 @click.option("--only-measure", is_flag=True, help="Keep the weights, and measure the card's robust accuracy anew.")
+@click.option("--fresh", is_flag=True, help="Forget what --work holds of a training or a run that was another.")
 @click.option("--folder", type=click.Path(path_type=Path, file_okay=False, exists=True), default=FOLDER, hidden=True)
 @click.option("--work", type=click.Path(path_type=Path, file_okay=False), default=WORK, show_default=True,
               help="Where trainings by recipes go on when they were stopped.")  # fmt: skip
-def main(name: str, epochs: int | None, only_measure: bool, folder: Path, work: Path) -> None:
+def main(name: str, epochs: int | None, only_measure: bool, fresh: bool, folder: Path, work: Path) -> None:
     """Train the network NAME from scratch and write its weights and its card."""
     if only_measure and name not in MEASURED:
         raise click.UsageError(f"the card of {name} states no robust accuracy; these do: {', '.join(sorted(MEASURED))}")
     torch.set_num_threads(1)  # sums over several threads round by their number
     if not only_measure:
-        _train(name, epochs, folder, work)
+        _train(name, epochs, fresh, folder, work)
     if name in MEASURED and epochs is None:
-        measure(name, folder, work)
+        measure(name, folder, work, fresh=fresh)
 
 
-def _train(name: str, epochs: int | None, folder: Path, work: Path) -> None:
+def _train(name: str, epochs: int | None, fresh: bool, folder: Path, work: Path) -> None:
     if name in REQUESTS:
         request = REQUESTS[name]
         schedule = request.schedule if epochs is None else replace(request.schedule, epochs=epochs)
         with TrainingProgress() as progress:
-            make_trained(name, folder, replace(request, schedule=schedule), progress, work)
+            make_trained(name, folder, replace(request, schedule=schedule), progress, work, fresh=fresh)
         return
     plan = PLANS[name] if epochs is None else replace(PLANS[name], epochs=epochs)
     make(name, folder, plan, lambda e: click.echo(f"{e.epoch}/{e.epochs} loss {e.loss:.4f} accuracy {e.accuracy:.4f}"))
 
 
-def measure(name: str, folder: Path, work: Path) -> None:
+def measure(name: str, folder: Path, work: Path, *, fresh: bool = False) -> None:
     """Write the robust accuracy of a network, with its 95 % interval and what was run, into its card.
 
     The run is kept in `work`.
@@ -135,7 +136,7 @@ def measure(name: str, folder: Path, work: Path) -> None:
     work.mkdir(parents=True, exist_ok=True)
     module, card = Zoo(folder).load(name, {})
     out = work / f"{name}-autoattack-{asked.n}"
-    record = evaluate(module, card.dataset, "autoattack", **asked._asdict(), device="cpu", out=out)
+    record = evaluate(module, card.dataset, "autoattack", **asked._asdict(), device="cpu", out=out, fresh=fresh)
     found = record.robust_accuracy
     if found is None:
         raise NotEstablishedError(record.why_no_robust_accuracy)

@@ -91,10 +91,16 @@ MEASURED: Mapping[str, Measured] = {
 
 
 def make_trained(
-    name: str, folder: Path, request: Request, on_event: Callable[[Event], None], work: Path = WORK
+    name: str,
+    folder: Path,
+    request: Request,
+    on_event: Callable[[Event], None],
+    work: Path = WORK,
+    *,
+    fresh: bool = False,
 ) -> None:
     """Train a network of the zoo by its recipe and write its weights and its card."""
-    card = train(request, work / name, on_event=on_event)
+    card = train(request, work / name, fresh=fresh, on_event=on_event)
     asked = REQUESTS[name].schedule.epochs
     changed = "" if request.schedule.epochs == asked else f" --epochs {request.schedule.epochs}"
     content = {
