@@ -316,6 +316,7 @@ class ModelFacts(NamedTuple):
 
     `zero_gradient` and `misleading_gradient` are shares of the first images: the gradient of the cross-entropy or of
     the margin is exactly zero there; a small step against the gradient of the margin does not lower the margin.
+    `blind_members` are the numbers of the members that pass no gradient.
     """
 
     classes: int
@@ -325,6 +326,7 @@ class ModelFacts(NamedTuple):
     surrogates: tuple[str, ...]
     zero_gradient: float = 0.0
     misleading_gradient: float = 0.0
+    blind_members: tuple[int, ...] = ()
 
 
 @runtime_checkable

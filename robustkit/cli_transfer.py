@@ -15,7 +15,8 @@ from robustkit.errors import UsageError
 from robustkit.spec import listed, suggest
 
 RUNS = Path("robustkit-runs")
-_NAMED = re.compile(r"([^=:/()+]+)=(.+)", re.DOTALL)  # NAME=SPEC; the '=' of an option comes after a ':'
+# NAME=SPEC, where the '=' of an option comes after a ':'; "NAME"=SPEC of any name.
+_NAMED = re.compile(r'(?:"([^"]+)"|([^"=:/()+]+))=(.+)', re.DOTALL)
 
 
 def _config(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
@@ -41,15 +42,22 @@ def _read(file: Path, known: Mapping[str, click.Parameter]) -> dict[str, Any]:
 
 
 def _default(name: str, given: Any, param: click.Parameter) -> Any:
-    """A value of the file as the command line would give it; a table is a list of NAME=SPEC."""
+    """A value of the file as the command line would give it; a table is a list of "NAME"=SPEC."""
     if isinstance(given, dict):
-        return [f"{key}={'+'.join(f'({v})' for v in value) if isinstance(value, list) else value}"
-                for key, value in given.items()]  # fmt: skip
+        texts = {key: "+".join(f"({v})" for v in value) if isinstance(value, list) else value
+                 for key, value in given.items()}  # fmt: skip
+        return [f'"{key}"={text}' for key, text in texts.items()]
     if getattr(param, "multiple", False) and not isinstance(given, list):
         return [given]
     if isinstance(given, list) and not getattr(param, "multiple", False):
         raise UsageError(f"--config: {name} takes one value, not a list")
     return given
+
+
+def _split(text: str) -> tuple[str, str]:
+    """The name and the rest of NAME=REST; no name if it is not written so."""
+    match = _NAMED.fullmatch(text.strip())
+    return ((match[1] or match[2]).strip(), match[3].strip()) if match else ("", text.strip())
 
 
 def named(texts: tuple[str, ...]) -> dict[str, str]:
@@ -60,8 +68,8 @@ def named(texts: tuple[str, ...]) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     for text in texts:
-        match = _NAMED.fullmatch(text.strip())
-        name, spec = (match[1].strip(), match[2].strip()) if match else (text.strip(), text.strip())
+        name, spec = _split(text)
+        name = name or spec
         if name in found:
             raise UsageError(f"{name!r} is named twice; name each once")
         found[name] = spec
@@ -80,11 +88,11 @@ def surrogate_sets(
         return surrogates, None
     sets: dict[str, tuple[str, ...]] = {}
     for text in texts:
-        name, equals, members = text.partition("=")
-        if not equals or not name.strip() or re.search("[:/()]", name):
+        name, members = _split(text)
+        if not name:
             raise UsageError(f"--surrogates {text!r} has no name; write NAME=A+B")
-        if name.strip() in sets:
-            raise UsageError(f"the surrogate set {name.strip()!r} is named twice")
+        if name in sets:
+            raise UsageError(f"the surrogate set {name!r} is named twice")
         here = []
         for item in listed(members):
             if item in surrogates:
@@ -94,7 +102,7 @@ def surrogate_sets(
             if surrogates.setdefault(called, spec) != spec:
                 raise UsageError(f"{called!r} names two surrogates: {surrogates[called]} and {spec}")
             here.append(called)
-        sets[name.strip()] = tuple(here)
+        sets[name] = tuple(here)
     return surrogates, sets
 
 

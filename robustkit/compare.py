@@ -172,8 +172,9 @@ def _differs(before: RunRecord, after: RunRecord) -> Iterator[str]:
         if (old := a.get(key) or "none") != (new := b.get(key) or "none"):
             yield f"{key} {old} -> {new}"
     for key, what in (("model_sha256", "the weights"), ("probe_sha256", "the logits on the probe images"),
-                      ("noisy_sha256", "the logits under fixed noise")):  # fmt: skip
-        if a.get(key) != b.get(key):
+                      ("noisy_sha256", "the logits under fixed noise"),
+                      ("gradient_signs", "the gradients on the probe images")):  # fmt: skip
+        if key in a and key in b and a[key] != b[key]:  # older records lack some
             yield what
     if list(a["attacks"]) == list(b["attacks"]):
         changed = [name for name in a["attacks"] if a["attack_sources"].get(name) != b["attack_sources"].get(name)]

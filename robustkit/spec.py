@@ -241,7 +241,8 @@ class Job:
 
     `carried` is the identity of the run at a smaller eps whose broken samples count as broken here, or empty. `draws`
     is how many vote on a sample of a randomised model; 0 of any other. `defense` names what stands before the model,
-    `noisy_sha256` is the probe images' answer of a randomised model under fixed noise.
+    `noisy_sha256` is the probe images' answer of a randomised model under fixed noise, `gradient_signs` where the
+    gradients point there.
 
     The batch size, the shard size and the folder are not part of it, since they change nothing.
     """
@@ -270,6 +271,7 @@ class Job:
     draws: int = 0
     defense: str = ""
     noisy_sha256: str = ""
+    gradient_signs: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """As JSON data, with its own hash under `id`."""

@@ -369,3 +369,20 @@ def test_arrays_callables_and_torch_datasets_are_taken():
     assert first.robust_accuracy.low < float(first.robust_accuracy) < first.robust_accuracy.high
     assert "robust accuracy" in first.summary()
     assert "<pre>" in first._repr_html_()
+
+
+def test_another_backward_pass_is_another_run(tmp_path):
+    class Turned(toys.Linear):
+        def forward(self, x):
+            logits = super().forward(x)
+            return 2 * logits.detach() - logits
+
+    x, y = torch.rand(20, 1, 4, 4, generator=toys.seeded(0)), torch.zeros(20, dtype=torch.int64)
+    first = evaluate(toys.Linear(), (x, y), "fgsm", eps=0.1, out=tmp_path / "run")
+    again = evaluate(toys.Linear(), (x, y), "fgsm", eps=0.1)
+    assert first.job["id"] == again.job["id"]
+    assert len(first.job["gradient_signs"]) == 8 * 16 // 4
+    with pytest.raises(UsageError, match=r"holds another run.*gradient_signs"):
+        evaluate(Turned(), (x, y), "fgsm", eps=0.1, out=tmp_path / "run")
+    hard = evaluate(toys.HardLabels(toys.Linear()), (x, y), "square:queries=2", eps=0.1, doctor=False)
+    assert hard.job["gradient_signs"] == ""

@@ -114,7 +114,7 @@ def test_the_committed_baselines_are_of_the_bundled_weights_and_neither_zero_nor
         assert (held.job["device"], held.job["threads"]) == ("cpu", 1)
 
 
-@pytest.mark.parametrize("name", ["digits-cnn-at", "digits-trades"])
+@pytest.mark.parametrize("name", ["digits-cnn-at", "digits-trades", "cifar10-resnet8", "cifar10-resnet8-at"])
 def test_the_gate_establishes_what_the_card_of_a_network_says_again(name):
     held, robust = baseline.load(ROOT / f"reports/baselines/{name}.json"), read_card(FOLDER / f"{name}.json")["robust"]
     assert [held.job[key] for key in ("attack", "norm", "tile")] == [robust[key] for key in ("attack", "norm", "tile")]

@@ -7,7 +7,7 @@ from robustkit_attacks.mora import MORA
 from torch import nn
 
 from robustkit import evaluate
-from robustkit.api import Outputs, ThreatModel
+from robustkit.api import Case, Outputs, ThreatModel
 from robustkit.errors import UsageError
 from robustkit.testing import attack_batch, check_attack
 from tests import toys
@@ -65,14 +65,16 @@ def test_the_weight_of_a_member_is_the_gradient_of_the_ensembles_decision(aimed)
     (grad,) = torch.autograd.grad(decides, z)
     expected = 4 * grad.gather(2, m[None, :, None].expand(4, -1, 1))[..., 0]
     expected[members.argmax(-1) != y] = 0
-    found = mora.weights(logits, members, y, aim, "probs", faithful=False)
+    done = members.argmax(-1) != y
+    found = mora.weights(logits, members, y, aim, torch.full((6,), 0.2), done, faithful=False)
     assert (found > 0).sum() > 10
     torch.testing.assert_close(found, expected)
 
 
 def test_where_the_mean_of_the_logits_decides_all_members_weigh_alike():
     members = torch.randn(3, 6, 5, generator=toys.seeded(7))
-    found = mora.weights(members.mean(0), members, torch.arange(6) % 5, None, "logits", faithful=False)
+    y = torch.arange(6) % 5
+    found = mora.weights(members.mean(0), members, y, None, torch.zeros(6), members.argmax(-1) != y, faithful=False)
     torch.testing.assert_close(found, found[:1].expand(3, -1))
 
 
@@ -85,8 +87,9 @@ def test_a_confident_member_is_scaled_to_a_lead_of_ten():
 @pytest.mark.parametrize("join", ["logits", "probs", "vote"])
 def test_how_members_are_joined_is_found_out(join):
     module, x = Ensemble(join), images(9)
-    assert mora.joined_by(Outputs(*module.forward_with_members(x))) == join
-    assert mora.joined_by(Outputs(module(x))) == "logits"
+    sharpness = {"logits": 0.0, "probs": 0.2, "vote": 0.8}[join]
+    assert mora.sharpness_of(Outputs(*module.forward_with_members(x))).tolist() == pytest.approx([sharpness] * 9)
+    assert mora.sharpness_of(Outputs(module(x))).tolist() == [0] * 9
 
 
 @pytest.mark.parametrize("faithful", [False, True])
@@ -109,6 +112,43 @@ def test_the_result_of_a_row_does_not_depend_on_the_others():
     for some in [torch.tensor([2]), torch.tensor([7, 1, 3])]:
         apart = attack_batch(attack, module, x[some], y[some], LINF, indices=some, tile=4)
         assert torch.equal(apart.verdicts.adv, together.verdicts.adv[some])
+
+
+def test_how_a_sample_s_members_are_joined_is_told_by_that_sample():
+    sure = torch.tensor([40.0, 0.0, 0.0]).expand(3, 1, 3)  # all saturated: mean probabilities or votes, who knows
+    split = torch.tensor([[[3.0, 0.0, 0.0]], [[0.0, 2.0, 0.0]], [[2.5, 0.0, 0.0]]])
+    members = torch.cat([sure, split], 1)
+    outputs = Outputs(100 * members.median(0).values, members)
+    apart = [mora.sharpness_of(Outputs(outputs.logits[i : i + 1], members[:, i : i + 1])) for i in range(2)]
+    assert torch.equal(torch.cat(apart), mora.sharpness_of(outputs))
+    assert apart[0] != apart[1]
+
+
+def test_a_member_that_decides_a_third_class_still_counts_where_a_class_is_wanted():
+    members = torch.tensor([[[3.0, 1.0, 0.0]], [[0.0, 3.0, 1.0]], [[0.0, 1.0, 3.0]]])
+    case = attack_case(members)
+    outputs = Outputs(members.softmax(-1).mean(0).log(), members)
+    leaves = members.clone().requires_grad_(True)
+    loss = MORA(mixes=(1.0,), mode="probs")._loss(
+        case, case.target, mora._Mixture(torch.ones(1), torch.full((1,), 0.2))
+    )
+    loss(outputs._replace(members=leaves)).sum().backward()
+    moved = leaves.grad.abs().sum((1, 2))
+    assert (moved[:2] > 0).all()
+    assert moved[2] == 0  # it decides for the target
+
+
+def attack_case(members):
+    """A case of one image of class 0 whose target is class 2; only labels are asked of it."""
+    x = torch.rand(1, 3, 4, 4)
+    return Case(None, x, torch.tensor([0]), torch.tensor([2]), LINF, None, None, torch.arange(1))
+
+
+def test_without_mixes_a_targeted_evaluation_still_attacks():
+    module, x = Ensemble("probs").eval(), images(24)
+    y = module(x).argmax(1)
+    record = evaluate(module, (x, y), MORA(steps=20, mixes=(), targets=9), eps=0.9, target=int(y[0] + 1) % 5)
+    assert float(record.robust_accuracy) < 0.1
 
 
 def test_very_large_logits_leave_it_a_direction():

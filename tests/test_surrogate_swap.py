@@ -6,6 +6,7 @@ from robustkit_attacks.pgd import PGD
 from robustkit_attacks.surrogate_swap import SurrogateSwap
 from torch import nn
 
+from robustkit import evaluate
 from robustkit.api import ThreatModel
 from robustkit.errors import UsageError
 from robustkit.testing import attack_batch, check_attack
@@ -38,6 +39,22 @@ def linear(seed=1):
 
 def images(n=20):
     return 0.3 + 0.4 * torch.rand(n, 3, 4, 4, generator=toys.seeded(0))
+
+
+class DeadMembers(nn.Module):
+    """An ensemble of two whose members pass no gradient, and say nothing of it."""
+
+    def members(self):
+        return [toys.Detached(linear(1)), toys.Detached(linear(2))]
+
+    def forward(self, x):
+        return torch.stack([member(x) for member in self.members()]).mean(0)
+
+
+def test_without_any_stand_in_to_follow_there_is_no_number():
+    module, x = DeadMembers(), images()
+    record = evaluate(module, (x, module(x).argmax(1)), SurrogateSwap(of="members", steps=5), eps=0.9)
+    assert record.robust_accuracy is None
 
 
 def test_a_model_that_misleads_gradients_falls_to_its_stand_in():

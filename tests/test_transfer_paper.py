@@ -38,6 +38,22 @@ def test_the_protocol_s_sets_and_attacks_are_the_paper_s():
     assert cost["MI-CWA"].gradients(6) == 2 * cost["MI"].gradients(6) == 120  # methods.md 5.5: about 2× MI
 
 
+def test_the_command_asks_for_what_the_file_says(monkeypatch):
+    from robustkit import cli_transfer
+
+    class Asked(Exception):
+        pass
+
+    def measure(surrogates, victims, attacks, arguments, **_):
+        raise Asked(surrogates, victims, attacks, arguments["sets"])
+
+    monkeypatch.setattr(cli_transfer, "_measure", measure)
+    asked = CliRunner().invoke(main, ["transfer", "--config", str(HERE / "imagenet.toml")]).exception
+    assert isinstance(asked, Asked)
+    sets = {name: tuple(members) for name, members in CONFIG["surrogates"].items()}
+    assert asked.args == (CONFIG["surrogate"], CONFIG["victim"], CONFIG["attack"], sets)
+
+
 @needs("torchvision", "timm", "robustbench")
 @pytest.mark.parametrize("text", [*CONFIG["surrogate"].values(), *CONFIG["victim"].values()])
 def test_every_model_of_the_protocol_is_known_with_its_weights_pinned(text):

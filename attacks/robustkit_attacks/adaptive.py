@@ -134,8 +134,8 @@ class Adaptive:
             yield "surrogates", swap(name, "surrogates")
         attacked = facts.surrogates if not self.only or "surrogates" in self.only else ()
         if facts.members > 1:
-            if "mean-logits" not in attacked:
+            if "mean-logits" not in attacked and not facts.blind_members:
                 yield "members", swap("mean", "members", facts.members)
             for number in range(facts.members):
-                if f"member-{number + 1}" not in attacked:
+                if f"member-{number + 1}" not in attacked and number not in facts.blind_members:
                     yield "members", swap(str(number), "members", facts.members)

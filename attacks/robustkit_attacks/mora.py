@@ -10,6 +10,7 @@ output counted as one more member of P.
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -36,6 +37,13 @@ class _State(NamedTuple):
     found: Images
     hit: Tensor
     place: Tensor
+
+
+class _Mixture(NamedTuple):
+    """For each row, the share of the reweighed members, and the sharpness behind their weights."""
+
+    share: Tensor
+    sharpness: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,23 +75,28 @@ class MORA:
         """The last candidate of each sample; what the judge confirms on the way leaves."""
         result = case.x.clone()
         place = torch.arange(len(result), device=result.device)
-        mode = joined_by(case.oracle.outputs(case.x)) if self.mode == "auto" else self.mode
+        joins = self._sharpness(case)
         aims = parts.wrong_classes(case, self.targets) if self.targets and case.target is None else None
-        runs: list[tuple[float, int | None]] = [(mix, None) for mix in self.mixes]
-        if aims is not None:
-            runs += [(0.0 if mode == "logits" else 0.5, rank) for rank in range(aims.shape[1])]
-        for stream, (mix, rank) in enumerate(runs):
+        halves = torch.where(joins == 0, 0.0, 0.5)
+        runs: list[tuple[Tensor, int | None]] = [(torch.full_like(joins, mix), None) for mix in self.mixes]
+        runs += [(halves, rank) for rank in range(0 if aims is None else aims.shape[1])]
+        for stream, (mix, rank) in enumerate(runs or [(halves, None)]):
             if not len(place):
                 break
             some = case.select(place)
             aim = some.target if rank is None or aims is None else aims[place, rank]
-            place, ended = self._climb(some, place, aim, mix, mode, stream)
+            place, ended = self._climb(some, place, aim, _Mixture(mix[place], joins[place]), stream)
             result[place] = ended
             place = place[~case.select(place).submit(ended)] if len(place) else place
         return result
 
+    def _sharpness(self, case: Case) -> Tensor:
+        if self.mode == "auto":
+            return sharpness_of(case.oracle.outputs(case.x))
+        return torch.full(case.y.shape, _SHARPNESS[self.mode], device=case.y.device)
+
     def _climb(
-        self, case: Case, place: Tensor, aim: Labels | None, mix: float, mode: str, stream: int
+        self, case: Case, place: Tensor, aim: Labels | None, mixture: _Mixture, stream: int
     ) -> tuple[Tensor, Images]:
         """One run: the places and candidates of what is not confirmed broken before its end."""
         threat = case.threat
@@ -91,7 +104,7 @@ class MORA:
         state = _State(start, start, start, torch.zeros_like(place, dtype=torch.bool), place)
         for step in range(self.steps):
             oracle = source(case.oracle)
-            outputs, _, grad = oracle.gradient(state.adv, self._loss(case, aim, mix, mode))
+            outputs, _, grad = oracle.gradient(state.adv, self._loss(case, aim, mixture))
             voted = oracle is not case.oracle  # a stand-in answers: what the ensemble decides its members' votes say
             hit = case.reached(votes(outputs) if voted else outputs.logits)
             size = 2 * threat.eps * 0.5 * (1 + math.cos(math.pi * step / self.steps))
@@ -105,19 +118,21 @@ class MORA:
             )  # fmt: skip
             if parts.checkpoint(step + 1):
                 case, state, stays = parts.leave(case, state)
-                aim = None if aim is None else aim[stays]
+                aim, mixture = None if aim is None else aim[stays], parts.select(mixture, stays)
                 if not len(state.place):
                     break
         return state.place, rows.pick(state.hit, state.found, state.adv)
 
-    def _loss(self, case: Case, aim: Labels | None, mix: float, mode: str) -> Loss:
+    def _loss(self, case: Case, aim: Labels | None, mixture: _Mixture) -> Loss:
         """Cross-entropy of the mixture: raised for y, or lowered for the class aimed at."""
 
         def loss(outputs: Outputs) -> Tensor:
             logits = outputs.logits
             members = logits[None] if outputs.members is None else outputs.members
-            share = weights(logits, members, case.y, aim, mode, self.faithful)
+            done = rows.reached(members, case.y, case.target)
+            share = weights(logits, members, case.y, aim, mixture.sharpness, done, self.faithful)
             joined = (share[:, :, None] * calmed(members)).sum(0) / _away_from_zero(share.sum(0))[:, None]
+            mix = mixture.share[:, None]
             total = (1 - mix) * logits / _lead(logits)[:, None] + mix * joined
             if aim is not None:
                 return -F.cross_entropy(total, aim, reduction="none")
@@ -136,15 +151,19 @@ def source(oracle: Oracle) -> Oracle:
     return oracle if oracle.differentiable else next(iter(oracle.surrogates.values()), oracle)
 
 
-def joined_by(outputs: Outputs) -> str:
-    """How an ensemble joins its members: "logits", "probs" or, if it is neither mean, "vote"."""
-    if outputs.members is None:
-        return "logits"
-    if torch.allclose(outputs.logits, outputs.members.mean(0), rtol=1e-3, atol=1e-4):
-        return "logits"
-    mean = outputs.members.softmax(-1).mean(0)
-    same = torch.allclose(outputs.logits.softmax(-1), mean, rtol=1e-3, atol=1e-4)
-    return "probs" if same else "vote"
+def sharpness_of(outputs: Outputs) -> Tensor:
+    """For each sample, the sharpness for how its members are joined: mean logits, mean probabilities, or else votes.
+
+    Each sample by its own outputs, so that none is attacked otherwise beside others.
+    """
+    logits, members = outputs.logits, outputs.members
+    if members is None:
+        return torch.full_like(logits[:, 0], _SHARPNESS["logits"])
+    close = partial(torch.isclose, rtol=1e-3, atol=1e-4)
+    by_probs = close(logits.softmax(-1), members.softmax(-1).mean(0)).all(-1)
+    by_logits = close(logits, members.mean(0)).all(-1)
+    found = torch.where(by_probs, _SHARPNESS["probs"], _SHARPNESS["vote"])
+    return torch.where(by_logits, _SHARPNESS["logits"], found).to(logits)
 
 
 def votes(outputs: Outputs) -> Logits:
@@ -160,13 +179,17 @@ def calmed(members: Tensor) -> Tensor:
     return members / (_lead(members).amax(0) / _CONFIDENT).clamp_min(1.0)[None, :, None]
 
 
-def weights(logits: Logits, members: Tensor, y: Labels, aim: Labels | None, mode: str, faithful: bool) -> Tensor:
-    """The weight of each member for each sample, shape (members, batch), without a gradient."""
+def weights(
+    logits: Logits, members: Tensor, y: Labels, aim: Labels | None, sharpness: Tensor, done: Tensor, faithful: bool
+) -> Tensor:
+    """The weight of each member for each sample, shape (members, batch), without a gradient.
+
+    `done`, of that shape too: which members decide as the attack wants already.
+    """
     logits, members = logits.detach(), members.detach()
     strongest = logits.scatter(1, y[:, None], -torch.inf).argmax(1) if aim is None else aim
-    sharpness = _SHARPNESS[mode]
     scaled = calmed(members)
-    p = (sharpness * (members if faithful else scaled)).softmax(-1)
+    p = (sharpness[:, None] * (members if faithful else scaled)).softmax(-1)
     mean = (scaled.softmax(-1) if faithful else p).mean(0)
     if faithful:
         n = len(members)
@@ -174,16 +197,13 @@ def weights(logits: Logits, members: Tensor, y: Labels, aim: Labels | None, mode
     p_m, p_y = _at(p, strongest), _at(p, y)
     mean_m, mean_y = (_at(mean[None], label)[0].clamp_min(_TINY) for label in (strongest, y))
     if faithful:
-        return _right(members, y, mode, p_m * ((1 + p_m) / mean_m - p_y / mean_y))
-    return _right(members, y, mode, p_m * (p_y / mean_y + (1 - p_m) / mean_m))
+        return _undone(done, sharpness, p_m * ((1 + p_m) / mean_m - p_y / mean_y))
+    return _undone(done, sharpness, p_m * (p_y / mean_y + (1 - p_m) / mean_m))
 
 
-def _right(members: Tensor, y: Labels, mode: str, weight: Tensor) -> Tensor:
-    """Members that are wrong already get no weight, unless the mean of the logits decides, or all are wrong."""
-    right = members.argmax(-1) == y
-    if mode == "logits":
-        return weight
-    return torch.where(right | ~right.any(0), weight, torch.zeros_like(weight))
+def _undone(done: Tensor, sharpness: Tensor, weight: Tensor) -> Tensor:
+    """Members that are done get no weight, unless the mean of the logits decides (sharpness 0), or all are done."""
+    return torch.where(~done | done.all(0) | (sharpness == 0), weight, torch.zeros_like(weight))
 
 
 def _at(values: Tensor, label: Labels) -> Tensor:

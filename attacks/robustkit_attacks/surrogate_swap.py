@@ -49,6 +49,8 @@ class SurrogateSwap:
         result = case.x.clone()
         place = torch.arange(len(result), device=result.device)
         stand_ins = self._stand_ins(case)
+        dead: NoGradientError | None = None
+        attacked = False
         for restart in range(self.restarts):
             for number, stand_in in enumerate(stand_ins):
                 some = case.select(place)
@@ -56,15 +58,19 @@ class SurrogateSwap:
                 try:
                     swapped = replace(some, oracle=stand_in.select(place))
                     place, ended = self._run(case, swapped, self.steps, place, start, result)
-                except NoGradientError:
+                except NoGradientError as error:
                     if self.of == "surrogates":  # which are declared to be differentiable
                         raise
+                    dead = error
                     continue
+                attacked = True
                 warm = self.direct and stand_in is not case.oracle and case.oracle.differentiable
                 if warm and len(place):
                     place, ended = self._run(case, case.select(place), self.direct, place, ended, result)
                 if not len(place):
                     return result
+        if dead and not attacked:
+            raise dead
         return result
 
     def _run(

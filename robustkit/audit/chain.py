@@ -47,7 +47,8 @@ class Chain:
         labels = list(dict.fromkeys((*facts.surrogates, *inside)))
         stand_ins = [empty.swap(name, "surrogates", settings) for name in labels]
         if facts.members > 1:
-            for name in ("mean", *map(str, range(facts.members))):
+            seeing = [str(number) for number in range(facts.members) if number not in facts.blind_members]
+            for name in ([] if facts.blind_members else ["mean"]) + seeing:
                 stand_ins.append(empty.swap(name, "members", settings))
                 labels.append("mean of members" if name == "mean" else f"member {name}")
         queries = [empty.named(f"square:queries={settings.queries}", averaged=False)]

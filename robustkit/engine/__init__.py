@@ -156,6 +156,7 @@ def evaluate(
             draws=draws if subject.facts.randomised else 0,
             defense=defended.text(defenses),
             noisy_sha256=subject.noisy_sha256,
+            gradient_signs=subject.gradient_signs,
         )
         _check_carry(carry, job)
         tell = on_event or (lambda event: None)

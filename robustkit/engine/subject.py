@@ -19,6 +19,7 @@ from robustkit.oracle import Network, Noise
 from robustkit.streams import SampleDraws, key_of
 
 PROBES = 8
+_SIGNS = 16  # of each probe image's gradient
 TINY_IMAGE, SMALL_IMAGE = 1 * 16 * 16, 3 * 64 * 64
 Outputs = str  # "logits" or "probs"
 
@@ -61,6 +62,26 @@ class Subject:
             return ""
         one, two = (self.reference.seeded("probe").logits(self.probes) for _ in range(2))
         return _sha256(one) if torch.equal(one, two) else ""
+
+    @cached_property
+    def gradient_signs(self) -> str:
+        """Where the gradients on the probe images point: 16 signs of each, in hex; empty if they cannot be had again.
+
+        An attack follows them, and neither the weights nor the logits show a backward pass that was changed. Signs, for
+        the last bits of a gradient need not come out the same.
+        """
+        repeatable = not self.facts.randomised or self.noisy_sha256
+        if not repeatable or not self.facts.differentiable:
+            return ""
+        network = self.reference.seeded("probe") if self.facts.randomised else self.reference
+        probes = self.probes[: network.tile]
+        grad = _probed(network, probes)
+        if grad is None:
+            return ""
+        draws = SampleDraws(key_of("robustkit gradient signs"), torch.arange(_SIGNS, device=grad.device))
+        towards = draws.normal(probes.shape[1:]).flatten(1).double()
+        seen = grad[: len(probes)].flatten(1).double() @ towards.T
+        return np.packbits((seen > 0).cpu().numpy()).tobytes().hex()
 
     def untouched(self, weights: Mapping[str, Tensor]) -> bool:
         """Whether the model is still in eval mode, has these weights, and answers as it did at the start."""
@@ -192,16 +213,19 @@ def examine(
         _check_rows_are_independent(network, x, probes)
     gradient = gradient_flow(network, x[:PROBES])
     zero, misleading = (0.0, 0.0) if gradient == "none" else gradient_faults(network, x)
-    sub = getattr(module, "members", None)
+    offered = getattr(module, "members", None)
+    members = list(offered()) if callable(offered) else []
+    flows = [gradient_flow(replace(network, module=member), x[:PROBES]) for member in members]
     stand_ins = getattr(module, "surrogates", None)
     facts = ModelFacts(
         classes=k,
         randomised=randomised,
         differentiable=gradient != "none",
-        members=len(sub()) if callable(sub) else 0,
+        members=len(members),
         surrogates=tuple(stand_ins()) if callable(stand_ins) else (),
         zero_gradient=zero,
         misleading_gradient=misleading,
+        blind_members=tuple(number for number, flow in enumerate(flows) if flow == "none"),
     )
     return Subject(
         network, facts, weights_sha256(module), probes, network.logits(probes),
@@ -326,22 +350,28 @@ def _check_rows_are_independent(network: Network, x: Images, probes: Images) -> 
 
 def gradient_flow(network: Network, x: Images) -> str:
     """Whether gradients reach the image: "all", "some" (zero for some of the images) or "none"."""
-    try:
-        (tile, *_) = network.tracked(x)
-        logits = tile.outputs.logits[: x.shape[0]]
-        if not logits.requires_grad:
-            return "none"
-        weights = SampleDraws(key_of("robustkit gradient probe"), torch.arange(x.shape[0], device=x.device))
-        cotangent = weights.normal((logits.shape[1],)).to(logits)
-        (grad,) = torch.autograd.grad(logits, tile.x, cotangent, allow_unused=True)
-    except torch.OutOfMemoryError:
-        raise
-    except (RuntimeError, NotImplementedError):
-        return "none"
+    grad = _probed(network, x)
     if grad is None:
         return "none"
     alive = grad[: x.shape[0]].flatten(1).ne(0).any(1)
     return "all" if bool(alive.all()) else "some" if bool(alive.any()) else "none"
+
+
+def _probed(network: Network, x: Images) -> Tensor | None:
+    """The gradient of a fixed mixture of the logits at some images, at most a tile of them; None if there is none."""
+    try:
+        (tile, *_) = network.tracked(x)
+        logits = tile.outputs.logits[: x.shape[0]]
+        if not logits.requires_grad:
+            return None
+        weights = SampleDraws(key_of("robustkit gradient probe"), torch.arange(x.shape[0], device=x.device))
+        cotangent = weights.normal((logits.shape[1],)).to(logits)
+        grad: Tensor | None = torch.autograd.grad(logits, tile.x, cotangent, allow_unused=True)[0]
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, NotImplementedError):
+        return None
+    return grad
 
 
 def _flags(facts: ModelFacts, gradient: str) -> Iterator[Mapping[str, Any]]:

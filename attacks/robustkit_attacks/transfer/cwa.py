@@ -113,7 +113,7 @@ class CWA:
         surrogates = Surrogates.of(case, self.loss)
         still = torch.zeros_like(case.x)
         state = _State(case.x, still, still, still)
-        steps = self.steps_for(len(surrogates))
+        steps = self.steps_for(len(surrogates), targeted=case.target is not None)
         for t in range(steps):
             draws = case.draws.at(t)
             start = self._reversed(case, surrogates, state.adv)
@@ -166,9 +166,9 @@ class CWA:
         radius = gradients.Neighbours().radius * eps
         return lambda x, draws: gradients.neighbourhood(field, x, self.neighbours, radius, draws)
 
-    def steps_for(self, members: int) -> int:
+    def steps_for(self, members: int, *, targeted: bool = False) -> int:
         """The steps it takes on so many surrogates."""
-        return affordable(self.steps, self.budget, self._a_step(members)[0])
+        return affordable(self.steps, self.budget, self._a_step(members, targeted=targeted)[0])
 
     def gradients(self, members: int) -> int:
         """The member gradients of each image, in an untargeted attack; above `budget` only for the one step due."""
@@ -179,10 +179,10 @@ class CWA:
         found, forwards = self._a_step(members)
         return self.steps_for(members) * (found + forwards), self.steps_for(members) * found
 
-    def _a_step(self, members: int) -> tuple[int, int]:
+    def _a_step(self, members: int, *, targeted: bool = False) -> tuple[int, int]:
         """Member gradients of one step, and forwards beside them: one of each member for each joint gradient."""
         seen = members * self._chain().copies * max(1, self.neighbours)
-        back = members * self._reverses(targeted=False)
+        back = members * self._reverses(targeted=targeted)
         joint = back if self.cse else back + seen
         return back + seen, joint if members > 1 else 0
 

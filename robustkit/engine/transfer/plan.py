@@ -46,6 +46,7 @@ class Known:
             "weights_sha256": self.subject.weights_sha256,
             "probe_sha256": self.subject.probe_sha256,
             "noisy_sha256": self.subject.noisy_sha256,
+            "gradient_signs": self.subject.gradient_signs,
             "precision": str(self.subject.reference.dtype).removeprefix("torch."),
             "classes": self.subject.facts.classes,
             "randomised": self.subject.facts.randomised,

@@ -23,6 +23,7 @@ from robustkit.engine.run import first_line, out_of_memory
 from robustkit.engine.subject import restore, snapshot
 from robustkit.engine.transfer import events
 from robustkit.engine.transfer.check import Checked, check, refused
+from robustkit.engine.transfer.offers import Offers, confirm_none
 from robustkit.engine.transfer.plan import Known, Labelled, SurrogateSet
 from robustkit.errors import RobustkitError, UsageError
 from robustkit.oracle import Counts, ModelOracle, Network
@@ -210,10 +211,11 @@ class Run:
     def _batch(self, row: _Row, part: _Shard, watch: "_Watch") -> tuple[Facts, Images]:
         """Run the attack on one batch and check what comes back: a crash or a cheat is a fact about it."""
         subject, named = row.surrogates.subject, row.named
-        network, facts = self._surrogate_network(row, part), subject.facts
+        network, facts = self._surrogate_network(row, part, ("transfer", named.name)), subject.facts
         target = None
         if self.target:
-            target = targets_for(self.target, part.y, network.logits(part.x), part.indices, self.seed)
+            clean = self._surrogate_network(row, part, ("transfer target",)).logits(part.x)  # for all attacks alike
+            target = targets_for(self.target, part.y, clean, part.indices, self.seed)
         counts = Counts(len(part.x), part.x.device)
         counts.on_call = watch.guard.watching(lambda: watch.tell_passes(counts))
         everyone = torch.arange(len(part.x), device=part.x.device)
@@ -224,9 +226,11 @@ class Run:
         # What an attack is lent is a copy: nothing that it writes to is read again.
         lent = (part.x.clone(), part.y.clone(), None if target is None else target.clone())
         draws = SampleDraws(key_of(self.seed, named.name), part.indices.clone())
-        case = Case(oracle, *lent, replace(self.threat), draws, _no_judge, everyone.clone())
+        offers = Offers(oracle, self.threat, part.x, part.y, target)
+        judge = offers.keep if named.attack.goal == "bounded" else confirm_none
+        case = Case(oracle, *lent, replace(self.threat), draws, judge, everyone.clone())
         try:
-            checked = check(self.threat, part.x, named.attack(case))
+            checked = offers.best(check(self.threat, part.x, named.attack(case)))
         except UsageError:
             raise
         except (Exception, SystemExit) as error:  # the one deliberate catch-all: a crash is a fact about the attack
@@ -241,17 +245,12 @@ class Run:
             restore(subject.reference.module, row.weights)
         return _facts(checked, target, counts), checked.adv
 
-    def _surrogate_network(self, row: _Row, part: _Shard) -> Network:
-        """The surrogates' network; of a randomised one, with noise keyed by the batch's place in the run."""
+    def _surrogate_network(self, row: _Row, part: _Shard, purpose: tuple[str, ...]) -> Network:
+        """The surrogates' network; of a randomised one, with noise keyed by the purpose and the batch's place."""
         reference = row.surrogates.subject.reference
         if reference.noise is None:
             return reference
-        return reference.seeded(self.seed, "transfer", row.named.name, part.start // reference.tile)
-
-
-def _no_judge(samples: Tensor, adv: Any) -> Tensor:
-    """What `Case.submit` answers: a transfer attack cannot ask its victim, so nothing is ever confirmed."""
-    return torch.zeros_like(samples, dtype=torch.bool)
+        return reference.seeded(self.seed, *purpose, part.start // reference.tile)
 
 
 def _same(a: Tensor | None, b: Tensor | None) -> bool:
