@@ -17,6 +17,7 @@ from robustkit.spec import listed, suggest
 RUNS = Path("robustkit-runs")
 # NAME=SPEC, where the '=' of an option comes after a ':'; "NAME"=SPEC of any name.
 _NAMED = re.compile(r'(?:"([^"]+)"|([^"=:/()+]+))=(.+)', re.DOTALL)
+_SET = re.compile(r'(?:"([^"]+)"|([^"=:/()]+))=(.+)', re.DOTALL)  # no spec of its own has to be told from this one
 
 
 def _config(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
@@ -54,14 +55,14 @@ def _default(name: str, given: Any, param: click.Parameter) -> Any:
     return given
 
 
-def _split(text: str) -> tuple[str, str]:
+def _split(text: str, pattern: re.Pattern[str] = _NAMED) -> tuple[str, str]:
     """The name and the rest of NAME=REST; no name if it is not written so."""
-    match = _NAMED.fullmatch(text.strip())
+    match = pattern.fullmatch(text.strip())
     return ((match[1] or match[2]).strip(), match[3].strip()) if match else ("", text.strip())
 
 
 def named(texts: tuple[str, ...]) -> dict[str, str]:
-    """Specs by name from NAME=SPEC or SPEC, which names itself.
+    """Specs by name from NAME=SPEC, "NAME"=SPEC or SPEC, which names itself.
 
     Raises:
         UsageError: if two have one name.
@@ -88,7 +89,7 @@ def surrogate_sets(
         return surrogates, None
     sets: dict[str, tuple[str, ...]] = {}
     for text in texts:
-        name, members = _split(text)
+        name, members = _split(text, _SET)
         if not name:
             raise UsageError(f"--surrogates {text!r} has no name; write NAME=A+B")
         if name in sets:
@@ -168,6 +169,7 @@ def transfer(
     robustkit transfer --surrogate a=python/my.net_a --surrogate b=python/my.net_b --surrogates one=a \\
         --surrogates both=a+b --victim robustbench/Standard --attack mi --attack mi-cwa --dataset cifar10
     \b
+    A name with any of = : / + ( ) in it stands in quotes: --victim '"ViT-B/16"=torchvision/vit_b_16'.
     Over the same images and threat model, further attacks and victims reuse what the folder holds.
     Exit codes: 0 done, 2 bad usage, 3 a success rate could not be established, 130 interrupted.
     """  # noqa: D301

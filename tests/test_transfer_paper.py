@@ -54,6 +54,18 @@ def test_the_command_asks_for_what_the_file_says(monkeypatch):
     assert asked.args == (CONFIG["surrogate"], CONFIG["victim"], CONFIG["attack"], sets)
 
 
+def test_a_quoted_name_may_be_anything():
+    from robustkit.cli_transfer import named, surrogate_sets
+
+    assert named(('"ViT-B/16"=torchvision/vit_b_16:weights=none', "a=b:c=d", "digits-cnn")) == {
+        "ViT-B/16": "torchvision/vit_b_16:weights=none", "a": "b:c=d", "digits-cnn": "digits-cnn",
+    }  # fmt: skip
+    assert surrogate_sets(('"all: (2+)"=(ViT-B/16)+a',), {"ViT-B/16": "x", "a": "y"})[1] == {
+        "all: (2+)": ("ViT-B/16", "a")
+    }
+    assert surrogate_sets(("one + two=a+b",), {"a": "y", "b": "z"})[1] == {"one + two": ("a", "b")}
+
+
 @needs("torchvision", "timm", "robustbench")
 @pytest.mark.parametrize("text", [*CONFIG["surrogate"].values(), *CONFIG["victim"].values()])
 def test_every_model_of_the_protocol_is_known_with_its_weights_pinned(text):
