@@ -30,8 +30,10 @@ def main():
     """Train, time, print two Markdown tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=30)
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=5, help="at least 2, for a spread")
     given = parser.parse_args()
+    if given.seeds < 2:
+        parser.error(f"--seeds must be at least 2 for a standard deviation, not {given.seeds}")
     torch.set_num_threads(1)
     cpu = torch.device("cpu")
     data, test = (held(load_dataset(f"digits:split={split}"), cpu) for split in ("train", "test"))
