@@ -128,6 +128,14 @@ def test_a_budget_gives_each_method_the_same_member_gradients():
     assert used == dict.fromkeys(used, [96] * 3)
 
 
+def test_a_budget_buys_more_steps_where_a_target_saves_the_reverse_step():
+    """The code's settings take no step of SAM towards a target."""
+    attack = make_attack("mi-cwa:settings=code,budget=40")
+    pair, target = linear_pair(SHAPE), (Y + 1) % 4
+    assert run(attack, pair, X, Y, LINF).backwards.tolist() == [40] * 3
+    assert run(attack, pair, X, Y, LINF, target=target).backwards.tolist() == [40] * 3
+
+
 # Names
 
 

@@ -1,4 +1,4 @@
-"""What the gradients of a model are worth, seen on its first images: whether they vanish, and whether they mislead."""
+"""What the gradients of a model are worth, seen on a few images: whether they flow, vanish or mislead."""
 
 from dataclasses import replace
 
@@ -9,8 +9,35 @@ from torch.nn import functional as F
 from robustkit import rows
 from robustkit.api import Images
 from robustkit.oracle import Network, Noise
+from robustkit.streams import SampleDraws, key_of
 
 STEP = 1 / 255  # of each pixel, small against any eps that is attacked
+
+
+def gradient_flow(network: Network, x: Images) -> str:
+    """Whether gradients reach the image: "all", "some" (zero for some of the images) or "none"."""
+    grad = probed_gradient(network, x)
+    if grad is None:
+        return "none"
+    alive = grad[: x.shape[0]].flatten(1).ne(0).any(1)
+    return "all" if bool(alive.all()) else "some" if bool(alive.any()) else "none"
+
+
+def probed_gradient(network: Network, x: Images) -> Tensor | None:
+    """The gradient of a fixed mixture of the logits at some images, at most a tile of them; None if there is none."""
+    try:
+        (tile, *_) = network.tracked(x)
+        logits = tile.outputs.logits[: x.shape[0]]
+        if not logits.requires_grad:
+            return None
+        weights = SampleDraws(key_of("robustkit gradient probe"), torch.arange(x.shape[0], device=x.device))
+        cotangent = weights.normal((logits.shape[1],)).to(logits)
+        grad: Tensor | None = torch.autograd.grad(logits, tile.x, cotangent, allow_unused=True)[0]
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, NotImplementedError):
+        return None
+    return grad
 
 
 def gradient_faults(network: Network, x: Images) -> tuple[float, float]:

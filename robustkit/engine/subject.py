@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from robustkit.api import Images, Labels, Logits, ModelFacts
-from robustkit.engine.gradients import gradient_faults
+from robustkit.engine.gradients import gradient_faults, gradient_flow, probed_gradient
 from robustkit.errors import UsageError
 from robustkit.oracle import Network, Noise
 from robustkit.streams import SampleDraws, key_of
@@ -75,7 +75,7 @@ class Subject:
             return ""
         network = self.reference.seeded("probe") if self.facts.randomised else self.reference
         probes = self.probes[: network.tile]
-        grad = _probed(network, probes)
+        grad = probed_gradient(network, probes)
         if grad is None:
             return ""
         draws = SampleDraws(key_of("robustkit gradient signs"), torch.arange(_SIGNS, device=grad.device))
@@ -346,32 +346,6 @@ def _check_rows_are_independent(network: Network, x: Images, probes: Images) -> 
             "the model's outputs for an image depend on the other images of its batch; is it in eval mode, and does "
             "its BatchNorm track running statistics?"
         )
-
-
-def gradient_flow(network: Network, x: Images) -> str:
-    """Whether gradients reach the image: "all", "some" (zero for some of the images) or "none"."""
-    grad = _probed(network, x)
-    if grad is None:
-        return "none"
-    alive = grad[: x.shape[0]].flatten(1).ne(0).any(1)
-    return "all" if bool(alive.all()) else "some" if bool(alive.any()) else "none"
-
-
-def _probed(network: Network, x: Images) -> Tensor | None:
-    """The gradient of a fixed mixture of the logits at some images, at most a tile of them; None if there is none."""
-    try:
-        (tile, *_) = network.tracked(x)
-        logits = tile.outputs.logits[: x.shape[0]]
-        if not logits.requires_grad:
-            return None
-        weights = SampleDraws(key_of("robustkit gradient probe"), torch.arange(x.shape[0], device=x.device))
-        cotangent = weights.normal((logits.shape[1],)).to(logits)
-        grad: Tensor | None = torch.autograd.grad(logits, tile.x, cotangent, allow_unused=True)[0]
-    except torch.OutOfMemoryError:
-        raise
-    except (RuntimeError, NotImplementedError):
-        return None
-    return grad
 
 
 def _flags(facts: ModelFacts, gradient: str) -> Iterator[Mapping[str, Any]]:
