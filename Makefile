@@ -48,9 +48,9 @@ baselines-cifar10: .venv/.installed
 
 # The bundled networks, each by its own command; `zoo-cifar10` needs CIFAR-10 (ROBUSTKIT_DATA, ROBUSTKIT_KIT, or fetched).
 # What others learn from comes first.
-ZOO := digits-cnn digits-cnn-at digits-trades digits-teacher digits-distillation digits-dverge digits-self-ensemble digits-fusion \
-  scenes-background scenes-foreground scenes-cnn scenes-cnn-at scenes-trades scenes-teacher scenes-distillation \
-  scenes-dverge scenes-self-ensemble scenes-fusion
+ZOO := digits-cnn digits-cnn-at digits-trades digits-teacher digits-distillation digits-dverge digits-self-ensemble \
+  digits-fusion scenes-background scenes-foreground scenes-cnn scenes-cnn-at scenes-trades scenes-teacher \
+  scenes-distillation scenes-dverge scenes-self-ensemble scenes-fusion
 MAKE_ZOO = for name in $(1); do $(BIN)/python -m robustkit.sources.zoo.make $$name || exit 1; done
 
 zoo: .venv/.installed
