@@ -51,7 +51,7 @@ baselines-cifar10: .venv/.installed
 ZOO := digits-cnn digits-cnn-at digits-trades digits-teacher digits-distillation digits-dverge digits-self-ensemble \
   digits-fusion scenes-background scenes-foreground scenes-cnn scenes-cnn-at scenes-trades scenes-teacher \
   scenes-distillation scenes-dverge scenes-self-ensemble scenes-fusion
-MAKE_ZOO = for name in $(1); do $(BIN)/python -m robustkit.sources.zoo.make $$name || exit 1; done
+MAKE_ZOO = for name in $(1); do $(BIN)/python -m tools.zoo.make $$name || exit 1; done
 
 zoo: .venv/.installed
 	$(call MAKE_ZOO,$(ZOO))

@@ -17,11 +17,11 @@ import torch
 from robustkit_defenses.recipes.fast_at import one_step
 
 from robustkit.datasets import load_dataset
-from robustkit.recipes import Schedule, Task, Training
-from robustkit.sources import load_model, trained, untrained
+from robustkit.models.sources import load_model, trained, untrained
 from robustkit.training.adversarial import cross_entropy
 from robustkit.training.data import batches, held
 from robustkit.training.loop import Loop, Watch, optimiser
+from robustkit.training.recipes import Schedule, Task, Training
 
 EPS = 0.1
 

@@ -18,8 +18,8 @@ from robustkit_defenses.probes import save_probes
 import robustkit
 from benchmarks.readme import write_between
 from robustkit import datasets
-from robustkit.record import RunRecord
-from robustkit.store import load_run
+from robustkit.records.folder import load_run
+from robustkit.records.run import RunRecord
 from tests import kit
 
 HERE = Path(__file__).parent.parent / "reports/paper/crossmax"

@@ -24,10 +24,10 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 import robustkit
 from benchmarks.readme import write_between
+from robustkit.records.folder import write_text
+from robustkit.records.transfer import TransferRecord
 from robustkit.report import transfer as report
 from robustkit.report.transfer_live import Line
-from robustkit.store import write_text
-from robustkit.transfer_record import TransferRecord
 from tests import kit
 
 HERE = Path(__file__).parent.parent / "reports/paper/cwa"

@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import robustkit
-from robustkit.recipes import Schedule
 from robustkit.spec import number
 from robustkit.training import run
+from robustkit.training.recipes import Schedule
 
 
 class Divided(nn.Module):

@@ -21,14 +21,14 @@ from torch import nn
 
 import robustkit
 from benchmarks.readme import write_between
-from robustkit.recipes import Schedule
-from robustkit.record import RunRecord
-from robustkit.sources import load_model
-from robustkit.sources.zoo.architectures import CifarResNet
+from robustkit.models.sources import load_model
+from robustkit.models.sources.zoo.architectures import CifarResNet
+from robustkit.records.run import RunRecord
+from robustkit.records.transfer import CLEAN, SUCCESS, TransferRecord
 from robustkit.stats import Proportion
 from robustkit.training.events import EpochDone
+from robustkit.training.recipes import Schedule
 from robustkit.training.run import Request, train
-from robustkit.transfer_record import CLEAN, SUCCESS, TransferRecord
 from tests import kit
 
 HERE = Path(__file__).parent.parent / "reports/paper/dverge"

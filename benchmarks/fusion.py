@@ -27,11 +27,11 @@ from benchmarks.readme import write_between
 from robustkit.api import Dataset
 from robustkit.datasets import Pair
 from robustkit.datasets.corrupted import Corrupted
-from robustkit.sources.normalized import Normalise
-from robustkit.sources.zoo.first import Plan, train
+from robustkit.models.sources.normalized import Normalise
+from robustkit.records.folder import write_text
 from robustkit.stats import Proportion
-from robustkit.store import write_text
 from tests import kit
+from tools.zoo.first import Plan, train
 
 HERE = Path(__file__).parent.parent / "reports/paper/fusion"
 BEGIN, END = "<!-- tables: written by benchmarks/fusion.py -->", "<!-- end of tables -->"

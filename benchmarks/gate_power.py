@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from robustkit import gate
-from robustkit.compare import Change
+from robustkit.records import gate
+from robustkit.records.compare import Change
 
 DISCORDANCE = (0.05, 0.10, 0.15)
 DROPS = [points / 2 for points in range(13)]

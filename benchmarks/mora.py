@@ -12,7 +12,7 @@ import logging
 import torch
 
 import robustkit
-from robustkit.ensembles import Ensemble
+from robustkit.models.ensembles import Ensemble
 from tests import kit
 
 NETWORKS = ("cifar10_cnn_a_std", "cifar10_marabou_small", "cifar10_conv_small_pgd2")

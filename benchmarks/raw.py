@@ -19,9 +19,10 @@ from robustkit_defenses.raw.train import psnr
 
 import robustkit
 from benchmarks.readme import write_between
-from robustkit import defended, stats
-from robustkit.store import load_run, write_text
-from robustkit.transfer_store import load_transfer
+from robustkit import stats
+from robustkit.models import defended
+from robustkit.records.folder import load_run, write_text
+from robustkit.records.transfer_folder import load_transfer
 from tests import kit
 
 HERE = Path(__file__).parent.parent / "reports/paper/raw"

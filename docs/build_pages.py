@@ -15,18 +15,21 @@ from pathlib import Path
 
 import click
 
-from robustkit import cards, datasets, plugins, sources
+from robustkit import datasets, plugins
+from robustkit.cli import cards
 from robustkit.cli import main as program
 from robustkit.errors import UsageError
+from robustkit.models import sources
 
 ROOT = Path(__file__).resolve().parent.parent
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
 PYTHON = {
-    "Evaluating": ["robustkit.engine.evaluate", "robustkit.record.RunRecord", "robustkit.store.load_run"],
-    "Transfer": ["robustkit.engine.transfer.transfer", "robustkit.transfer_record.TransferRecord",
-                 "robustkit.transfer_store.load_transfer"],
-    "Models and data": ["robustkit.sources.load_model", "robustkit.datasets.load_dataset"],
-    "Comparing": ["robustkit.compare.compare", "robustkit.compare.Comparison", "robustkit.compare.Change",
+    "Evaluating": ["robustkit.evaluation.evaluate", "robustkit.records.run.RunRecord", "robustkit.records.folder.load_run"],
+    "Transfer": ["robustkit.transfers.transfer", "robustkit.records.transfer.TransferRecord",
+                 "robustkit.records.transfer_folder.load_transfer"],
+    "Models and data": ["robustkit.models.sources.load_model", "robustkit.datasets.load_dataset"],
+    "Comparing": ["robustkit.records.compare.compare",
+                  "robustkit.records.compare.Comparison", "robustkit.records.compare.Change",
                   "robustkit.stats.Proportion", "robustkit.stats.mcnemar_p"],
     "Studies": ["robustkit.study.grammar.read", "robustkit.study.run.run", "robustkit.study.results.load"],
     "What plugins are made of": ["robustkit.api", "robustkit.plugins.Plugin", "robustkit.plugins.Entry",

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _LAZY = {
-    "evaluate": "robustkit.engine",
-    "transfer": "robustkit.engine.transfer",
-    "load_model": "robustkit.sources",
+    "evaluate": "robustkit.evaluation",
+    "transfer": "robustkit.transfers",
+    "load_model": "robustkit.models.sources",
     "load_dataset": "robustkit.datasets",
     "ThreatModel": "robustkit.api",
-    "RunRecord": "robustkit.record",
-    "TransferRecord": "robustkit.transfer_record",
+    "RunRecord": "robustkit.records.run",
+    "TransferRecord": "robustkit.records.transfer",
     "RobustkitError": "robustkit.errors",
     "UsageError": "robustkit.errors",
 }
@@ -38,12 +38,12 @@ __all__ = [
 if TYPE_CHECKING:
     from robustkit.api import ThreatModel
     from robustkit.datasets import load_dataset
-    from robustkit.engine import evaluate
-    from robustkit.engine.transfer import transfer
     from robustkit.errors import RobustkitError, UsageError
-    from robustkit.record import RunRecord
-    from robustkit.sources import load_model
-    from robustkit.transfer_record import TransferRecord
+    from robustkit.evaluation import evaluate
+    from robustkit.models.sources import load_model
+    from robustkit.records.run import RunRecord
+    from robustkit.records.transfer import TransferRecord
+    from robustkit.transfers import transfer
 
 
 def __getattr__(name: str) -> Any:

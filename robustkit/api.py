@@ -1,8 +1,8 @@
 """The contract between the harness and everything that plugs into it.
 
 Images are float32 in [0,1], shape (batch, channels, height, width); eps is a fraction such as 8/255, in those
-units; logits are pre-softmax scores. A plugin needs this module, `robustkit.rows` and nothing else; a recipe
-`robustkit.recipes` besides.
+units; logits are pre-softmax scores. A plugin needs this module, `robustkit.numerics.rows` and nothing else; a recipe
+`robustkit.training.recipes` besides.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,8 +13,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from robustkit import projection, rows, spec
+from robustkit import spec
 from robustkit.errors import UsageError
+from robustkit.numerics import projection, rows
 
 Norm = Literal["linf", "l2", "l1", "l0"]
 Goal = Literal["bounded", "minimal"]

@@ -4,36 +4,40 @@ from robustkit.plugins import Entry, Plugin
 
 PLUGIN = Plugin(
     sources={
-        "zoo": Entry("robustkit.sources.zoo:Zoo", "networks trained by this project, bundled; the default source"),
+        "zoo": Entry("robustkit.models.sources.zoo:Zoo", "networks of this project, bundled; the default source"),
         "file": Entry(
-            "robustkit.sources.file:Files",
+            "robustkit.models.sources.file:Files",
             "weights (.safetensors, a state dict) with arch=; TorchScript, ONNX, .pt2",
         ),
-        "python": Entry("robustkit.sources.python:Python", "package.module.callable of yours that returns the network"),
+        "python": Entry(
+            "robustkit.models.sources.python:Python", "package.module.callable of yours that returns the network"
+        ),
         "robustbench": Entry(
-            "robustkit.sources.robustbench:Robustbench",
+            "robustkit.models.sources.robustbench:Robustbench",
             "RobustBench's zoo of robust networks: NAME:dataset=cifar10,threat=Linf",
             "robustkit[zoo]",
         ),
         "timm": Entry(
-            "robustkit.sources.timm_models:Timm",
+            "robustkit.models.sources.timm_models:Timm",
             "timm's classifiers: NAME[.TAG]:pretrained=false,classes=10",
             "robustkit[zoo]",
         ),
         "torchvision": Entry(
-            "robustkit.sources.torchvision_models:Torchvision",
+            "robustkit.models.sources.torchvision_models:Torchvision",
             "torchvision's classifiers: NAME:weights=IMAGENET1K_V2",
             "robustkit[zoo]",
         ),
         "hf": Entry(
-            "robustkit.sources.hf:HuggingFace",
+            "robustkit.models.sources.hf:HuggingFace",
             "image classifiers of transformers: ORG/NAME, or a folder: ./FOLDER",
             "robustkit[zoo]",
         ),
         "defended": Entry(
-            "robustkit.sources.defended:Defended", "(MODEL):by=DEFENSE, any model behind inference-time defenses"
+            "robustkit.models.sources.defended:Defended", "(MODEL):by=DEFENSE, any model behind inference-time defenses"
         ),
-        "ensemble": Entry("robustkit.sources.ensemble:Ensembles", "(A)+(B)+(C):mean=logits|probs|vote, any models"),
+        "ensemble": Entry(
+            "robustkit.models.sources.ensemble:Ensembles", "(A)+(B)+(C):mean=logits|probs|vote, any models"
+        ),
     },
     datasets={
         "digits": Entry("robustkit.datasets.digits:digits", "8×8 handwritten digits, embedded (scikit-learn's)"),

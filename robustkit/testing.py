@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from robustkit.api import NORMS, Attack, Case, Images, Labels, Norm, ThreatModel
 from robustkit.engine.judge import BROKEN, VIOLATED, Judge, Verdicts
-from robustkit.oracle import Counts, ModelOracle, Network
-from robustkit.streams import SampleDraws, key_of
+from robustkit.models.oracle import Counts, ModelOracle, Network
+from robustkit.numerics.streams import SampleDraws, key_of
 
 
 class Attacked(NamedTuple):
@@ -180,7 +180,10 @@ def _same(first: Attacked, other: Attacked, rows: Tensor, what: str) -> None:
         ("outcomes", first.verdicts.outcome[rows], other.verdicts.outcome),
         ("forward counts", first.forwards[rows], other.forwards),
     ):
-        _require(torch.equal(a, b), f"{what} gave other {name}; use case.draws, and sums per sample (robustkit.rows)")
+        _require(
+            torch.equal(a, b),
+            f"{what} gave other {name}; use case.draws and sums per sample",
+        )
 
 
 def _leaves_the_world_alone(attack: Attack, problem: _Problem, first: Attacked) -> None:

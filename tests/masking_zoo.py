@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robustkit.sources import load_model
+from robustkit.models.sources import load_model
 from tests import kit
 from tests.toys import seeded
 
@@ -119,8 +119,8 @@ def dct_quantised(step):
 def digits_nets(n=4):
     """Small networks for the digits that differ in their seed."""
     from robustkit.datasets.digits import digits
-    from robustkit.sources.zoo.architectures import ARCHITECTURES
-    from robustkit.sources.zoo.first import Plan, train
+    from robustkit.models.sources.zoo.architectures import ARCHITECTURES
+    from tools.zoo.first import Plan, train
 
     build = ARCHITECTURES["digits-cnn"]
     plans = [Plan(epochs=12, seed=seed) for seed in range(1, n + 1)]

@@ -4,7 +4,7 @@ import hashlib
 
 import numpy as np
 
-from robustkit.record import RunRecord
+from robustkit.records.run import RunRecord
 
 LETTERS = {"W": "WRONG", "B": "BROKEN", "R": "ROBUST", "U": "UNKNOWN"}
 JOB = {

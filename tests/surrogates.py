@@ -9,8 +9,8 @@ from torch import nn
 from robustkit import plugins
 from robustkit.api import Case
 from robustkit.engine.judge import Judge
-from robustkit.oracle import Counts, ModelOracle, Network
-from robustkit.streams import SampleDraws
+from robustkit.models.oracle import Counts, ModelOracle, Network
+from robustkit.numerics.streams import SampleDraws
 from tests import toys
 
 PRESETS = [

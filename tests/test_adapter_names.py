@@ -8,8 +8,8 @@ import pytest
 from click.testing import CliRunner
 
 import robustkit
-from robustkit import cards, plugins
-from robustkit.cli import main
+from robustkit import plugins
+from robustkit.cli import cards, main
 from robustkit.engine.plan import Named, attack_text, make_attack, name_of, source_hashes
 from robustkit.errors import UsageError
 
@@ -125,7 +125,7 @@ def test_the_command_line_lists_and_shows():
 
 def test_completion_imports_no_library():
     program = (
-        "import sys\nfrom robustkit.completion import attacks as completed\n"
+        "import sys\nfrom robustkit.cli.completion import attacks as completed\n"
         "print(completed('torchattacks/PGD'), completed('fool'), len(completed('foolbox/L2')), completed('fgs'))\n"
         "print([m for m in ('torch', 'torchattacks', 'foolbox', 'pyautoattack') if m in sys.modules])\n"
     )

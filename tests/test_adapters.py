@@ -11,11 +11,12 @@ import torch
 from torch import nn
 
 import robustkit
-from robustkit import cards, plugins
+from robustkit import plugins
 from robustkit.api import Attack, ForeignAttack, ModelFacts, ThreatModel
+from robustkit.cli import cards
 from robustkit.engine.plan import make_attack, name_of
 from robustkit.errors import UsageError
-from robustkit.oracle import Counts, ModelOracle, Network
+from robustkit.models.oracle import Counts, ModelOracle, Network
 from robustkit.testing import Failure, _small_network, attack_batch, check_attack
 
 pytest.importorskip("torchattacks")

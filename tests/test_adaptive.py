@@ -8,13 +8,12 @@ from robustkit_attacks.autoattack import AutoAttack
 from robustkit_attacks.nes import NES
 from torch import nn
 
-from robustkit import evaluate
+from robustkit import evaluate, events
 from robustkit.api import Expected, ModelFacts, ThreatModel
 from robustkit.cli import main
-from robustkit.engine import events
 from robustkit.engine.plan import make_attack, name_of, resolve_attacks
-from robustkit.engine.subject import examine
 from robustkit.errors import UsageError
+from robustkit.models.examination import examine
 from robustkit.testing import attack_batch
 from tests import kit, toys
 
@@ -252,7 +251,7 @@ def test_members_serve_where_no_stand_in_is_declared(crossmax, only):
 def test_the_mean_of_members_has_the_gradient_of_their_mean_logits(crossmax):
     from robustkit_attacks.mean_of_members import MeanOfMembers
 
-    from robustkit.oracle import Counts, ModelOracle, Network
+    from robustkit.models.oracle import Counts, ModelOracle, Network
 
     ensemble, x, y = crossmax
     shared = toys.SharedBackbone((3, 4, 4))

@@ -10,9 +10,10 @@ from robustkit_attacks.apgd import APGD
 from scipy.optimize import linprog
 from torch import nn
 
-from robustkit import projection, rows, testing
+from robustkit import testing
 from robustkit.api import Expected, ThreatModel
 from robustkit.errors import UsageError
+from robustkit.numerics import projection, rows
 from robustkit.testing import attack_batch
 from tests import toys
 

@@ -7,18 +7,18 @@ import pytest
 import torch
 from torch import nn
 
-from robustkit import evaluate
+from robustkit import evaluate, events
 from robustkit.api import ModelFacts, ThreatModel
 from robustkit.audit import Audit, Check, Series, gradients, rules, standins
 from robustkit.audit.chain import Settings
-from robustkit.audit.findings import stored
 from robustkit.audit.noise import RandomNoise
 from robustkit.audit.rules import Claim, Limits
 from robustkit.audit.run import Question, audit, audited
 from robustkit.datasets import resolve
-from robustkit.engine import events, plan
-from robustkit.engine.subject import examine
+from robustkit.engine import plan
 from robustkit.errors import UsageError
+from robustkit.models.examination import examine
+from robustkit.records.findings import stored
 from robustkit.stats import Proportion
 from tests import toys
 from tests.masking_zoo import FlipsGradients, Shattered, one_hot, rounded
@@ -425,7 +425,7 @@ def test_an_attack_that_breaks_the_rules_makes_the_number_invalid():
 
 def test_how_much_is_in_flight_changes_nothing(monkeypatch):
     at_once = seen(Net(), tile=8)
-    monkeypatch.setattr("robustkit.engine.MOST_IN_FLIGHT", 8)
+    monkeypatch.setattr("robustkit.engine.memory.MOST_IN_FLIGHT", 8)
     assert seen(Net(), tile=8).to_json() == at_once.to_json()
 
 

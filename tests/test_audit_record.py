@@ -11,17 +11,17 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
-from robustkit import baseline, sweep
+from robustkit import events
 from robustkit.audit import Audit, Check, Series
 from robustkit.cli import main
-from robustkit.compare import compare
-from robustkit.engine import events
-from robustkit.gate import judge
+from robustkit.records import baseline, sweep
+from robustkit.records.compare import compare
+from robustkit.records.folder import RunFolder, load_run
+from robustkit.records.gate import judge
 from robustkit.report import files
 from robustkit.report.comparison import comparison, verdict
 from robustkit.report.live import Progress
 from robustkit.report.text import markdown, summary
-from robustkit.store import RunFolder, load_run
 from tests.records import record
 
 SERIES = Series([0.1, 0.2, 0.4], [0.6, 0.55, 0.5], "eps", "robust accuracy under APGD")
@@ -226,7 +226,7 @@ def test_plots_come_from_what_is_stored_without_torch(tmp_path, stored_run):
 
 def test_plots_of_one_audit_are_the_same_bytes(tmp_path):
     pytest.importorskip("matplotlib")
-    from robustkit.audit.plots import draw
+    from robustkit.report.plots.audit import draw
 
     one, two = (draw(DOUBT, tmp_path / name) for name in ("a", "b"))
     assert [path.read_bytes() for path in one] == [path.read_bytes() for path in two]

@@ -7,7 +7,7 @@ import torch
 from scipy.stats import binom, norm
 from torch import nn
 
-from robustkit.certify import ABSTAINED, certify, lower_bound
+from robustkit.certificates.smoothing import ABSTAINED, certify, lower_bound
 from robustkit.errors import UsageError
 
 SIGMA = 0.25

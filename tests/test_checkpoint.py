@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from robustkit.errors import UsageError
-from robustkit.sources import checkpoint
-from robustkit.sources.trust import trusted, trusting
+from robustkit.models.sources import checkpoint
+from robustkit.models.sources.trust import trusted, trusting
 
 
 class Payload:

@@ -12,14 +12,14 @@ import pytest
 from click.testing import CliRunner
 
 from robustkit.cli import main
-from robustkit.store import load_run
+from robustkit.records.folder import load_run
 
 FAST = ["eval", "--model", "digits-cnn-at", "--attack", "pgd:steps=3", "--eps", "0.2", "-n", "40", "--quiet"]
 
 
 def robustkit(*arguments, cwd, check=None):
     done = subprocess.run(
-        [sys.executable, "-m", "robustkit.cli", *map(str, arguments)], cwd=cwd, capture_output=True, text=True
+        [sys.executable, "-m", "robustkit", *map(str, arguments)], cwd=cwd, capture_output=True, text=True
     )
     if check is not None:
         assert done.returncode == check, done.stderr + done.stdout
@@ -163,7 +163,7 @@ def test_another_run_s_folder_is_refused_and_kept(inside):
 def test_ctrl_c_exits_130_and_keeps_what_was_done(tmp_path):
     arguments = ["eval", "--model", "digits-cnn-at", "--attack", "fgsm+(square:queries=100000)", "--out", "run"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "robustkit.cli", *arguments], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "robustkit", *arguments], cwd=tmp_path, stderr=subprocess.PIPE, text=True
     )
     part = tmp_path / "run/journal/shard-00000-01.npz"
     for _ in range(600):

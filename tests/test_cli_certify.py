@@ -13,10 +13,10 @@ from click.testing import CliRunner
 from scipy.stats import norm
 from torch import nn
 
-from robustkit.certified import Certified, CertifiedRecord, most, parse_radii
-from robustkit.certify import evaluate_certificate
+from robustkit.certificates.smoothing import evaluate_certificate
 from robustkit.cli import main
 from robustkit.errors import UsageError
+from robustkit.records.certificate import Certified, CertifiedRecord, most, parse_radii
 from robustkit.stats import Proportion
 from tests import toys
 from tests.test_certify import linear
@@ -158,7 +158,7 @@ def test_without_a_dataset_it_takes_what_the_model_was_trained_on():
 
 
 def test_interrupted_it_leaves_nothing_half_written(data, tmp_path):
-    command = [sys.executable, "-m", "robustkit.cli", "certify", "--model", "python/tests.test_cli_certify.slow",
+    command = [sys.executable, "-m", "robustkit", "certify", "--model", "python/tests.test_cli_certify.slow",
                "--dataset", data[0], "--out", str(tmp_path / "out.json"), "--draws", "500"]  # fmt: skip
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None

@@ -11,13 +11,13 @@ import pytest
 from click.testing import CliRunner
 from scipy.stats import binomtest
 
-from robustkit import baseline
 from robustkit.cli import main
-from robustkit.compare import Change, compare
 from robustkit.errors import NotEstablishedError, UsageError
+from robustkit.records import baseline
+from robustkit.records.compare import Change, compare
+from robustkit.records.folder import RunFolder
 from robustkit.report.comparison import comparison
 from robustkit.stats import mcnemar_p
-from robustkit.store import RunFolder
 from tests.records import flipped, record
 
 

@@ -17,7 +17,7 @@ pytest.importorskip("kornia")
 pytest.importorskip("torchvision")
 
 from robustkit.corruptions import ALEXNET, KINDS, CellDone, evaluate_corruptions
-from robustkit.corruptions.record import load
+from robustkit.records.corruption import load
 from tests.test_corruptions import N, imagenet_c, write_archive
 
 pytestmark = pytest.mark.usefixtures("no_data_around")

@@ -10,7 +10,7 @@ from robustkit_attacks.transfer.cwa import CWA
 from robustkit.api import ThreatModel
 from robustkit.engine.plan import make_attack
 from robustkit.errors import UsageError
-from robustkit.streams import SampleDraws
+from robustkit.numerics.streams import SampleDraws
 from tests import toys
 from tests.surrogates import Ensemble, images, linear_pair, run
 

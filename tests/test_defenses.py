@@ -297,14 +297,14 @@ def test_a_defended_evaluation_says_so_and_differs_from_the_bare_one():
 
 @pytest.mark.parametrize("wrong", ["jpg", "jpeg:qualty=3", 7, "timm/jpeg"])
 def test_what_is_no_defense_is_refused(wrong):
-    from robustkit import defended
+    from robustkit.models import defended
 
     with pytest.raises(UsageError):
         defended.resolve(wrong)
 
 
 def test_the_card_of_crossmax_puts_the_evaluated_beside_the_claimed():
-    from robustkit import cards
+    from robustkit.cli import cards
 
     card = cards.defense("crossmax")
     assert "72 %" in card
@@ -381,7 +381,7 @@ def noisy(sigma: float):
 
 def test_the_settings_of_a_defense_of_ones_own_are_part_of_the_run():
     import robustkit
-    from robustkit import defended
+    from robustkit.models import defended
 
     def run(sigma):
         return robustkit.evaluate(
@@ -398,7 +398,7 @@ def test_the_settings_of_a_defense_of_ones_own_are_part_of_the_run():
 
 def test_another_defense_is_no_smaller_eps_and_not_the_same_weights():
     import robustkit
-    from robustkit import gate
+    from robustkit.records import gate
 
     def run(defense, eps, **more):
         return robustkit.evaluate("digits-cnn", "digits", "fgsm", defense=defense, eps=eps, n=60, **more)

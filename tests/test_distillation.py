@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import robustkit
-from robustkit.sources.zoo import Zoo
+from robustkit.models.sources.zoo import Zoo
 
 pytestmark = pytest.mark.skipif("digits-distillation" not in Zoo().names(), reason="digits-distillation is not bundled")
 T, EPS, N = 20, 0.1, 150

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from robustkit import plugins
-from robustkit.sources.zoo import Zoo
+from robustkit.models.sources.zoo import Zoo
 
 ROOT = Path(__file__).parent.parent
 MKDOCS = next((str(p) for p in (ROOT / ".venv-docs/bin/mkdocs",) if p.exists()), shutil.which("mkdocs"))

@@ -12,7 +12,7 @@ from robustkit.api import ModelCard
 from robustkit.doctor import KINDS, diagnose, examine_input, settings, trials
 from robustkit.doctor.settings import COLOUR, GREY, Setting
 from robustkit.errors import UsageError
-from robustkit.oracle import Network
+from robustkit.models.oracle import Network
 from tests.toys import seeded
 
 CLASSES, SHAPE = 6, (3, 8, 8)
@@ -130,7 +130,7 @@ def test_the_mean_and_std_of_the_card_are_tried():
 
 
 def test_what_the_model_holds_is_undone_and_held_against_its_card():
-    from robustkit.sources.normalized import normalized
+    from robustkit.models.sources.normalized import normalized
 
     x, y = blobs()
     odd = ((0.1, 0.9, 0.3), (0.1, 0.3, 0.2))
@@ -316,7 +316,7 @@ class Counted(Nearest):
 )
 def test_the_cost_is_a_few_hundred_forwards_and_fewer_of_large_images(noise, large, most, monkeypatch):
     if large:
-        monkeypatch.setattr("robustkit.engine.subject.SMALL_IMAGE", 0)
+        monkeypatch.setattr("robustkit.models.examination.SMALL_IMAGE", 0)
     model = Counted()
     x, y = blobs(n=2000, noise=noise)
     found = examine_input(Network(model, 16, torch.device("cpu")), lambda a, b: (x[a:b], y[a:b]), 1000)

@@ -5,7 +5,7 @@ import torch
 
 from robustkit.doctor import diagnose
 from robustkit.doctor.settings import COLOUR, GREY
-from robustkit.sources import load_model
+from robustkit.models.sources import load_model
 from tests import kit
 from tests.test_doctor import Fed, kinds, the
 

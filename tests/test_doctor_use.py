@@ -8,11 +8,10 @@ import torch
 from click.testing import CliRunner
 
 import robustkit
-from robustkit import plugins
+from robustkit import events, plugins
 from robustkit.cli import main
 from robustkit.datasets import Pair
 from robustkit.doctor import KINDS, machine
-from robustkit.engine import events
 from robustkit.errors import UsageError
 from tests.test_doctor import IMAGENET, Counted, Nearest, blobs
 from tests.toys import Randomised

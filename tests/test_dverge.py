@@ -15,10 +15,10 @@ import robustkit
 from robustkit.cli import main
 from robustkit.datasets import load_dataset
 from robustkit.errors import UsageError
-from robustkit.recipes import Schedule, Task, Training
-from robustkit.sources import load_model
-from robustkit.sources.zoo.architectures import ARCHITECTURES
+from robustkit.models.sources import load_model
+from robustkit.models.sources.zoo.architectures import ARCHITECTURES
 from robustkit.training.data import batches, held
+from robustkit.training.recipes import Schedule, Task, Training
 from robustkit.training.run import Request, train
 
 FAST = {"data": "digits", "threads": 1, "check": 50, "check_robust": 1}
@@ -211,7 +211,7 @@ def test_from_plain_members_to_a_folder_that_evaluates_by_its_name(tmp_path, mon
 
 
 def test_mora_sees_the_members(tmp_path):
-    from robustkit.engine.subject import examine
+    from robustkit.models.examination import examine
 
     train(
         Request("dverge:members=3,steps=1", "digits-cnn", schedule=Schedule(epochs=1, batch=512), **FAST),

@@ -8,8 +8,8 @@ import pytest
 from benchmarks import dverge
 from robustkit import plugins, spec
 from robustkit.api import Attack, Suite
-from robustkit.recipes import Schedule
-from robustkit.transfer_record import CLEAN, TransferRecord
+from robustkit.records.transfer import CLEAN, TransferRecord
+from robustkit.training.recipes import Schedule
 from tests import kit
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from robustkit.api import ThreatModel
 from robustkit.errors import UsageError
-from robustkit.sources.zoo.architectures import ARCHITECTURES
+from robustkit.models.sources.zoo.architectures import ARCHITECTURES
 from tests import toys
 
 

@@ -5,10 +5,10 @@ import torch
 from safetensors.torch import save_file
 
 import robustkit
-from robustkit.ensembles import Ensemble
 from robustkit.errors import UsageError
-from robustkit.sources import load_model
-from robustkit.sources.zoo.architectures import digits_cnn
+from robustkit.models.ensembles import Ensemble
+from robustkit.models.sources import load_model
+from robustkit.models.sources.zoo.architectures import digits_cnn
 from tests.toys import HardLabels, Linear, seeded
 
 PAIR = "ensemble/(digits-cnn)+(digits-cnn-at)"

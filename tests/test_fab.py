@@ -8,9 +8,9 @@ from robustkit_attacks.fab import FAB
 from scipy.optimize import linprog, minimize
 from torch import nn
 
-from robustkit import rows
 from robustkit.api import Case, ThreatModel
 from robustkit.errors import UsageError
+from robustkit.numerics import rows
 from robustkit.testing import attack_batch
 from tests import kit
 

@@ -13,7 +13,7 @@ from torch import nn
 
 import robustkit
 from robustkit.errors import UsageError
-from robustkit.sources import exported, load_model
+from robustkit.models.sources import exported, load_model
 from tests import kit
 from tests.toys import seeded
 

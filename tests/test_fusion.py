@@ -25,9 +25,9 @@ from torch import nn
 import robustkit
 from robustkit.datasets import Pair
 from robustkit.errors import UsageError
-from robustkit.recipes import Schedule, Task, Training
-from robustkit.sources import normalized
+from robustkit.models.sources import normalized
 from robustkit.training.data import batches, held
+from robustkit.training.recipes import Schedule, Task, Training
 from robustkit.training.run import Request, train
 from tests import toys
 

@@ -11,14 +11,14 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import save_file
 
-from robustkit import baseline, gate
 from robustkit.cli import main
-from robustkit.compare import Change, compare
 from robustkit.errors import NotEstablishedError, UsageError
-from robustkit.sources import load_model
-from robustkit.sources.trained import read_card
-from robustkit.sources.zoo import FOLDER
-from robustkit.store import RunFolder, load_run
+from robustkit.models.sources import load_model
+from robustkit.models.sources.trained import read_card
+from robustkit.models.sources.zoo import FOLDER
+from robustkit.records import baseline, gate
+from robustkit.records.compare import Change, compare
+from robustkit.records.folder import RunFolder, load_run
 from tests.records import flipped, record
 
 ROOT = Path(__file__).parent.parent
@@ -103,7 +103,7 @@ def test_another_question_is_refused():
 
 
 def test_the_committed_baselines_are_of_the_bundled_weights_and_neither_zero_nor_one(monkeypatch):
-    from robustkit.engine.subject import weights_sha256
+    from robustkit.models.examination import weights_sha256
 
     for name in ("digits-cnn", "digits-cnn-at", "digits-trades"):
         held = baseline.load(ROOT / f"reports/baselines/{name}.json")

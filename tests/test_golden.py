@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from robustkit.records.folder import dumps, load_run
+from robustkit.records.sweep import load_sweep
+from robustkit.records.transfer_folder import load_transfer
 from robustkit.report import files
-from robustkit.store import dumps, load_run
-from robustkit.sweep import load_sweep
-from robustkit.transfer_store import load_transfer
 from tests import records
 
 GOLDEN, FIXTURES = Path(__file__).parent / "golden", Path(__file__).parent / "fixtures"

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from robustkit import plugins
 from robustkit.cli import main
-from robustkit.sources.zoo import Zoo
+from robustkit.models.sources.zoo import Zoo
 
 HEAVY = "{'torch', 'numpy', 'pandas', 'rich', 'sklearn', 'pyarrow', 'matplotlib'}"
 
@@ -180,7 +180,7 @@ def test_zsh_itself_reads_the_script(tmp_path):
 )
 def test_errors_of_the_module_are_those_of_the_command(arguments, words, tmp_path):
     module = subprocess.run(
-        [sys.executable, "-m", "robustkit.cli", *arguments], capture_output=True, text=True, cwd=tmp_path
+        [sys.executable, "-m", "robustkit", *arguments], capture_output=True, text=True, cwd=tmp_path
     )
     assert module.returncode == 2
     assert module.stdout == ""
@@ -193,7 +193,7 @@ def test_errors_of_the_module_are_those_of_the_command(arguments, words, tmp_pat
 
 
 def test_a_reader_who_has_seen_enough_is_no_error(tmp_path):
-    command = f"{sys.executable} -m robustkit.cli list attacks | head -1"
+    command = f"{sys.executable} -m robustkit list attacks | head -1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     assert done.stdout.startswith("fgsm")
     assert "Error" not in done.stderr

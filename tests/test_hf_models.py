@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from robustkit.errors import UsageError
-from robustkit.sources import load_model
+from robustkit.models.sources import load_model
 from tests.toys import seeded
 
 transformers = pytest.importorskip("transformers")
@@ -26,7 +26,7 @@ def vit(classes=5):
 @pytest.fixture
 def save(tmp_path):
     """Save a network and an image processor in a folder, without transformers' progress bars."""
-    from robustkit.sources.hf import quiet
+    from robustkit.models.sources.hf import quiet
 
     def to(network=None, processor=None, folder="model"):
         at = tmp_path / folder
@@ -155,7 +155,7 @@ def test_a_broken_folder_says_so(save):
 
 def test_without_transformers_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
-    monkeypatch.delitem(sys.modules, "robustkit.sources.hf", raising=False)
+    monkeypatch.delitem(sys.modules, "robustkit.models.sources.hf", raising=False)
     with pytest.raises(
         UsageError, match=r"needs 'transformers', which is not installed: pip install 'robustkit\[zoo\]'"
     ):

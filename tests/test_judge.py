@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from robustkit.api import ThreatModel
 from robustkit.engine.judge import BROKEN, SURVIVED, VIOLATED, Judge
-from robustkit.oracle import Network
+from robustkit.models.oracle import Network
 
 
 class Bright(nn.Module):

@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from robustkit import baseline, leaderboard, spec
-from robustkit.audit.findings import Audit, Check
+from robustkit import spec
 from robustkit.cli import main
 from robustkit.errors import NotEstablishedError, UsageError
+from robustkit.records import baseline, leaderboard
+from robustkit.records.findings import Audit, Check
+from robustkit.records.folder import RunFolder, write_text
 from robustkit.stats import Proportion
-from robustkit.store import RunFolder, write_text
 from tests import records
 
 

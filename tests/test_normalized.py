@@ -6,10 +6,10 @@ from torch import nn
 
 import robustkit
 from robustkit.api import ModelCard
-from robustkit.ensembles import Ensemble
 from robustkit.errors import UsageError
-from robustkit.sources import load_model
-from robustkit.sources.normalized import Prepared, Resize, core, normalized, parse_mean_std, prepare
+from robustkit.models.ensembles import Ensemble
+from robustkit.models.sources import load_model
+from robustkit.models.sources.normalized import Prepared, Resize, core, normalized, parse_mean_std, prepare
 from tests.toys import Linear, seeded
 
 

@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from robustkit import baseline
-from robustkit.corruptions.record import load as load_corruptions
+from robustkit.records import baseline
+from robustkit.records.corruption import load as load_corruptions
+from robustkit.records.folder import load_run
+from robustkit.records.sweep import load_sweep
+from robustkit.records.transfer_folder import load_transfer
 from robustkit.report import facts, files, gallery, page
-from robustkit.store import load_run
-from robustkit.sweep import load_sweep
-from robustkit.transfer_store import load_transfer
 
 FIXTURES = Path(__file__).parent / "fixtures"
 

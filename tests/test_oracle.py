@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from robustkit.api import Outputs
 from robustkit.errors import NoGradientError
-from robustkit.oracle import Counts, ExpectedOracle, ModelOracle, Network, Noise
+from robustkit.models.oracle import Counts, ExpectedOracle, ModelOracle, Network, Noise
 
 CPU = torch.device("cpu")
 

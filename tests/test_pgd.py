@@ -4,9 +4,10 @@ import pytest
 import torch
 from robustkit_attacks.pgd import PGD
 
-from robustkit import rows, testing
+from robustkit import testing
 from robustkit.api import Expected, ThreatModel
 from robustkit.errors import UsageError
+from robustkit.numerics import rows
 from robustkit.testing import attack_batch
 from tests import toys
 from tests.test_apgd import NORMS, Net, Wavy, attacked, images, linear, radius, slack

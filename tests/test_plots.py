@@ -12,12 +12,12 @@ from click.testing import CliRunner
 
 from robustkit import UsageError
 from robustkit.cli import main
+from robustkit.records.folder import RunFolder
+from robustkit.records.sweep import Sweep, load_sweep
+from robustkit.records.transfer_folder import load_transfer
 from robustkit.report import facts
 from robustkit.report.plots import KINDS, source, style
 from robustkit.report.plots.source import Source
-from robustkit.store import RunFolder
-from robustkit.sweep import Sweep, load_sweep
-from robustkit.transfer_store import load_transfer
 from tests import records
 
 mpl = pytest.importorskip("matplotlib")

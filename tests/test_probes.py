@@ -14,10 +14,11 @@ from robustkit_defenses.probes import Probes, load_probes, save_probes
 from torch import nn
 
 import robustkit
-from robustkit import datasets, defended
+from robustkit import datasets
 from robustkit.cli import main
 from robustkit.errors import UsageError
-from robustkit.wrapping import Prepared
+from robustkit.models import defended
+from robustkit.models.wrapping import Prepared
 from tests import kit, toys
 
 LAYERS = ("one", "two", "head.0")

@@ -12,18 +12,19 @@ import pytest
 import torch
 from torch import nn
 
-from robustkit import evaluate, gate
+from robustkit import evaluate
 from robustkit.api import ThreatModel
-from robustkit.baseline import load as load_baseline
-from robustkit.baseline import save as save_baseline
-from robustkit.compare import compare
 from robustkit.engine.voting import FIRST, MORE, VotingJudge
 from robustkit.errors import NotEstablishedError, UsageError
-from robustkit.oracle import Network, Noise
-from robustkit.randomised import MEAN, reevaluations
+from robustkit.models.oracle import Network, Noise
+from robustkit.records import gate
+from robustkit.records.baseline import load as load_baseline
+from robustkit.records.baseline import save as save_baseline
+from robustkit.records.compare import compare
+from robustkit.records.folder import load_run
+from robustkit.records.votes import MEAN, reevaluations
 from robustkit.report.text import markdown
 from robustkit.stats import MeanShare, Proportion
-from robustkit.store import load_run
 from tests import toys
 from tests.records import record as written
 

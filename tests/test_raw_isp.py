@@ -14,10 +14,10 @@ from robustkit_defenses.raw_isp import RawIsp
 from torch import nn
 
 import robustkit
-from robustkit import defended
 from robustkit.api import ThreatModel
 from robustkit.errors import UsageError
-from robustkit.oracle import Network
+from robustkit.models import defended
+from robustkit.models.oracle import Network
 from robustkit.testing import attack_batch
 from tests import toys
 
@@ -333,7 +333,7 @@ def test_an_evaluation_on_scenes_and_its_identity():
 
 
 def test_the_card_says_what_is_not_verified():
-    from robustkit import cards
+    from robustkit.cli import cards
 
     card = cards.defense("raw-isp")
     assert "not verified" in card

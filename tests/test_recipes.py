@@ -10,12 +10,12 @@ from robustkit_defenses.recipes.dual_norm import DualNorm, choose, dual, single
 from torch import nn
 
 from robustkit.datasets import Pair, load_dataset
-from robustkit.recipes import Schedule, Task
-from robustkit.sources import load_model, trained
+from robustkit.models.sources import load_model, trained
 from robustkit.training.adversarial import pgd, summed_cross_entropy, uniform_start
 from robustkit.training.data import batches, held
 from robustkit.training.folder import weights_bytes
 from robustkit.training.loop import Loop, Watch, optimiser, rate
+from robustkit.training.recipes import Schedule, Task
 
 CPU = torch.device("cpu")
 SCHEDULE = Schedule(epochs=2, batch=32, optimiser="sgd", rate=0.05)

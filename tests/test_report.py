@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 
 from robustkit import UsageError
 from robustkit.cli import main
+from robustkit.records.folder import RunFolder, load_run
+from robustkit.records.sweep import Sweep
 from robustkit.report import again, facts, files, gallery, page, svg
 from robustkit.report.facts import Curve, LeftOut
 from robustkit.report.text import cell, markdown, summary
-from robustkit.store import RunFolder, load_run
-from robustkit.sweep import Sweep
 from tests import records
 
 UGLY = "<script>alert(1)</script>|`*a*`[x](javascript:1)__b__ \\ & {{7*7}} {% x %} $m$ \"'"

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from robustkit.store import RunFolder
+from robustkit.records.folder import RunFolder
 from tests import records
 
 PROGRAM = """
 import json, sys, time
 from robustkit.report import page
-from robustkit.store import load_run
+from robustkit.records.folder import load_run
 html = page.run_page(load_run(sys.argv[1]))
 peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))  # ru_maxrss would be the parent's
 print(json.dumps({"cpu_s": time.process_time(), "mib": int(peak.split()[1]) / 1024, "bytes": len(html.encode()),

@@ -11,7 +11,7 @@ import time
 
 import numpy as np
 
-from robustkit.store import load_run
+from robustkit.records.folder import load_run
 
 COMMAND = [
     "eval", "--model", "digits-cnn-at", "--attack", "(apgd:steps=20)+(fab:targets=3,steps=10)+(square:queries=300)",
@@ -21,7 +21,7 @@ COMMAND = [
 
 def start(folder):
     return subprocess.Popen(
-        [sys.executable, "-m", "robustkit.cli", *COMMAND, "--out", str(folder)],
+        [sys.executable, "-m", "robustkit", *COMMAND, "--out", str(folder)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         env={**os.environ, "OMP_NUM_THREADS": "1"},

@@ -15,9 +15,9 @@ if not importlib.util.find_spec("robustbench"):  # importorskip would import it,
 
 from robustkit import load_model
 from robustkit.errors import UsageError
-from robustkit.sources import card_dataset, listing
-from robustkit.sources.evaluating import evaluating
-from robustkit.sources.robustbench import Robustbench, library, normalisation, resolve
+from robustkit.models.sources import card_dataset, listing
+from robustkit.models.sources.evaluating import evaluating
+from robustkit.models.sources.robustbench import Robustbench, library, normalisation, resolve
 
 SOURCE = Robustbench()
 SIZE = 206
@@ -69,7 +69,7 @@ def test_the_import_leaves_the_environment_as_it_was():
 import importlib.util, sys, torch
 state = torch.random.get_rng_state()
 before = {name: importlib.util.find_spec(name) is not None for name in ("autoattack", "pkg_resources")}
-from robustkit.sources.robustbench import Robustbench
+from robustkit.models.sources.robustbench import Robustbench
 assert "robustbench" not in sys.modules and "timm" not in sys.modules  # loading the source loads no library
 Robustbench().load("Modas2021PRIMEResNet18", {"dataset": "cifar10", "weights": "random"})
 for name, was in before.items():

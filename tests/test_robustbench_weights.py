@@ -18,9 +18,9 @@ from robustkit import evaluate, load_model
 from robustkit.cli import main
 from robustkit.datasets import Pair
 from robustkit.errors import UsageError
-from robustkit.sources.robustbench import library, weights
-from robustkit.sources.trust import trusted
-from robustkit.store import load_run
+from robustkit.models.sources.robustbench import library, weights
+from robustkit.models.sources.trust import trusted
+from robustkit.records.folder import load_run
 from tests.server import Server, start
 from tests.test_checkpoint import Payload
 from tests.test_robustbench import find, logits

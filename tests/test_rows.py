@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from robustkit import rows
-from robustkit.streams import SampleDraws, key_of
+from robustkit.numerics import rows
+from robustkit.numerics.streams import SampleDraws, key_of
 
 MATHS = {
     "total": lambda a, b, y: rows.total(a),

@@ -11,11 +11,11 @@ from torch import nn
 import robustkit
 from robustkit.datasets import load_dataset
 from robustkit.errors import UsageError
-from robustkit.recipes import Schedule, Task, Training
-from robustkit.sources import load_model
-from robustkit.sources.normalized import normalized
-from robustkit.sources.zoo.architectures import ARCHITECTURES
+from robustkit.models.sources import load_model
+from robustkit.models.sources.normalized import normalized
+from robustkit.models.sources.zoo.architectures import ARCHITECTURES
 from robustkit.training.data import batches, held
+from robustkit.training.recipes import Schedule, Task, Training
 from robustkit.training.run import Request, train
 
 FAST = {"data": "digits", "threads": 1, "check": 20, "check_robust": 1}

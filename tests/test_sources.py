@@ -8,9 +8,9 @@ from torch import nn
 
 from robustkit.api import ModelCard
 from robustkit.errors import UsageError
-from robustkit.sources import load_model
-from robustkit.sources.python import import_callable
-from robustkit.sources.zoo.architectures import digits_cnn
+from robustkit.models.sources import load_model
+from robustkit.models.sources.python import import_callable
+from robustkit.models.sources.zoo.architectures import digits_cnn
 from tests import kit
 
 ARCH = "arch=digits-cnn"

@@ -3,9 +3,9 @@ import torch
 from robustkit_attacks.square import Square
 from torch import Tensor, nn
 
-from robustkit import rows
 from robustkit.api import Norm, ThreatModel
 from robustkit.errors import UsageError
+from robustkit.numerics import rows
 from robustkit.testing import Attacked, attack_batch
 
 BUDGETS: dict[Norm, float] = {"linf": 0.05, "l2": 0.5, "l1": 2.0}

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from robustkit.streams import SampleDraws, key_of, philox
+from robustkit.numerics.streams import SampleDraws, key_of, philox
 
 
 def draws(n: int = 4, *key: object) -> SampleDraws:

@@ -16,9 +16,9 @@ from click.testing import CliRunner
 
 import robustkit
 from robustkit.cli import main
-from robustkit.compare import compare
+from robustkit.records.compare import compare
+from robustkit.records.folder import load_run
 from robustkit.stats import mcnemar_p
-from robustkit.store import load_run
 from robustkit.study import grammar, report, results
 from robustkit.study.plan import Cell
 from robustkit.study.run import run
@@ -72,7 +72,7 @@ def written(folder):
 
 
 def start(folder):
-    command = [sys.executable, "-m", "robustkit.cli", "run", "study.toml", "--out", folder]
+    command = [sys.executable, "-m", "robustkit", "run", "study.toml", "--out", folder]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 

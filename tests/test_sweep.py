@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from robustkit import UsageError, evaluate
 from robustkit.cli import main
-from robustkit.sweep import load_sweep, parse_eps
+from robustkit.records.sweep import load_sweep, parse_eps
 
 COMMAND = ["eval", "--model", "digits-cnn-at", "--attack", "pgd:steps=5", "-n", "60", "--quiet", "--out", "run"]
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from robustkit.records.transfer_folder import load_transfer
 from robustkit.report import files
 from robustkit.report.tex import latex_table, tex
-from robustkit.transfer_store import load_transfer
 from tests import records
 
 UGLY = "a_b & 50 % of $x^2$ {#1} ~ \\input{x} | \"'`"

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from robustkit.api import NORMS, ThreatModel
 from robustkit.errors import UsageError
-from robustkit.projection import inner_limit, shrinkage
-from robustkit.streams import SampleDraws, key_of
+from robustkit.numerics.projection import inner_limit, shrinkage
+from robustkit.numerics.streams import SampleDraws, key_of
 
 QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 SCALES = {"linf": 0.1, "l2": 0.7, "l1": 3.0, "l0": 2.0}

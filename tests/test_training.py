@@ -18,13 +18,13 @@ from robustkit import plugins
 from robustkit.cli import main
 from robustkit.datasets import Pair, load_dataset
 from robustkit.errors import UsageError
-from robustkit.recipes import OneNetwork, Schedule, Task, Training
-from robustkit.sources import load_model, trained, untrained
+from robustkit.models.sources import load_model, trained, untrained
 from robustkit.training import run
 from robustkit.training.data import augmented, batches, held
 from robustkit.training.events import EpochDone, Started
 from robustkit.training.folder import weights_bytes
 from robustkit.training.loop import Checkpoint, Loop, Watch, rate
+from robustkit.training.recipes import OneNetwork, Schedule, Task, Training
 from robustkit.training.run import Request
 
 CPU = torch.device("cpu")
@@ -473,7 +473,7 @@ CHILD = """
 import os, signal, sys
 from pathlib import Path
 import torch
-from robustkit.recipes import Schedule
+from robustkit.training.recipes import Schedule
 from robustkit.training import folder, run
 from robustkit.training.events import EpochDone
 

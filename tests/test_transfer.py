@@ -11,8 +11,8 @@ import torch
 import robustkit
 from robustkit import plugins
 from robustkit.errors import UsageError
+from robustkit.records.transfer_folder import load_transfer
 from robustkit.stats import Proportion
-from robustkit.transfer_store import load_transfer
 from tests import toys
 
 EPS = 0.1

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 import robustkit
 from robustkit.cli import main
-from robustkit.transfer_store import load_transfer
+from robustkit.records.transfer_folder import load_transfer
 from tests.test_transfer import same
 
 CLI = [
@@ -143,7 +143,7 @@ def inside(tmp_path, monkeypatch):
 
 def start(*more):
     return subprocess.Popen(
-        [sys.executable, "-m", "robustkit.cli", *SLOW, *more],
+        [sys.executable, "-m", "robustkit", *SLOW, *more],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         env={**os.environ, "OMP_NUM_THREADS": "1"},

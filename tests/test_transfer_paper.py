@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from robustkit import plugins, spec
 from robustkit.api import ThreatModel
 from robustkit.cli import main
-from robustkit.engine.transfer import plan
+from robustkit.transfers import plan
 from tests import kit
 
 HERE = Path(__file__).parent.parent / "reports/paper/cwa"
@@ -39,7 +39,7 @@ def test_the_protocol_s_sets_and_attacks_are_the_paper_s():
 
 
 def test_the_command_asks_for_what_the_file_says(monkeypatch):
-    from robustkit import cli_transfer
+    from robustkit.cli import transfer as cli_transfer
 
     class Asked(Exception):
         pass
@@ -55,7 +55,7 @@ def test_the_command_asks_for_what_the_file_says(monkeypatch):
 
 
 def test_a_quoted_name_may_be_anything():
-    from robustkit.cli_transfer import named, surrogate_sets
+    from robustkit.cli.transfer import named, surrogate_sets
 
     assert named(('"ViT-B/16"=torchvision/vit_b_16:weights=none', "a=b:c=d", "digits-cnn")) == {
         "ViT-B/16": "torchvision/vit_b_16:weights=none", "a": "b:c=d", "digits-cnn": "digits-cnn",

@@ -10,9 +10,9 @@ from robustkit_attacks.transfer import blocks, ensembles, gradients, inputs, sur
 from robustkit_attacks.transfer.attack import Transfer
 from robustkit_attacks.transfer.surrogates import Surrogates
 
-from robustkit import rows
 from robustkit.api import Outputs, ThreatModel
-from robustkit.streams import SampleDraws
+from robustkit.numerics import rows
+from robustkit.numerics.streams import SampleDraws
 from tests import toys
 from tests.surrogates import Ensemble, case_of, images, linear_pair, run
 

@@ -7,7 +7,7 @@ from robustkit_attacks.transfer.attack import Transfer
 from robustkit.api import ThreatModel
 from robustkit.engine.plan import make_attack, name_of, resolve_attacks
 from robustkit.errors import UsageError
-from robustkit.streams import SampleDraws
+from robustkit.numerics.streams import SampleDraws
 from robustkit.testing import attack_batch
 from tests import kit, toys
 from tests.surrogates import PRESETS, Ensemble, conv_net, images, linear_pair, quick, run

@@ -6,9 +6,9 @@ import io
 import numpy as np
 import pytest
 
+from robustkit.records.transfer import TransferRecord
 from robustkit.report import transfer as report
 from robustkit.stats import Proportion
-from robustkit.transfer_record import TransferRecord
 
 
 def by_hand(outcomes, clean_wrong, *, names=("v",), attack="mi", errors=(), probes=None):

@@ -44,7 +44,7 @@ def test_there_are_blocks_of_each_kind():
 def test_every_block_runs_and_prints_what_the_tutorial_says(tmp_path):
     program = tmp_path / "bin/robustkit"
     program.parent.mkdir()
-    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m robustkit.cli "$@"\n')
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m robustkit "$@"\n')
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     here = tmp_path / "work"
     here.mkdir()

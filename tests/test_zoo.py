@@ -7,12 +7,12 @@ from click.testing import CliRunner
 
 from robustkit.datasets import load_dataset
 from robustkit.errors import UsageError
-from robustkit.sources import load_model, trained
-from robustkit.sources.zoo import FOLDER, Zoo
-from robustkit.sources.zoo.first import Plan, pgd, train
-from robustkit.sources.zoo.make import PLANS, main, make
-from robustkit.sources.zoo.requests import MEASURED, REQUESTS
+from robustkit.models.sources import load_model, trained
+from robustkit.models.sources.zoo import FOLDER, Zoo
 from robustkit.training.loop import accuracy
+from tools.zoo.first import Plan, pgd, train
+from tools.zoo.make import PLANS, main, make
+from tools.zoo.requests import MEASURED, REQUESTS
 
 NAMES = ["digits-cnn", "digits-cnn-at"]
 SCENES = ["scenes-background", "scenes-foreground"]

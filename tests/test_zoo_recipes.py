@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from robustkit.datasets import load_dataset
-from robustkit.recipes import Schedule
-from robustkit.sources import load_model
-from robustkit.sources.zoo import FOLDER
-from robustkit.sources.zoo.requests import REQUESTS, make_trained
+from robustkit.models.sources import load_model
+from robustkit.models.sources.zoo import FOLDER
 from robustkit.training.loop import accuracy
+from robustkit.training.recipes import Schedule
+from tools.zoo.requests import REQUESTS, make_trained
 
 NAMES = [
     "digits-dverge",
@@ -30,7 +30,7 @@ def test_a_network_has_the_accuracy_of_its_card_and_is_what_was_asked_for(name):
     assert not module.training
     assert (FOLDER / f"{name}.safetensors").stat().st_size == written["bytes"] <= 500_000
     assert written["licence"] == "Apache-2.0"
-    assert written["command"] == f"python -m robustkit.sources.zoo.make {name}"
+    assert written["command"] == f"python -m tools.zoo.make {name}"
     asked, settings = REQUESTS[name], written["recipe"]
     assert written["built_by"] == settings["recipe"]
     for key in ("epochs", "batch", "rate"):

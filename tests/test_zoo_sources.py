@@ -12,9 +12,10 @@ from safetensors.torch import save, save_file
 from torch.overrides import TorchFunctionMode
 
 import robustkit
-from robustkit import cli, sources
+from robustkit import cli
 from robustkit.errors import UsageError
-from robustkit.sources import load_model
+from robustkit.models import sources
+from robustkit.models.sources import load_model
 from tests.server import Server, start
 from tests.toys import seeded
 
@@ -225,7 +226,7 @@ def old_densenet_names(weights):
 
 @pytest.mark.parametrize(("name", "size"), [("inception_v3", 75), ("densenet121", 32), ("mnasnet0_5", 32)])
 def test_torchvision_weights_give_what_torchvisions_own_builder_gives(name, size, monkeypatch, tmp_path):
-    from robustkit.sources import torchvision_models
+    from robustkit.models.sources import torchvision_models
 
     module, _ = load_model(f"torchvision/{name}:weights=none")
     weights = module.network.state_dict()
@@ -248,7 +249,7 @@ def test_torchvision_weights_give_what_torchvisions_own_builder_gives(name, size
 
 
 def test_torchvision_weights_decide_on_the_size_of_a_vision_transformer(monkeypatch):
-    from robustkit.sources import torchvision_models
+    from robustkit.models.sources import torchvision_models
 
     asked = {}
 
@@ -368,7 +369,7 @@ def test_a_source_lists_its_names_without_making_a_model(monkeypatch):
 @pytest.mark.parametrize(("package", "module"), [("timm", "timm_models"), ("torchvision", "torchvision_models")])
 def test_a_missing_package_is_named(package, module, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
-    monkeypatch.delitem(sys.modules, f"robustkit.sources.{module}")
+    monkeypatch.delitem(sys.modules, f"robustkit.models.sources.{module}")
     text = rf"needs '{package}', which is not installed: pip install 'robustkit\[zoo\]'"
     with pytest.raises(UsageError, match=text):
         load_model(f"{package}/resnet18")

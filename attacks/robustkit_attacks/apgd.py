@@ -9,9 +9,9 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from robustkit import rows
 from robustkit.api import Access, Case, Goal, Images, Loss, Norm
 from robustkit.errors import UsageError
+from robustkit.numerics import rows
 from robustkit_attacks import apgd_l1, losses, parts
 
 _MOMENTUM = 0.75

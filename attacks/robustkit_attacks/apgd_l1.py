@@ -15,8 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from robustkit import rows
 from robustkit.api import Case, Images, Loss, ThreatModel
+from robustkit.numerics import rows
 from robustkit_attacks import parts
 
 _DENSITY = 0.2  # the share of entries that the first steps move

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from robustkit import rows
 from robustkit.api import Access, Case, Goal, Images, Labels, Loss, Norm, Outputs
 from robustkit.errors import UsageError
+from robustkit.numerics import rows
 from robustkit_attacks import losses, parts
 
 _SHRINK = 0.999999  # keeps w finite, and its gradient above zero, where a pixel is exactly 0 or 1

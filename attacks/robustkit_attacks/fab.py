@@ -11,9 +11,9 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from robustkit import rows
 from robustkit.api import Access, Case, Goal, Images, Labels, Logits, Loss, Norm, Outputs
 from robustkit.errors import UsageError
+from robustkit.numerics import rows
 from robustkit_attacks import hyperplane, parts
 
 DUAL: dict[Norm, Norm] = {"linf": "l1", "l2": "l2", "l1": "linf"}

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from robustkit import rows
 from robustkit.api import Access, Case, Goal, Images, Norm
+from robustkit.numerics import rows
 from robustkit_attacks import losses
 
 

@@ -9,9 +9,9 @@ method climbs to t from below and stops there. In L1 the steepest entries move f
 import torch
 from torch import Tensor
 
-from robustkit import rows
 from robustkit.api import Norm
 from robustkit.errors import UsageError
+from robustkit.numerics import rows
 
 # A Newton step on a concave gain at least quarters (what is missing × the slope), so float32 needs fewer than this.
 ROUNDS = 100

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from robustkit import rows
 from robustkit.api import Loss
 from robustkit.errors import UsageError
+from robustkit.numerics import rows
 
 Name = Literal["ce", "margin", "margin-targeted", "dlr", "dlr-targeted", "ce-rescaled", "ce-float64"]
 TOWARDS_A_CLASS = frozenset({"margin-targeted", "dlr-targeted"})  # run once for each of several wrong classes

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from robustkit import rows
 from robustkit.api import Gradient, Images, Loss, Oracle, Outputs
+from robustkit.numerics import rows
 from robustkit_attacks.transfer import surrogates
 
 

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from robustkit import rows
 from robustkit.api import Access, Case, Goal, Images, Labels, Logits, Loss, Norm, Oracle, Outputs
 from robustkit.errors import UsageError
+from robustkit.numerics import rows
 from robustkit_attacks import parts
 
 Mode = Literal["auto", "probs", "vote", "logits"]

@@ -10,9 +10,9 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from robustkit import rows
 from robustkit.api import Access, Case, Goal, Images, Norm, Outputs
 from robustkit.errors import UsageError
+from robustkit.numerics import rows
 from robustkit_attacks import losses, parts
 
 

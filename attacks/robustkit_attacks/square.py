@@ -13,9 +13,9 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from robustkit import rows
 from robustkit.api import Access, Case, Draws, Goal, Images, Norm, ThreatModel
 from robustkit.errors import UsageError
+from robustkit.numerics import rows
 
 _HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # queries after which the window's area halves
 _BLOCK = 64  # queries whose random numbers are drawn at once

@@ -14,10 +14,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from robustkit import rows
 from robustkit.api import Images, Logits
 from robustkit.errors import UsageError
-from robustkit.wrapping import reseed
+from robustkit.models.wrapping import reseed
+from robustkit.numerics import rows
 
 EARLY = 3  # the first members of a self-ensemble, the probes of its early layers, are its weakest spot
 

@@ -11,11 +11,11 @@ from itertools import combinations
 import torch
 from torch import Tensor, nn
 
-from robustkit import rows
 from robustkit.api import Images, Labels
 from robustkit.errors import UsageError
-from robustkit.recipes import in_eval_mode
+from robustkit.numerics import rows
 from robustkit.training.adversarial import cross_entropy
+from robustkit.training.recipes import in_eval_mode
 from robustkit_defenses.taps import Tap, features
 
 

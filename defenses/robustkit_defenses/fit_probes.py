@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robustkit import generators
 from robustkit.api import Dataset, Labels
 from robustkit.errors import UsageError
+from robustkit.numerics import generators
 from robustkit_defenses.layers import flattened, layers_named, outputs_of
 from robustkit_defenses.probes import Probe, Probed
 

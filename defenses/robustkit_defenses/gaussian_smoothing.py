@@ -1,4 +1,4 @@
-"""Randomised smoothing. Cohen, Rosenfeld, Kolter 2019, arXiv:1902.02918; `robustkit.certify` gives its certificate."""
+"""Randomised smoothing. Cohen, Rosenfeld, Kolter 2019, arXiv:1902.02918; `robustkit certify` gives its certificate."""
 
 import math
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from torch import nn
 
 from robustkit.api import Images, Logits
 from robustkit.errors import UsageError
-from robustkit.wrapping import reseed
+from robustkit.models.wrapping import reseed
 
 
 @dataclass(frozen=True, slots=True)

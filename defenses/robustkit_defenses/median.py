@@ -7,7 +7,7 @@ from torch import nn
 
 from robustkit.api import Images
 from robustkit.errors import UsageError
-from robustkit.wrapping import Prepared
+from robustkit.models.wrapping import Prepared
 
 
 @dataclass(frozen=True, slots=True)

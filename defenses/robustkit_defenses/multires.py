@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from robustkit.api import Images
 from robustkit.errors import UsageError
-from robustkit.wrapping import Prepared
+from robustkit.models.wrapping import Prepared
 
 _GRAY = (0.2989, 0.587, 0.114)  # ITU-R 601-2
 

@@ -18,10 +18,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from robustkit import rows
 from robustkit.api import Images, Logits
 from robustkit.errors import UsageError
-from robustkit.wrapping import reseed
+from robustkit.models.wrapping import reseed
+from robustkit.numerics import rows
 from robustkit_defenses.layers import flattened, layers_named, outputs_of
 
 FORMAT = "robustkit/probes/1"

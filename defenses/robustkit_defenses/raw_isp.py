@@ -22,7 +22,7 @@ from torch import nn
 
 from robustkit.api import Images
 from robustkit.errors import UsageError
-from robustkit.wrapping import Prepared
+from robustkit.models.wrapping import Prepared
 from robustkit_defenses.raw import weights
 from robustkit_defenses.raw.bayer import Demosaic
 from robustkit_defenses.raw.camera import Camera

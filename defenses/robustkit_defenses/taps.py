@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from robustkit.api import Images
 from robustkit.errors import UsageError
-from robustkit.recipes import in_eval_mode
+from robustkit.training.recipes import in_eval_mode
 from robustkit_defenses.layers import layers_named, outputs_of
 
 ACTIVATIONS: frozenset[Callable[..., Tensor]] = frozenset(

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from robustkit import rows
 from robustkit.api import Images, Labels, Logits
-from robustkit.oracle import Network
-from robustkit.streams import SampleDraws, key_of
+from robustkit.models.oracle import Network
+from robustkit.numerics import rows
+from robustkit.numerics.streams import SampleDraws, key_of
 
 SCALES = (1.0, 10.0, 100.0)
 STEPS = (1 / 255, 4 / 255, 16 / 255)  # of each pixel; a rounded image takes a larger one to move at all

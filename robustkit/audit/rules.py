@@ -7,7 +7,7 @@ the others: `reports/audit/README.md`.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from robustkit.audit.findings import Check, Outcome, Series
+from robustkit.records.findings import Check, Outcome, Series
 from robustkit.stats import Proportion
 
 

@@ -9,20 +9,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robustkit import datasets, defended, engine, sources, spec
+from robustkit import datasets, events, spec
 from robustkit.api import Attack, Dataset, Defense, Expected, Images, ThreatModel
 from robustkit.audit import gradients, rules, standins
 from robustkit.audit.chain import RANDOMISED, Chain, Settings
-from robustkit.audit.findings import Audit, Check
 from robustkit.audit.noise import RandomNoise
 from robustkit.audit.rules import Claim, Limits
-from robustkit.engine import events, plan
+from robustkit.engine import plan
 from robustkit.engine.costs import cost_of, predict
 from robustkit.engine.plan import Named
-from robustkit.engine.subject import Subject, as_module, check_labels, examine, lent, snapshot
 from robustkit.errors import UsageError
-from robustkit.record import BROKEN, INSUFFICIENT, ROBUST, UNKNOWN, WRONG, RunRecord
-from robustkit.sources.evaluating import evaluating
+from robustkit.models import defended, sources
+from robustkit.models.examination import Subject, as_module, check_labels, examine, lent, snapshot
+from robustkit.models.opening import choose_device
+from robustkit.models.sources.evaluating import evaluating
+from robustkit.records.findings import Audit, Check
+from robustkit.records.run import BROKEN, INSUFFICIENT, ROBUST, UNKNOWN, WRONG, RunRecord
 from robustkit.stats import Proportion
 
 NORMS = ("linf", "l2", "l1")
@@ -84,7 +86,7 @@ def audit(
     defenses = defended.resolve(defense)
     with evaluating(dataset.name, norm):
         module, card = sources.load_model(model, trust=trust) if isinstance(model, str) else (as_module(model), None)
-    where = engine.choose_device(device, module, named=isinstance(model, str))
+    where = choose_device(device, module, named=isinstance(model, str))
     if isinstance(model, str):
         module.to(where)
     if n is None and indices is None:
@@ -308,7 +310,9 @@ class _Audit:
     def _run(self, model: nn.Module, attacks: Sequence[Attack], eps: float) -> RunRecord:
         """Attack the audit's samples."""
         q = self.question
-        return engine.evaluate(
+        from robustkit.evaluation import evaluate
+
+        return evaluate(
             model, self.dataset, list(attacks), norm=q.threat.norm, eps=eps, seed=q.seed, indices=self.indices,
             outputs=q.outputs, device=str(q.device), tile=q.tile, doctor=False, on_event=self._progress,
         )  # fmt: skip

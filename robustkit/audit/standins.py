@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustkit import rows
 from robustkit.api import Images, Logits
-from robustkit.streams import SampleDraws, key_of
+from robustkit.numerics import rows
+from robustkit.numerics.streams import SampleDraws, key_of
 
 MOST_INSIDE = 3  # networks inside that are tried, the outermost first
 

@@ -9,14 +9,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 _LAZY = {
-    "ALEXNET": "record",
-    "CorruptionRecord": "record",
-    "KINDS": "images",
-    "corrupt": "images",
-    "kind_named": "images",
-    "CellDone": "evaluation",
-    "CorruptionSet": "evaluation",
-    "evaluate_corruptions": "evaluation",
+    "ALEXNET": "robustkit.records.corruption",
+    "CorruptionRecord": "robustkit.records.corruption",
+    "KINDS": "robustkit.corruptions.images",
+    "corrupt": "robustkit.corruptions.images",
+    "kind_named": "robustkit.corruptions.images",
+    "CellDone": "robustkit.corruptions.evaluation",
+    "CorruptionSet": "robustkit.corruptions.evaluation",
+    "evaluate_corruptions": "robustkit.corruptions.evaluation",
 }
 __all__ = [
     "ALEXNET",
@@ -32,12 +32,12 @@ __all__ = [
 if TYPE_CHECKING:
     from robustkit.corruptions.evaluation import CellDone, CorruptionSet, evaluate_corruptions
     from robustkit.corruptions.images import KINDS, corrupt, kind_named
-    from robustkit.corruptions.record import ALEXNET, CorruptionRecord
+    from robustkit.records.corruption import ALEXNET, CorruptionRecord
 
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
-        return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
+        return getattr(importlib.import_module(_LAZY[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -8,15 +8,17 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from robustkit import datasets, sources
+from robustkit import datasets
 from robustkit.api import Dataset
 from robustkit.corruptions.images import SEVERITIES, check_severity, kind_named
-from robustkit.corruptions.record import ALEXNET, STANDARD, Cell, CorruptionRecord, load
-from robustkit.engine import choose_device, model_name, plan
-from robustkit.engine.subject import as_module, check_labels, examine, lent
+from robustkit.engine import plan
 from robustkit.errors import UsageError
-from robustkit.oracle import Network
-from robustkit.sources.evaluating import evaluating
+from robustkit.models import sources
+from robustkit.models.examination import as_module, check_labels, examine, lent
+from robustkit.models.opening import choose_device, model_name
+from robustkit.models.oracle import Network
+from robustkit.models.sources.evaluating import evaluating
+from robustkit.records.corruption import ALEXNET, STANDARD, Cell, CorruptionRecord, load
 from robustkit.stats import Proportion
 
 AT_ONCE = 64  # images in memory

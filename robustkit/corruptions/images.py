@@ -20,8 +20,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from robustkit.errors import UsageError
+from robustkit.numerics.streams import SampleDraws, key_of
 from robustkit.spec import suggest
-from robustkit.streams import SampleDraws, key_of
 
 Image = Float[Tensor, "channels height width"]
 SEVERITIES = (1, 2, 3, 4, 5)

@@ -7,7 +7,7 @@ from robustkit.api import Dataset, DatasetSource
 from robustkit.datasets.mapped import Mapped
 from robustkit.datasets.pair import Pair, check_images
 from robustkit.errors import UsageError
-from robustkit.sources.python import typed_arguments
+from robustkit.models.sources.python import typed_arguments
 from robustkit.spec import parse, suggest
 
 __all__ = ["Pair", "check_images", "listing", "load_dataset", "resolve"]

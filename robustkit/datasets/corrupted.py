@@ -8,7 +8,7 @@ import torch
 from robustkit.api import Dataset, Images, Labels
 from robustkit.corruptions.images import KINDS, check_severity, corrupt, kind_named
 from robustkit.errors import UsageError
-from robustkit.sources.python import typed_arguments
+from robustkit.models.sources.python import typed_arguments
 from robustkit.spec import unwrap
 
 

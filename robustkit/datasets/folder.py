@@ -6,7 +6,7 @@ from pathlib import Path
 
 from robustkit.datasets.images import Framing, ImageFiles, Interpolation, images_in
 from robustkit.errors import UsageError
-from robustkit.sources.python import typed_arguments
+from robustkit.models.sources.python import typed_arguments
 
 
 class Folder:

@@ -11,7 +11,7 @@ from robustkit.api import Images, Labels
 from robustkit.datasets.images import Framing, need_pillow, stacked
 from robustkit.datasets.pair import as_rows
 from robustkit.errors import UsageError
-from robustkit.sources.python import typed_arguments
+from robustkit.models.sources.python import typed_arguments
 from robustkit.spec import suggest
 
 

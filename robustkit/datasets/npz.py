@@ -10,7 +10,7 @@ import numpy as np
 
 from robustkit.datasets.pair import Pair
 from robustkit.errors import UsageError
-from robustkit.sources.python import typed_arguments
+from robustkit.models.sources.python import typed_arguments
 
 Split = Literal["test", "train"]
 

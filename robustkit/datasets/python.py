@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from robustkit.api import Dataset
 from robustkit.datasets.pair import Pair
 from robustkit.errors import UsageError
-from robustkit.sources.python import call
+from robustkit.models.sources.python import call
 
 
 class Python:

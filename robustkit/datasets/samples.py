@@ -9,7 +9,7 @@ from pathlib import Path
 
 from robustkit.datasets.images import Framing, ImageFiles
 from robustkit.errors import UsageError
-from robustkit.sources.python import typed_arguments
+from robustkit.models.sources.python import typed_arguments
 from robustkit.spec import suggest
 
 _CLASSES = {"cifar10": 10, "cifar100": 100, "imagenet": 1000, "mnist": 10, "fashionMNIST": 10}

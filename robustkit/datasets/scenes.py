@@ -18,7 +18,7 @@ from robustkit.api import Images, Labels
 from robustkit.datasets.npz import Split
 from robustkit.datasets.pair import as_rows
 from robustkit.errors import UsageError
-from robustkit.streams import SampleDraws, key_of
+from robustkit.numerics.streams import SampleDraws, key_of
 
 SIZE = 32
 Field = np.ndarray  # float64 (images, height, width), or what broadcasts with it

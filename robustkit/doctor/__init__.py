@@ -24,7 +24,7 @@ from robustkit.doctor import settings, trials
 from robustkit.doctor.settings import MeanStd, Setting
 from robustkit.doctor.trials import ALPHA, GLANCE, LOOKS, MARGIN, Bench, Sample, Trial, spread
 from robustkit.errors import UsageError
-from robustkit.oracle import Network, Noise
+from robustkit.models.oracle import Network, Noise
 from robustkit.stats import Proportion
 
 __all__ = [
@@ -113,7 +113,7 @@ def diagnose(
     Raises:
         UsageError: if there are no images, or the model does not turn them into (n, classes) outputs.
     """
-    from robustkit.engine.subject import lent, restore, snapshot, tile_width
+    from robustkit.models.examination import lent, restore, snapshot, tile_width
 
     if not len(x):
         raise UsageError("there are no images to look at; give at least one")
@@ -287,7 +287,7 @@ def _guessing(right: Proportion, classes: int) -> str:
 
 
 def _check_accepts(network: Network, x: Images) -> None:
-    from robustkit.engine.subject import check_outputs
+    from robustkit.models.examination import check_outputs
 
     try:
         with torch.no_grad():

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from robustkit.api import Images, ModelCard
-from robustkit.sources.normalized import PRESETS
+from robustkit.models.sources.normalized import PRESETS
 
 CLOSE = 0.03  # mean/std that differ less are one setting as far as a few hundred images can tell
 _NAMES = (("mean", "std"), ("_mean", "_std"), ("mu", "sigma"))

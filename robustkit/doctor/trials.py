@@ -10,7 +10,7 @@ from torch import Tensor
 
 from robustkit.api import Images, Labels, Logits
 from robustkit.doctor.settings import GIVEN, Setting
-from robustkit.oracle import Network
+from robustkit.models.oracle import Network
 from robustkit.stats import Proportion, mcnemar_p
 
 ALPHA = 1e-3
@@ -173,7 +173,7 @@ def spread(total: int, n: int) -> list[int]:
 
 def large(image: Tensor) -> bool:
     """Whether images are so large that few of them are spent."""
-    from robustkit.engine.subject import SMALL_IMAGE  # the engine imports the doctor
+    from robustkit.models.examination import SMALL_IMAGE  # the engine imports the doctor
 
     return image.numel() > SMALL_IMAGE
 

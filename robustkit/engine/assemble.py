@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from robustkit import record
 from robustkit.engine.judge import BROKEN, VIOLATED
 from robustkit.engine.run import CLEAN, Run
+from robustkit.records import run as record
 
 _OUTCOMES = np.array([record.SURVIVED, record.BROKE, record.VIOLATED])  # in the order of the judge's codes
 

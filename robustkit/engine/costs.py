@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 import torch
 
 from robustkit.api import Attack, Expected, Images, ModelFacts
-from robustkit.engine.events import Predicted
 from robustkit.engine.plan import Named
-from robustkit.engine.subject import Subject
-from robustkit.oracle import Counts, ModelOracle
+from robustkit.events import Predicted
+from robustkit.models.examination import Subject
+from robustkit.models.oracle import Counts, ModelOracle
 
 LONG_ENOUGH_S, CALLS = 0.2, 8  # of calls to take the mean of, whichever comes first
 

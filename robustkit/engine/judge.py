@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from robustkit import rows
 from robustkit.api import Goal, Images, Labels, Mask, ThreatModel
-from robustkit.oracle import Network
+from robustkit.models.oracle import Network
+from robustkit.numerics import rows
 
 SURVIVED, BROKEN, VIOLATED = 0, 1, 2
 

@@ -15,22 +15,22 @@ import torch
 from torch import Tensor
 
 import robustkit
-from robustkit import defended, plugins, spec
+from robustkit import plugins, spec
 from robustkit.api import Attack, Dataset, Expected, ForeignAttack, Images, Labels, ModelFacts, Suite, ThreatModel
 from robustkit.datasets.pair import check_images
 from robustkit.errors import UsageError
-from robustkit.streams import SampleDraws, key_of
+from robustkit.models import defended
+from robustkit.numerics.streams import SampleDraws, key_of
 
 CHUNK = 64  # images looked at together: few, since they may be large
 DECIDING = (
     "api.py",
-    "rows.py",
-    "projection.py",
-    "streams.py",
-    "oracle.py",
-    "generators.py",
-    "randomised.py",
-    "wrapping.py",
+    "numerics/*.py",
+    "models/oracle.py",
+    "models/examination.py",
+    "models/gradients.py",
+    "models/wrapping.py",
+    "records/votes.py",
     "engine/*.py",
 )  # the harness's part in a number
 
@@ -107,7 +107,7 @@ def make_attack(text: str) -> Any:
     parsed = spec.parse(text)
     options = dict(parsed.options)
     if parsed.source == "python":
-        from robustkit.sources.python import call
+        from robustkit.models.sources.python import call
 
         return call(parsed.name, options, "attack")
     eot = spec.typed(options.pop("eot"), int, f"{parsed.name}: eot") if "eot" in options else 1

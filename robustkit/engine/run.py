@@ -12,17 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from robustkit import events
 from robustkit.api import Case, Goal, ThreatModel
-from robustkit.engine import events
 from robustkit.engine.judge import BROKEN, SURVIVED, VIOLATED, Judge
 from robustkit.engine.plan import Named, Samples, targets_for
-from robustkit.engine.subject import Subject, restore
 from robustkit.engine.voting import VotingJudge, clean, clean_by_vote
 from robustkit.errors import RobustkitError, UsageError
-from robustkit.oracle import Counts, ModelOracle, Network
+from robustkit.models.examination import Subject, restore
+from robustkit.models.oracle import Counts, ModelOracle, Network
+from robustkit.numerics.streams import SampleDraws, key_of
+from robustkit.records.folder import RunFolder
 from robustkit.stats import Proportion
-from robustkit.store import RunFolder
-from robustkit.streams import SampleDraws, key_of
 
 CLEAN = 0
 TELL_EVERY_S = 0.25

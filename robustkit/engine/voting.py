@@ -10,11 +10,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from robustkit import rows
 from robustkit.api import Goal, Images, Labels, Mask, ThreatModel
 from robustkit.engine.judge import Judge
-from robustkit.oracle import Network
-from robustkit.randomised import lost, reevaluations
+from robustkit.models.oracle import Network
+from robustkit.numerics import rows
+from robustkit.records.votes import lost, reevaluations
 
 FIRST = 4  # draws that a candidate must fail, all of them, before more are spent on it
 MORE = 10  # and then so many more
@@ -172,5 +172,5 @@ class VotingJudge(Judge):
 
 
 def as_text(wrong: Tensor) -> list[str]:
-    """The patterns of (draws, batch): see `robustkit.randomised`."""
+    """The patterns of (draws, batch): see `robustkit.records.votes`."""
     return ["".join(map(str, row)) for row in wrong.T.to(torch.int8).tolist()]

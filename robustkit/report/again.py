@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from robustkit.gate import request
+from robustkit.records.gate import request
 
 
 def command(job: Mapping[str, Any], eps: str = "", *, audit: bool = False) -> str:

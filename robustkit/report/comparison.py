@@ -1,8 +1,8 @@
 """A comparison and a gate's verdict as plain text."""
 
-from robustkit.compare import Change, Comparison, Flip
-from robustkit.gate import Verdict
-from robustkit.record import ROBUST, RunRecord
+from robustkit.records.compare import Change, Comparison, Flip
+from robustkit.records.gate import Verdict
+from robustkit.records.run import ROBUST, RunRecord
 from robustkit.report.text import heading
 
 SHOWN = 40

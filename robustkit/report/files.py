@@ -3,9 +3,9 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
-from robustkit.record import RunRecord
+from robustkit.records.run import RunRecord
+from robustkit.records.transfer import TransferRecord
 from robustkit.report import page, sweeps, tables, text, transfer
-from robustkit.transfer_record import TransferRecord
 
 Format = Literal["html", "md", "tex", "csv"]
 NAMES: Mapping[Format, str] = {"html": "report.html", "md": "report.md", "tex": "tables.tex", "csv": "tables.csv"}

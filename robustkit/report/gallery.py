@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from robustkit.record import RunRecord
+from robustkit.records.run import RunRecord
 from robustkit.report import facts
 
 SHOWN = 12

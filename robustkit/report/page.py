@@ -9,9 +9,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from robustkit.audit.findings import NOT_AUDITED
 from robustkit.errors import UsageError
-from robustkit.record import RunRecord
+from robustkit.records.findings import NOT_AUDITED
+from robustkit.records.run import RunRecord
 from robustkit.report import facts, gallery, svg, sweeps, text
 from robustkit.report.again import command, ranges
 from robustkit.report.facts import Curve, LeftOut

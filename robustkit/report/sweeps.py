@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from robustkit.record import RunRecord
+from robustkit.records.run import RunRecord
 from robustkit.report.tables import csv_line, latex_share, lines_as_csv
 from robustkit.report.tex import latex_table, tex
 from robustkit.report.text import cell, share

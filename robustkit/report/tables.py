@@ -4,7 +4,7 @@ import csv
 import io
 from collections.abc import Iterable, Iterator
 
-from robustkit.record import RunRecord
+from robustkit.records.run import RunRecord
 from robustkit.report import facts
 from robustkit.report.tex import latex_table, tex
 from robustkit.report.text import heading, labelled

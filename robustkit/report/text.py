@@ -2,8 +2,8 @@
 
 import re
 
-from robustkit.randomised import MEAN
-from robustkit.record import RunRecord
+from robustkit.records.run import RunRecord
+from robustkit.records.votes import MEAN
 from robustkit.stats import MeanShare, Proportion
 
 

@@ -5,11 +5,11 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from robustkit.records.transfer import Cell, TransferRecord
 from robustkit.report.plots import style
 from robustkit.report.tex import latex_table, tex
 from robustkit.report.text import cell as markdown_cell
 from robustkit.stats import Proportion
-from robustkit.transfer_record import Cell, TransferRecord
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

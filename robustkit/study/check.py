@@ -4,16 +4,17 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from robustkit import datasets, defended, plugins, sources
+from robustkit import datasets, plugins
 from robustkit.api import CardSource, ThreatModel
 from robustkit.engine import plan
-from robustkit.engine.transfer import plan as transfer_plan
 from robustkit.errors import UsageError
-from robustkit.sources import normalized
-from robustkit.sources.evaluating import evaluating
-from robustkit.sources.python import import_callable, typed_arguments
+from robustkit.models import defended, sources
+from robustkit.models.sources import normalized
+from robustkit.models.sources.evaluating import evaluating
+from robustkit.models.sources.python import import_callable, typed_arguments
 from robustkit.spec import listed, number, parse, suggest, unwrap
 from robustkit.study.plan import Study
+from robustkit.transfers import plan as transfer_plan
 
 
 def check(study: Study, *, files: bool = True) -> None:

@@ -4,13 +4,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from robustkit import datasets, defended, sources
+from robustkit import datasets
 from robustkit.api import ModelFacts, ThreatModel
-from robustkit.engine import choose_device, plan
+from robustkit.engine import plan
 from robustkit.engine.costs import bound, seconds_of_a_tile
-from robustkit.engine.subject import examine, lent
 from robustkit.errors import RobustkitError, UsageError
-from robustkit.sources.evaluating import evaluating
+from robustkit.models import defended, sources
+from robustkit.models.examination import examine, lent
+from robustkit.models.opening import choose_device
+from robustkit.models.sources.evaluating import evaluating
 from robustkit.spec import number
 from robustkit.study.plan import Cell, Study
 

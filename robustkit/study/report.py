@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from robustkit.records.folder import write_text
 from robustkit.report.tex import latex_table, tex
 from robustkit.report.text import cell as safe
 from robustkit.spec import Spec, parse
 from robustkit.stats import Proportion
-from robustkit.store import write_text
 from robustkit.study import figures, transfers
 from robustkit.study.plan import NO_DEFENSE, Study
 from robustkit.study.results import Results, share

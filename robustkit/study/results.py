@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 
 from robustkit.errors import UsageError
-from robustkit.record import RunRecord
+from robustkit.records.folder import dumps, load_run, read_json, write_text
+from robustkit.records.run import RunRecord
+from robustkit.records.transfer import TransferRecord
+from robustkit.records.transfer_folder import load_transfer
 from robustkit.spec import canonical
 from robustkit.stats import Proportion
-from robustkit.store import dumps, load_run, read_json, write_text
 from robustkit.study import grammar
 from robustkit.study.plan import Cell, Study, TransferCell
-from robustkit.transfer_record import TransferRecord
-from robustkit.transfer_store import load_transfer
 
 SCHEMA = "robustkit/study/1"
 FILE = "study.json"

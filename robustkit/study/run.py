@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from robustkit import engine
-from robustkit.engine.transfer import transfer
 from robustkit.errors import RobustkitError
-from robustkit.record import RunRecord
+from robustkit.evaluation import evaluate
+from robustkit.records.run import RunRecord
+from robustkit.records.transfer import TransferRecord
 from robustkit.report.text import share
 from robustkit.spec import Job
 from robustkit.study import report
@@ -17,7 +17,7 @@ from robustkit.study.check import check
 from robustkit.study.events import CellDone, CellStarted, Event, Finished, Started, Within
 from robustkit.study.plan import Cell, Study, TransferCell
 from robustkit.study.results import Facts, Outcome, Results, begin, reason
-from robustkit.transfer_record import TransferRecord
+from robustkit.transfers import transfer
 
 RUNS = "runs"
 _OF_TRANSFER = ("n", "indices", "target", "trust", "device", "batch_size", "shard_size", "tile")
@@ -108,7 +108,7 @@ def _name(words: str, identity: str) -> str:
 
 
 def _evaluate(study: Study, cell: Cell, watch: _Watch, *, fresh: bool, carry: RunRecord | None) -> RunRecord:
-    return engine.evaluate(
+    return evaluate(
         study.models[cell.model],
         study.data,
         study.attacks[cell.attack],

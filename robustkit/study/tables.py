@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from robustkit.compare import Change
+from robustkit.records.compare import Change
 from robustkit.stats import Proportion
 from robustkit.study.plan import NO_DEFENSE, Cell
 from robustkit.study.results import Facts, Results, combined, share

@@ -4,12 +4,12 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from robustkit.records.transfer import SUCCESS, TransferRecord
 from robustkit.report.tex import latex_table, tex
 from robustkit.report.text import cell as safe
 from robustkit.report.transfer import WHITE_BOX, denominator
 from robustkit.study.results import Results
 from robustkit.study.tables import Mark, marks
-from robustkit.transfer_record import SUCCESS, TransferRecord
 
 Row = tuple[str, str]
 

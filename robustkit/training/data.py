@@ -10,8 +10,8 @@ from torch import Tensor
 
 from robustkit.api import Dataset, Images, Labels
 from robustkit.errors import UsageError
-from robustkit.recipes import Batch, Schedule
-from robustkit.streams import SampleDraws, key_of
+from robustkit.numerics.streams import SampleDraws, key_of
+from robustkit.training.recipes import Batch, Schedule
 
 LIMIT = 16 * 2**30  # bytes of images
 _CHUNK = 1000

@@ -16,10 +16,10 @@ from safetensors.torch import save
 from torch import nn
 
 from robustkit.errors import UsageError
-from robustkit.sources import checkpoint
-from robustkit.sources.trained import CARD, RECIPE, WEIGHTS
+from robustkit.models.sources import checkpoint
+from robustkit.models.sources.trained import CARD, RECIPE, WEIGHTS
+from robustkit.records.folder import dumps, write_atomic, write_text
 from robustkit.spec import digest
-from robustkit.store import dumps, write_atomic, write_text
 from robustkit.training.loop import Checkpoint
 
 SCHEMA = "robustkit/training/1"

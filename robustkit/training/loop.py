@@ -16,11 +16,11 @@ from torch import nn
 
 from robustkit.api import Images, Labels
 from robustkit.errors import UsageError
-from robustkit.recipes import Recipe, Schedule, Task, Training, in_eval_mode
-from robustkit.streams import SampleDraws, key_of
+from robustkit.numerics.streams import SampleDraws, key_of
 from robustkit.training.adversarial import pgd, summed_cross_entropy, uniform_start
 from robustkit.training.data import Held, batches
 from robustkit.training.events import EpochDone, Event, Progress
+from robustkit.training.recipes import Recipe, Schedule, Task, Training, in_eval_mode
 
 QUICK_STEPS = 10
 _CHUNK = 500

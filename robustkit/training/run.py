@@ -12,15 +12,15 @@ import torch
 
 from robustkit import plugins
 from robustkit.datasets import load_dataset
-from robustkit.engine import choose_device
 from robustkit.errors import UsageError
-from robustkit.recipes import Recipe, Schedule, Task
-from robustkit.sources import load_model, trained, untrained
+from robustkit.models.opening import choose_device
+from robustkit.models.sources import load_model, trained, untrained
 from robustkit.spec import parse, settings, text_of
 from robustkit.training.data import Held, held
 from robustkit.training.events import Event, Started
 from robustkit.training.folder import TrainingFolder, sha256, weights_bytes
 from robustkit.training.loop import Loop, Watch
+from robustkit.training.recipes import Recipe, Schedule, Task
 
 DEFAULT_EPS = 8 / 255
 

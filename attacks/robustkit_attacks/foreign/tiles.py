@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import torch
 
-from robustkit import generators
 from robustkit.api import Case, Draws, Images
+from robustkit.numerics import generators
 
 NAMES = {"linf": "Linf", "l2": "L2", "l1": "L1", "l0": "L0"}  # as the libraries write the norms
 

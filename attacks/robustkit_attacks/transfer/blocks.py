@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from robustkit import rows
 from robustkit.api import Draws, Images, ThreatModel
+from robustkit.numerics import rows
 
 
 class _Cuts(NamedTuple):

@@ -12,9 +12,9 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from robustkit import rows
 from robustkit.api import Access, Case, Draws, Goal, Images, Norm
 from robustkit.errors import UsageError
+from robustkit.numerics import rows
 from robustkit_attacks import losses
 from robustkit_attacks.transfer import gradients, inputs, parts
 from robustkit_attacks.transfer.attack import affordable, check_numbers

@@ -12,9 +12,9 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from robustkit import rows
 from robustkit.api import Case, Draws, Images
 from robustkit.errors import UsageError
+from robustkit.numerics import rows
 from robustkit_attacks.transfer import gradients, inputs
 from robustkit_attacks.transfer.surrogates import Combine, Field, Surrogates, mean_logits, mean_probabilities
 

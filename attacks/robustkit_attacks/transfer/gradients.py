@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, Protocol
 
-from robustkit import rows
 from robustkit.api import Draws, Images
 from robustkit.errors import UsageError
+from robustkit.numerics import rows
 from robustkit_attacks.transfer.surrogates import Field
 
 

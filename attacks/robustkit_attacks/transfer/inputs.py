@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from robustkit import rows
 from robustkit.api import Draws, Images, ThreatModel
 from robustkit.errors import UsageError
+from robustkit.numerics import rows
 from robustkit_attacks.transfer import blocks
 from robustkit_attacks.transfer.surrogates import Field
 

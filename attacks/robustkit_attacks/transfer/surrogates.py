@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from robustkit import rows
 from robustkit.api import Case, Draws, Gradient, Images, Loss, Oracle, Outputs
+from robustkit.numerics import rows
 from robustkit_attacks import losses
 
 Field = Callable[[Images, Draws], Images]  # the gradient of a loss as a function of the image

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from robustkit.api import Images, Logits
 from robustkit.errors import UsageError
-from robustkit.wrapping import reseed
+from robustkit.models.wrapping import reseed
 from robustkit_defenses.crossmax import Mean
 
 Branch = Literal["foreground", "background"]

@@ -9,15 +9,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from robustkit.recipes import Batch, OneNetwork, Training, in_eval_mode
-from robustkit.training.adversarial import (
-    accuracy,
-    check_ball,
-    cross_entropy,
-    pgd,
-    summed_cross_entropy,
-    uniform_start,
-)
+from robustkit.training.adversarial import accuracy, check_ball, cross_entropy, pgd, summed_cross_entropy, uniform_start
+from robustkit.training.recipes import Batch, OneNetwork, Training, in_eval_mode
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from robustkit.errors import UsageError
-from robustkit.recipes import Batch, Task, Training
 from robustkit.training.adversarial import accuracy, check_ball, cross_entropy
+from robustkit.training.recipes import Batch, Task, Training
 from robustkit_defenses.recipes.dual_norm import choose, dual, single
 from robustkit_defenses.recipes.fast_at import one_step
 

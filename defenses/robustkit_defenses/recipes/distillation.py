@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustkit.errors import UsageError
-from robustkit.recipes import Batch, Task, Training
 from robustkit.training.adversarial import accuracy, cross_entropy
+from robustkit.training.recipes import Batch, Task, Training
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from robustkit.ensembles import Ensemble
 from robustkit.errors import UsageError
-from robustkit.recipes import Batch, Task, Training, in_eval_mode
+from robustkit.models.ensembles import Ensemble
 from robustkit.training.adversarial import cross_entropy, pgd, summed_cross_entropy, uniform_start
+from robustkit.training.recipes import Batch, Task, Training, in_eval_mode
 from robustkit_defenses.distilled_features import Distillation, distilled, others
 from robustkit_defenses.taps import Tap, named_taps, taps_of
 

@@ -11,15 +11,8 @@ from torch import Tensor, nn
 
 from robustkit.api import Images
 from robustkit.errors import UsageError
-from robustkit.recipes import Batch, OneNetwork, Training, in_eval_mode
-from robustkit.training.adversarial import (
-    accuracy,
-    check_ball,
-    cross_entropy,
-    pgd,
-    summed_cross_entropy,
-    uniform_start,
-)
+from robustkit.training.adversarial import accuracy, check_ball, cross_entropy, pgd, summed_cross_entropy, uniform_start
+from robustkit.training.recipes import Batch, OneNetwork, Training, in_eval_mode
 
 
 @dataclass(frozen=True, slots=True)

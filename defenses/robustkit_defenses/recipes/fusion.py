@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robustkit import generators
 from robustkit.errors import UsageError
-from robustkit.recipes import Batch, Task, Training
+from robustkit.numerics import generators
+from robustkit.training.recipes import Batch, Task, Training
 from robustkit_defenses.contextual_fusion import ContextFusion, HeadPlan, new_fusion
 
 _SEEDS = 2**23  # what a float32 draw tells apart

@@ -13,11 +13,11 @@ from typing import ClassVar, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from robustkit import generators, rows
 from robustkit.errors import UsageError
-from robustkit.recipes import Batch, Task, Training, in_eval_mode
+from robustkit.models.wrapping import Prepared
+from robustkit.numerics import generators, rows
 from robustkit.training.adversarial import cross_entropy
-from robustkit.wrapping import Prepared
+from robustkit.training.recipes import Batch, Task, Training, in_eval_mode
 from robustkit_defenses.crossmax import CrossMax
 from robustkit_defenses.layers import flattened, outputs_of
 from robustkit_defenses.multires import MultiRes, Stack

@@ -10,8 +10,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from robustkit.errors import UsageError
-from robustkit.recipes import Batch, OneNetwork, Training
 from robustkit.training.adversarial import accuracy, cross_entropy
+from robustkit.training.recipes import Batch, OneNetwork, Training
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from robustkit.errors import UsageError
-from robustkit.recipes import Batch, OneNetwork, Training, in_eval_mode
 from robustkit.training.adversarial import accuracy, check_ball, cross_entropy, pgd
+from robustkit.training.recipes import Batch, OneNetwork, Training, in_eval_mode
 
 _START = 1e-3  # the start's standard deviation: at x itself the divergence has no gradient
 

@@ -5,12 +5,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from robustkit.errors import UsageError
-from robustkit.record import RunRecord
+from robustkit.records.run import RunRecord
+from robustkit.records.sweep import Sweep
+from robustkit.records.transfer import TransferRecord
 from robustkit.report import facts
 from robustkit.report.facts import Curve, LeftOut
 from robustkit.report.plots import source, style
-from robustkit.sweep import Sweep
-from robustkit.transfer_record import TransferRecord
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from robustkit.errors import UsageError
-from robustkit.record import RunRecord
+from robustkit.records.run import RunRecord
 from robustkit.report import facts, gallery
 from robustkit.report.plots import source, style
 

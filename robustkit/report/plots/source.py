@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from robustkit.errors import UsageError
-from robustkit.record import RunRecord
-from robustkit.store import load_run
-from robustkit.sweep import FILE, Sweep, load_sweep
-from robustkit.transfer_record import TransferRecord
-from robustkit.transfer_store import RESULT, load_transfer
+from robustkit.records.folder import load_run
+from robustkit.records.run import RunRecord
+from robustkit.records.sweep import FILE, Sweep, load_sweep
+from robustkit.records.transfer import TransferRecord
+from robustkit.records.transfer_folder import RESULT, load_transfer
 
 Stored = RunRecord | Sweep | TransferRecord
 

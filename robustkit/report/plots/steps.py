@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from robustkit import spec
 from robustkit.errors import UsageError
-from robustkit.record import RunRecord
+from robustkit.records.run import RunRecord
 from robustkit.report import facts
 from robustkit.report.facts import Curve
 from robustkit.report.plots import source, style

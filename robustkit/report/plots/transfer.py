@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from robustkit.errors import UsageError
+from robustkit.records.transfer import TransferRecord
 from robustkit.report.plots import source, style
 from robustkit.report.transfer import heatmap_figure
-from robustkit.transfer_record import TransferRecord
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from robustkit import rows
+from robustkit.numerics import rows
 
 
 @dataclass(frozen=True)

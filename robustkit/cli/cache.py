@@ -1,0 +1,196 @@
+"""The commands on the cache: `robustkit data …` and `robustkit models …`, which are the same for both kinds of file."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import click
+
+from robustkit.errors import UsageError
+
+if TYPE_CHECKING:
+    from robustkit.cache.shelf import Item, Kind
+
+_CROWD = 12  # unpinned files in one folder, such as an unpacked archive, from which on they are one line
+
+
+@contextlib.contextmanager
+def no_downloads() -> Iterator[None]:
+    """Within it nothing is fetched: what is missing is an error."""
+    before = os.environ.get("ROBUSTKIT_OFFLINE")
+    os.environ["ROBUSTKIT_OFFLINE"] = "1"  # the environment, so that worker processes obey too
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["ROBUSTKIT_OFFLINE"]
+        else:
+            os.environ["ROBUSTKIT_OFFLINE"] = before
+
+
+def _go_offline(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value:
+        ctx.with_resource(no_downloads())
+
+
+offline = click.option(
+    "--offline", is_flag=True, expose_value=False, callback=_go_offline,
+    help="Download nothing; what is missing is an error that says where to put it. As ROBUSTKIT_OFFLINE=1.",
+)  # fmt: skip
+
+
+def _group(name: str, kind: "Kind", what: str, spec: str, place: str) -> click.Group:
+    """The four commands for one kind; `spec` and `place` are for the examples."""
+
+    @click.group(name, help=f"{what} in the cache: ls, pull, verify, rm.\n\n\b\nrobustkit {name} ls")
+    def group() -> None: ...
+
+    @group.command("ls", help=f"""List what lies in the cache: size, sha256, the day it was pinned.
+
+        \b
+        robustkit {name} ls
+        robustkit {name} ls '{place}/*'""")  # fmt: skip
+    @click.argument("pattern", default="")
+    def ls(pattern: str) -> None:
+        _list(kind, pattern)
+
+    @group.command("pull", help=f"""Fetch what SPECs need, so that a later run finds it in the cache.
+
+        \b
+        robustkit {name} pull {spec}
+        robustkit {name} pull --offline {spec}     (is it all there?)""")  # fmt: skip
+    @click.argument("specs", nargs=-1, required=True, metavar="SPEC...")
+    @offline
+    def pull(specs: tuple[str, ...]) -> None:
+        for each in specs:
+            _pull(kind, each)
+
+    @group.command("verify", help=f"""Read every pinned file in full and compare its sha256 with its pin.
+
+        \b
+        robustkit {name} verify
+        robustkit {name} verify {place}
+        \b
+        Exit codes: 0 all are as pinned, 1 one is not, 2 bad usage.""")  # fmt: skip
+    @click.argument("pattern", default="")
+    def verify(pattern: str) -> None:
+        _verify(name, kind, pattern)
+
+    @group.command("rm", help=f"""Remove the files that match PATTERN: a path, a folder, or a glob.
+
+        \b
+        robustkit {name} rm {place}
+        robustkit {name} rm --yes --forget '{place}/*'
+        \b
+        The pins stay, so that what is fetched again must be the same; --forget drops them.""")  # fmt: skip
+    @click.argument("pattern")
+    @click.option("--yes", is_flag=True, help="Do not ask.")
+    @click.option("--forget", is_flag=True, help="Drop the pins too: what is fetched next is pinned as it is.")
+    def rm(pattern: str, yes: bool, forget: bool) -> None:
+        _remove(name, kind, pattern, yes=yes, forget=forget)
+
+    return group
+
+
+data = _group("data", "datasets", "Datasets", "cifar10", "cifar10")
+models = _group("models", "models", "Models", "robustbench/Carmon2019Unlabeled", "robustbench")
+
+
+def _list(kind: "Kind", pattern: str) -> None:
+    from robustkit.cache import home, shelf
+    from robustkit.report.download import size
+
+    found = shelf.items(kind, pattern)
+    if not found:
+        click.echo(f"nothing{f' like {pattern!r}' if pattern else ''} in {home() / kind}", err=True)
+        return
+    rows = _rows(found)
+    width = max(len(name) for name, *_ in rows)
+    for name, count, hash_, day in rows:
+        click.echo(f"{name:<{width}}  {size(count):>7}  {hash_:<12}  {day}")
+    total = sum(item.size for item in found)
+    click.echo(f"{len(found)} {'file' if len(found) == 1 else 'files'}, {size(total)} in {home() / kind}")
+
+
+def _rows(found: "list[Item]") -> list[tuple[str, int, str, str]]:
+    """Name, bytes, sha256 and day of each file; the unpinned ones of a crowded folder together."""
+    rows: list[tuple[str, int, str, str]] = []
+    crowds: dict[str, list[Item]] = {}
+    for item in found:
+        if item.pin is None and not item.partial:
+            crowds.setdefault(_folder(item), []).append(item)
+    for item in found:
+        name = item.place.partition("/")[2]
+        if item.pin:
+            rows.append((name, item.size, item.pin.sha256[:12], item.pin.pinned))
+        elif item.partial or len(crowds[_folder(item)]) <= _CROWD:
+            rows.append((name, item.size, "-", "partial" if item.partial else "not pinned"))
+    for folder, crowd in crowds.items():
+        if len(crowd) > _CROWD:
+            name = f"{folder}/… ({len(crowd)} files)"
+            rows.append((name, sum(item.size for item in crowd), "-", "not pinned"))
+    return sorted(rows)
+
+
+def _folder(item: "Item") -> str:
+    """The uppermost folder that a file lies in, below its kind."""
+    return item.place.split("/")[1] if item.place.count("/") > 1 else ""
+
+
+def _pull(kind: "Kind", spec: str) -> None:
+    from robustkit.cache import home, pins, shelf
+    from robustkit.report.download import size
+
+    before = pins.read(home())
+    with contextlib.redirect_stdout(sys.stderr):  # stdout is for the result: a library may print
+        if kind == "models":
+            from robustkit.models.sources import load_model
+
+            load_model(spec)
+        else:
+            from robustkit.datasets import load_dataset
+
+            len(load_dataset(spec))
+    fresh = [item for item in shelf.items(kind) if item.pin and item.pin != before.get(item.place)]
+    for item in fresh:
+        click.echo(f"{item.place}  {size(item.size)}  sha256 {item.pin.sha256 if item.pin else ''}")
+    if not fresh:
+        click.echo(f"{spec}: nothing had to be fetched")
+
+
+def _verify(name: str, kind: "Kind", pattern: str) -> None:
+    from robustkit.cache import shelf
+
+    found = shelf.items(kind, pattern)
+    pinned = [item for item in found if item.pin]
+    wrong = 0
+    for item in pinned:
+        if problem := shelf.verify(item):
+            wrong += 1
+            click.echo(f"{item.place}: {problem}; remove it to fetch it again: robustkit {name} rm '{item.place}'")
+    others = f", {len(found) - len(pinned)} not pinned" if len(found) > len(pinned) else ""
+    click.echo(f"{len(pinned)} read in full: {len(pinned) - wrong} as pinned, {wrong} not{others}")
+    if wrong:
+        sys.exit(1)
+
+
+def _remove(name: str, kind: "Kind", pattern: str, *, yes: bool, forget: bool) -> None:
+    from robustkit.cache import shelf
+    from robustkit.report.download import size
+
+    found = shelf.items(kind, pattern)
+    if found and not yes:
+        for item in found[:10]:
+            click.echo(f"{item.place}  {size(item.size)}", err=True)
+        if len(found) > 10:
+            click.echo(f"… and {len(found) - 10} more", err=True)
+        count = f"{len(found)} {'file' if len(found) == 1 else 'files'}, {size(sum(item.size for item in found))}"
+        if not click.confirm(f"Remove {count}?", err=True):
+            return
+    forgotten = shelf.forget(kind, pattern) if forget else []
+    if not found and not forgotten:
+        raise UsageError(f"nothing in the cache matches {pattern!r}; see robustkit {name} ls")
+    shelf.remove(found)
+    click.echo(f"removed {len(found)} of {kind}" + (f", forgot {len(forgotten)} pins" if forgotten else ""))

@@ -1,0 +1,124 @@
+"""The command `robustkit doctor`: what is on this machine, and whether a model gets the input it was trained on."""
+
+import contextlib
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from robustkit.cli import cache as cli_cache
+from robustkit.cli import completion
+from robustkit.cli import options as cli_options
+from robustkit.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from robustkit.doctor import Diagnosis
+    from robustkit.doctor.machine import Machine
+
+
+@click.command()
+@click.option("--model", metavar="SPEC", shell_complete=completion.model,
+              help="digits-cnn-at, timm/resnet18, python/my_package.make:width=2")  # fmt: skip
+@click.option("--dataset", "--data", metavar="SPEC", shell_complete=completion.dataset,
+              help="By default what the model was trained on.")  # fmt: skip
+@click.option(
+    "-n", "n", type=click.IntRange(1), default=256, show_default=True, metavar="N", help="N images, from all over it."
+)
+@click.option("--norm", type=click.Choice(["linf", "l2", "l1", "l0"]), default="linf", help="Of a robustbench model.")
+@click.option("--outputs", type=click.Choice(["logits", "probs"]), default="logits", show_default=True,
+              help="What the model returns.")  # fmt: skip
+@click.option("--trust", is_flag=True, help="Let models run code of theirs: pickled checkpoints, callables in a card.")
+@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda:0",
+              shell_complete=completion.device)  # fmt: skip
+@cli_cache.offline
+@cli_options.json_option("what was found")
+def doctor(model: str | None, json_to: str | None, **asked: Any) -> None:
+    """What robustkit finds here; with --model, whether the model gets the input it was trained on.
+
+    \b
+    robustkit doctor
+    robustkit doctor --model digits-cnn-at
+    robustkit doctor --model ./net.safetensors:arch=timm/resnet18 --dataset cifar10 -n 1000
+    \b
+    The model's clean accuracy as given is compared with other mean/std, pixels in 0–255, BGR, swapped axes and
+    labels numbered otherwise, on the same images; only what is clearly better (5 points, p < 0.001) is a finding.
+    Exit codes: 0 all is well, 1 a finding, 2 bad usage.
+    """  # noqa: D301
+    from robustkit.doctor.machine import machine
+
+    with contextlib.redirect_stdout(sys.stderr):  # stdout is for the result: a model may print
+        found = machine()
+        diagnosis = _diagnosis(model, **asked) if model and not found.broken_plugins else None
+    data = {"machine": found.to_json(), "model": model, "diagnosis": diagnosis.to_json() if diagnosis else None}
+    text = json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False)
+    if json_to == "-":
+        click.echo(text)
+    else:
+        _show(found, model, diagnosis)
+        if json_to:
+            Path(json_to).write_text(text + "\n", encoding="utf-8")
+    if found.broken_plugins or (diagnosis and not diagnosis.healthy):
+        sys.exit(1)
+
+
+def _diagnosis(
+    model: str, *, dataset: str | None, n: int, norm: str, outputs: str, trust: bool, device: str
+) -> "Diagnosis":
+    from robustkit import datasets
+    from robustkit.doctor import diagnose, spread
+    from robustkit.models import sources
+    from robustkit.models.opening import choose_device
+    from robustkit.models.sources.evaluating import evaluating
+
+    spec = dataset or sources.card_dataset(model)
+    if not spec:
+        raise UsageError(f"--dataset is needed: {model} has no card that says what it was trained on; try digits")
+    data = datasets.resolve(spec)
+    with evaluating(data.name, norm):
+        module, card = sources.load_model(model, trust=trust)
+    module.to(choose_device(device, module, named=True))
+    x, y = data.batch(spread(len(data), n))
+    return diagnose(module, x, y, card, outputs=outputs, thorough=True)
+
+
+def _show(found: "Machine", model: str | None, diagnosis: "Diagnosis | None") -> None:
+    from rich.console import Console
+
+    from robustkit.doctor.machine import install
+
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    rows = [
+        ("devices", ", ".join(found.devices)),
+        ("versions", ", ".join(f"{name} {version}" for name, version in found.versions.items())),
+        ("cache", found.cache),
+    ]
+    rows += [("missing", f"{', '.join(names)}: {install(extra)}") for extra, names in found.missing.items()]
+    rows += [("plugin", f"broken: {reason}") for reason in found.broken_plugins]
+    for name, text in rows:
+        console.print(f"{name:<9} {text or 'none'}")
+    if diagnosis is not None:
+        console.print()
+        _show_diagnosis(console, model or "", diagnosis)
+
+
+def _show_diagnosis(console: "Console", model: str, diagnosis: "Diagnosis") -> None:
+    from rich.table import Table
+
+    table = Table(title=f"clean accuracy of {model}", title_justify="left")
+    for name in ("setting", "accuracy [95 %]", "images", "better", "worse", "p"):
+        table.add_column(name, justify="left" if name == "setting" else "right", no_wrap=name != "setting")
+    for i, trial in enumerate(diagnosis.trials):
+        paired = (str(trial.better), str(trial.worse), f"{trial.p:.2g}") if i else ("", "", "")
+        failed = f" (fails: {trial.error})" if trial.error else ""
+        table.add_row(trial.setting + failed, str(trial.right), str(trial.right.n), *paired)
+    console.print(table)
+    for note in diagnosis.notes:
+        console.print(f"note: {note}")
+    for finding in diagnosis.findings:
+        console.print(f"finding ({finding.kind}): {finding.message}")
+    if diagnosis.healthy:
+        console.print("no finding: no other setting is clearly better")

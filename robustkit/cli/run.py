@@ -1,0 +1,148 @@
+"""`robustkit run`: a study from a TOML file, or only what it would cost."""
+
+import contextlib
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from robustkit.cli import cache as cli_cache
+from robustkit.cli import completion
+from robustkit.cli import options as cli_options
+
+if TYPE_CHECKING:
+    from robustkit.study.forecast import Cost
+    from robustkit.study.plan import Study
+
+RUNS = Path("robustkit-runs")
+RESULT = "study.json"
+
+
+@click.command("run")
+@click.argument("study", type=click.Path(path_type=Path))
+@click.option(
+    "--dry-run", is_flag=True, help="Print the cells and what they cost at most; download and attack nothing."
+)
+@click.option(
+    "-n", "n", type=click.IntRange(1), metavar="N", help="The first N samples, instead of what the file says."
+)
+@click.option(
+    "--device", metavar="auto|cpu|cuda:0", shell_complete=completion.device, help="Instead of what the file says."
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), help=f"The study's folder; default {RUNS}/study-<the file's name>."
+)
+@click.option("--fresh", is_flag=True, help="Forget what the folder holds of these cells and compute them again.")
+@cli_options.json_option("the tables")
+@cli_cache.offline
+@click.option("--quiet", is_flag=True, help="No progress.")
+def run(
+    study: Path, dry_run: bool, n: int | None, device: str | None, out: Path | None, fresh: bool, json_to: str | None,
+    quiet: bool,
+) -> None:  # fmt: skip
+    """Run a STUDY: models × defenses × attacks × eps × seeds from a TOML file, as one resumable job with one report.
+
+    \b
+    robustkit run study.toml
+    robustkit run study.toml --dry-run
+    robustkit run reports/studies/autoattack-robustbench.toml -n 100 --out runs/aa
+    \b
+    Each cell is an evaluation in a folder of its own; what is there is not computed again. docs/studies.md has the
+    grammar.
+    Exit codes: 0 done, 2 bad usage, 3 a cell failed or could not be decided (the report says why), 130 interrupted.
+    """  # noqa: D301
+    from robustkit.study import grammar
+
+    changes: dict[str, Any] = {key: value for key, value in (("n", n), ("device", device)) if value is not None}
+    found = grammar.read(study, changes)
+    if dry_run:
+        _forecast(found, json_to)
+        return
+    folder = out or RUNS / f"study-{found.name}"
+    try:
+        results = _run(found, folder, fresh=fresh, quiet=quiet)
+    except KeyboardInterrupt:
+        kept = f"; what was computed is kept in {folder}" if folder.is_dir() else ""
+        click.echo(f"Error: interrupted{kept}; run the same command to continue", err=True)
+        sys.exit(130)
+    from robustkit.study import report
+
+    _print(report.to_json(results), f"{report.summary(results)}\nin {folder}", json_to)
+    if not results.established:
+        sys.exit(3)
+
+
+def _run(study: "Study", folder: Path, *, fresh: bool, quiet: bool) -> Any:
+    """Run it; progress goes to stderr, and so does what a model prints: stdout is for the result."""
+    from robustkit.report import download
+    from robustkit.study.live import Display
+    from robustkit.study.run import run as compute
+
+    display = Display(quiet=quiet)
+    with display, download.shown(quiet=quiet), contextlib.redirect_stdout(sys.stderr):
+        return compute(study, folder, fresh=fresh, on_event=display)
+
+
+def _forecast(study: "Study", json_to: str | None) -> None:
+    import torch
+
+    from robustkit.study.check import check
+    from robustkit.study.forecast import forecast
+
+    if study.threads:
+        torch.set_num_threads(study.threads)
+    with cli_cache.no_downloads(), contextlib.redirect_stdout(sys.stderr):
+        check(study, files=False)
+        costs = list(forecast(study))
+    data = {
+        "schema": "robustkit/study-forecast/1",
+        "title": study.title,
+        "cells": [{**cost.cell.to_json(), "forwards": cost.forwards, "backwards": cost.backwards,
+                   "seconds": cost.seconds, "why": cost.why or None} for cost in costs],
+        "transfers": [cell.to_json() for cell in study.transfers()],
+    }  # fmt: skip
+    _print(data, _forecast_text(study, costs), json_to)
+
+
+def shown(folder: Path, *, as_json: bool) -> str:
+    """The tables that a study left in its folder, as text or as JSON; needs no torch."""
+    from robustkit.study import report, results
+
+    found = results.load(folder)
+    return _json(report.to_json(found)) if as_json else report.summary(found)
+
+
+def _print(data: Any, text: str, json_to: str | None) -> None:
+    click.echo(_json(data) if json_to == "-" else text)
+    if json_to and json_to != "-":
+        Path(json_to).write_text(_json(data) + "\n", encoding="utf-8")
+
+
+def _json(data: Any) -> str:
+    return json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False)
+
+
+def _forecast_text(study: "Study", costs: "list[Cost]") -> str:
+    from robustkit.report.live import clock
+
+    lines = [f"{study.title}: {len(costs)} cells; at most, if no sample breaks:"]
+    width = max((len(str(cost.cell)) for cost in costs), default=0)
+    reasons = list(dict.fromkeys(cost.why for cost in costs if cost.why))
+    for cost in costs:
+        passes = "" if cost.forwards is None else f"{cost.forwards:>13,} forwards {cost.backwards:>13,} backwards"
+        time = "" if cost.seconds is None else f"  {clock(cost.seconds):>8}"
+        why = f"  [{reasons.index(cost.why) + 1}]" if cost.why else ""
+        lines.append(f"{cost.cell!s:<{width}}  {passes}{time}{why}")
+    for cell in study.transfers():
+        asked = study.transfer
+        sizes = asked and (len(asked.sets or (1,)), len(asked.attacks), len(asked.victims))
+        lines.append(f"{cell}: {sizes[0]} surrogate sets × {sizes[1]} attacks × {sizes[2]} victims" if sizes else "")
+    known = [cost.seconds for cost in costs if cost.seconds is not None]
+    forwards, backwards = (sum(getattr(cost, key) or 0 for cost in costs) for key in ("forwards", "backwards"))
+    total = f"in all {forwards:,} forwards, {backwards:,} backwards"
+    if known:
+        total += f", {clock(sum(known))}" + (f" of {len(known)} cells" if len(known) < len(costs) else "")
+    notes = [f"[{place}] {why}" for place, why in enumerate(reasons, start=1)]
+    return "\n".join([*lines, *([total] if costs else []), *notes])

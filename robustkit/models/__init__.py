@@ -1,0 +1,1 @@
+"""Models: loaded, defended, opened for a measurement, examined, called in tiles, and offered to attacks as oracles."""

@@ -1,0 +1,383 @@
+"""The model under test: made ready, checked before anything is attacked, and put back as it was."""
+
+import hashlib
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from robustkit.api import Images, Labels, Logits, ModelFacts
+from robustkit.errors import UsageError
+from robustkit.models.gradients import gradient_faults, gradient_flow, probed_gradient
+from robustkit.models.oracle import Network, Noise
+from robustkit.numerics.streams import SampleDraws, key_of
+
+PROBES = 8
+_SIGNS = 16  # of each probe image's gradient
+TINY_IMAGE, SMALL_IMAGE = 1 * 16 * 16, 3 * 64 * 64
+Outputs = str  # "logits" or "probs"
+
+
+class CallableModule(nn.Module):
+    """A plain function as a module."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The function's outputs."""
+        return self.function(x)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model ready to be attacked, and what was found out about it."""
+
+    reference: Network
+    facts: ModelFacts
+    weights_sha256: str
+    probes: Images
+    probe_logits: Logits
+    flags: tuple[Mapping[str, Any], ...]
+
+    @property
+    def probe_sha256(self) -> str:
+        """Hash of the logits on the fixed probe images; empty for a randomised model, which has no fixed ones."""
+        return "" if self.facts.randomised else _sha256(self.probe_logits)
+
+    @cached_property
+    def noisy_sha256(self) -> str:
+        """Of a randomised model, the hash of the logits on the probe images under fixed noise; else empty.
+
+        Settings of its noise are in no weight: they show here. Empty too where seeding does not fix the noise.
+        """
+        if not self.facts.randomised:
+            return ""
+        one, two = (self.reference.seeded("probe").logits(self.probes) for _ in range(2))
+        return _sha256(one) if torch.equal(one, two) else ""
+
+    @cached_property
+    def gradient_signs(self) -> str:
+        """Where the gradients on the probe images point: 16 signs of each, in hex; empty if they cannot be had again.
+
+        An attack follows them, and neither the weights nor the logits show a backward pass that was changed. Signs, for
+        the last bits of a gradient need not come out the same.
+        """
+        repeatable = not self.facts.randomised or self.noisy_sha256
+        if not repeatable or not self.facts.differentiable:
+            return ""
+        network = self.reference.seeded("probe") if self.facts.randomised else self.reference
+        probes = self.probes[: network.tile]
+        grad = probed_gradient(network, probes)
+        if grad is None:
+            return ""
+        draws = SampleDraws(key_of("robustkit gradient signs"), torch.arange(_SIGNS, device=grad.device))
+        towards = draws.normal(probes.shape[1:]).flatten(1).double()
+        seen = grad[: len(probes)].flatten(1).double() @ towards.T
+        return np.packbits((seen > 0).cpu().numpy()).tobytes().hex()
+
+    def untouched(self, weights: Mapping[str, Tensor]) -> bool:
+        """Whether the model is still in eval mode, has these weights, and answers as it did at the start."""
+        module = self.reference.module
+        if any(m.training for m in module.modules()) or not _same_weights(module, weights):
+            return False
+        return self.facts.randomised or _alike(self.reference.logits(self.probes), self.probe_logits)
+
+
+def as_module(model: Any) -> nn.Module:
+    """The module of an nn.Module or a callable.
+
+    Raises:
+        UsageError: if it is neither.
+    """
+    if isinstance(model, nn.Module):
+        return model
+    if callable(model):
+        return CallableModule(model)
+    raise UsageError(f"a model is a spec, an nn.Module or a callable, not {type(model).__name__}")
+
+
+@contextmanager
+def lent(module: nn.Module) -> Iterator[None]:
+    """Evaluation settings for the time of a run, everything of the caller's restored after it.
+
+    Every sub-module in eval mode, no parameter asking for gradients, TF32 and autotuning off, and the global
+    generators of torch, numpy and random as they were.
+    """
+    modes = [(m, m.training) for m in module.modules()]
+    wanted = [(p, p.requires_grad) for p in module.parameters()]
+    weights = snapshot(module)
+    cudnn, precision = torch.backends.cudnn, torch.get_float32_matmul_precision()
+    switches = (cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic)
+    devices = {p.device for p in module.parameters() if p.device.type == "cuda"}
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    try:
+        with (
+            torch.random.fork_rng(devices),
+            torch.inference_mode(False),
+            torch.autocast("cpu", enabled=False),
+            torch.autocast("cuda", enabled=False),
+        ):
+            module.eval()
+            for parameter, _ in wanted:
+                parameter.requires_grad_(False)
+            torch.set_float32_matmul_precision("highest")
+            cudnn.allow_tf32 = cudnn.benchmark = False
+            cudnn.deterministic = True
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+        cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic = switches
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+        restore(module, weights)
+        for m, training in modes:
+            m.training = training
+        for parameter, requires_grad in wanted:
+            parameter.requires_grad_(requires_grad)
+
+
+def restore(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Undo what was done to the mode and the weights; untouched weights are not written to, new buffers stay."""
+    module.eval()
+    with torch.no_grad():
+        for name, value in module.state_dict().items():
+            known = weights.get(name)
+            if known is not None and known.shape == value.shape and not torch.equal(value, known):
+                value.copy_(known)
+
+
+def snapshot(module: nn.Module) -> dict[str, Tensor]:
+    """A copy of the weights."""
+    return {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+
+def _same_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> bool:
+    state = module.state_dict()
+    return all(name in state and torch.equal(state[name], value) for name, value in weights.items())
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    """Equal but for rounding: some kernels are not deterministic."""
+    return torch.allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def examine(
+    module: nn.Module,
+    x: Images,
+    y: Labels,
+    *,
+    classes: int | None,
+    outputs: Outputs,
+    tile: int | None,
+    seed: int,
+    device: torch.device,
+    input_shape: Sequence[int] = (),
+) -> Subject:
+    """Check a model on the first images of the data, and find out what an attack must know.
+
+    Args:
+        module: on its device, in eval mode.
+        x: the first images.
+        y: their labels.
+        classes: what the dataset says, or None.
+        outputs: "logits" or "probs".
+        tile: width of a tile, or None for `tile_width`'s.
+        seed: the run's seed, which also seeds a randomised model.
+        device: where the images go.
+        input_shape: (channels, height, width) that the model's card names, or empty.
+
+    Raises:
+        UsageError: if it does not take the images, or its outputs are no N×K finite logits that fit the labels.
+    """
+    dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
+    width = tile or tile_width(x[0].numel(), device)
+    network = Network(module, width, device, dtype, outputs == "probs")
+    x, y = x[:width].to(device), y[:width].to(device)
+    draws = SampleDraws(key_of("robustkit probe images"), torch.arange(PROBES, device=device))
+    probes = draws.uniform(x.shape[1:])
+
+    raw = _raw_outputs(module, x.to(dtype), input_shape)
+    k = check_outputs(raw, y, classes, outputs)
+    randomised = bool(getattr(module, "randomised", False)) or _differs(network, [x, probes])
+    if randomised:
+        network = replace(network, noise=Noise(seed, "examine"))
+    else:
+        _check_rows_are_independent(network, x, probes)
+    gradient = gradient_flow(network, x[:PROBES])
+    zero, misleading = (0.0, 0.0) if gradient == "none" else gradient_faults(network, x)
+    offered = getattr(module, "members", None)
+    members = list(offered()) if callable(offered) else []
+    flows = [gradient_flow(replace(network, module=member), x[:PROBES]) for member in members]
+    stand_ins = getattr(module, "surrogates", None)
+    facts = ModelFacts(
+        classes=k,
+        randomised=randomised,
+        differentiable=gradient != "none",
+        members=len(members),
+        surrogates=tuple(stand_ins()) if callable(stand_ins) else (),
+        zero_gradient=zero,
+        misleading_gradient=misleading,
+        blind_members=tuple(number for number, flow in enumerate(flows) if flow == "none"),
+    )
+    return Subject(
+        network, facts, weights_sha256(module), probes, network.logits(probes),
+        (*_flags(facts, gradient), *_size_flags(x.shape[1:], input_shape)),
+    )  # fmt: skip
+
+
+def tile_width(values: int, device: torch.device) -> int:
+    """The width of a tile for images of so many values: wide where a call costs more than what is computed in it."""
+    if values <= TINY_IMAGE:
+        return 128
+    if values > SMALL_IMAGE:
+        return 16
+    return 32 if device.type == "cpu" else 64
+
+
+def _raw_outputs(module: nn.Module, x: Images, input_shape: Sequence[int]) -> Any:
+    shape = tuple(x.shape[1:])
+    if input_shape and input_shape[0] != shape[0]:
+        raise UsageError(
+            f"the model takes images of {input_shape[0]} channels (its card says {_sizes(input_shape)}), the dataset's "
+            f"are {_sizes(shape)}; choose ones that fit"
+        )
+    try:
+        with torch.no_grad():
+            return module(x)
+    except (torch.OutOfMemoryError, UsageError):
+        raise
+    except Exception as error:  # whatever a foreign network raises on images that it was not made for
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UsageError(
+            f"the model does not accept images of shape {shape}: {first}; {_resize_hint(shape, input_shape)}"
+        ) from error
+
+
+def _resize_hint(shape: Sequence[int], input_shape: Sequence[int]) -> str:
+    """What to do about images of another size than the model was made for."""
+    if tuple(input_shape[1:]) == tuple(shape[1:]):
+        return f"its card says that it is made for {_sizes(input_shape)}, which they are"
+    height, width = input_shape[1:] or (224, 224)
+    size = f"{height}" if height == width else f"{height}x{width}"
+    made = f"it is made for {_sizes(input_shape)} (its card)" if input_shape else "if that is for their size"
+    return f"{made}: resize={size} in its spec resizes them inside the model"
+
+
+def _size_flags(shape: Sequence[int], input_shape: Sequence[int]) -> Iterator[Mapping[str, Any]]:
+    if input_shape and tuple(shape[1:]) != tuple(input_shape[1:]):
+        yield {
+            "kind": "image-size",
+            "message": f"the model takes these images of {_sizes(shape)}, but {_resize_hint(shape, input_shape)}",
+        }
+
+
+def _sizes(shape: Sequence[int]) -> str:
+    return "×".join(map(str, shape))
+
+
+def check_outputs(raw: Any, y: Labels, classes: int | None, outputs: Outputs) -> int:
+    """The number of classes, after the checks that come before any attack.
+
+    Raises:
+        UsageError: see `examine`.
+    """
+    if not isinstance(raw, Tensor) or raw.dim() != 2 or raw.shape[0] != y.shape[0]:
+        given = f"shape {tuple(raw.shape)}" if isinstance(raw, Tensor) else type(raw).__name__
+        raise UsageError(f"the model must return logits of shape ({y.shape[0]}, classes); it returned {given}")
+    k = raw.shape[1]
+    raw = raw.float()
+    if k < 2:
+        raise UsageError("the model has one output; a classifier needs at least 2 (stack −z and z for one logit)")
+    if not torch.isfinite(raw).all():
+        raise UsageError("the model's outputs on the clean images are not finite (NaN or inf); check its weights")
+    if classes is not None and classes != k:
+        raise UsageError(f"the model has {k} outputs but the dataset has {classes} classes; choose ones that fit")
+    check_labels(y, k)
+    hard = bool(((raw == 0) | (raw == 1)).all())
+    distribution = bool((raw >= 0).all() and (raw <= 1).all() and ((raw.double().sum(1) - 1).abs() < 1e-3).all())
+    if distribution and not hard and outputs == "logits":
+        raise UsageError(
+            "the model's outputs are probabilities (each row sums to 1), which hides gradients; return logits, or "
+            "say so with outputs='probs' (--outputs probs)"
+        )
+    if outputs == "probs" and not distribution:
+        raise UsageError("outputs='probs' was said, but the model's rows are not in [0,1] or do not sum to 1")
+    return k
+
+
+def check_labels(y: Labels, k: int) -> None:
+    """Refuse labels that the model has no output for.
+
+    Raises:
+        UsageError: if there are any.
+    """
+    if int(y.max()) >= k:
+        raise UsageError(f"labels go up to {int(y.max())} but the model has {k} outputs (classes 0 to {k - 1})")
+
+
+def _differs(network: Network, batches: Sequence[Tensor]) -> bool:
+    for images in batches:
+        first = network.logits(images)
+        for _ in range(4):
+            if not _alike(network.logits(images), first):
+                return True
+    return False
+
+
+def _check_rows_are_independent(network: Network, x: Images, probes: Images) -> None:
+    """Refuse a model whose answer for an image depends on the other images of its batch.
+
+    Raises:
+        UsageError: if it does.
+    """
+    alone, among = network.logits(x[:1]), network.logits(x)[:1]
+    beside = network.logits(torch.cat([x[:1], probes[: network.tile - 1]]))[:1]
+    scale = 1e-3 * float(among.abs().amax()) + 1e-6
+    if max(float((alone - among).abs().amax()), float((alone - beside).abs().amax())) > scale:
+        raise UsageError(
+            "the model's outputs for an image depend on the other images of its batch; is it in eval mode, and does "
+            "its BatchNorm track running statistics?"
+        )
+
+
+def _flags(facts: ModelFacts, gradient: str) -> Iterator[Mapping[str, Any]]:
+    if facts.randomised:
+        yield {
+            "kind": "randomised",
+            "message": "the model gives different outputs for the same image: fresh draws vote on each sample, and an "
+            "attack that does not average over draws (adaptive, or eot=20) may look weak",
+        }
+    if gradient == "none":
+        yield {
+            "kind": "no-gradient",
+            "message": "no gradient flows through the model (detached, or hard decisions): gradient attacks cannot run "
+            "on it; query attacks can",
+        }
+    if gradient == "some":
+        yield {
+            "kind": "zero-gradient",
+            "message": "the gradient is exactly zero for some of the first images: gradient attacks may look weak",
+        }
+
+
+def weights_sha256(module: nn.Module) -> str:
+    """sha256 over the state dict: names, types, shapes and bytes; empty if it has none."""
+    state = module.state_dict()
+    found = hashlib.sha256()
+    for name in sorted(state):
+        value = state[name].detach().cpu().contiguous()
+        found.update(f"{name}|{value.dtype}|{tuple(value.shape)}|".encode())
+        found.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest() if state else ""
+
+
+def _sha256(values: Tensor) -> str:
+    return hashlib.sha256(values.detach().cpu().contiguous().numpy().tobytes()).hexdigest()

@@ -1,0 +1,370 @@
+"""White-box access to one classifier: logits, gradients and counting, in zero-padded tiles of one fixed width.
+
+A network's float results depend on the shape of its batch, but in tiles of one width not on what else is in them;
+so every call, the judge's too, goes through tiles, and a record is the same however many samples are in flight.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from robustkit.api import Gradient, Images, Logits, Loss, Oracle, Outputs
+from robustkit.errors import NoGradientError
+from robustkit.numerics import generators, rows
+from robustkit.numerics.streams import key_of
+
+
+class Noise:
+    """Seeds the global generators for each call of a randomised model, from (key, call number), and restores them.
+
+    Keyed to the call, not to the sample: a randomised model's numbers repeat for the same batches only, which is
+    why its robust accuracy is judged by a rule of its own.
+    """
+
+    def __init__(self, *key: object) -> None:
+        self.key = key
+        self.calls = 0
+
+    @contextmanager
+    def seeded(self, module: nn.Module, device: torch.device) -> Iterator[None]:
+        """Seed torch, numpy, random, and the module if it offers `reseed(seed)`, for one call."""
+        self.calls += 1
+        seed = key_of(*self.key, self.calls)[0]
+        with generators.seeded(seed, device):
+            reseed = getattr(module, "reseed", None)
+            if callable(reseed):
+                reseed(seed)
+            yield
+
+
+class _Tile(NamedTuple):
+    x: Tensor
+    outputs: Outputs
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """A module called in tiles. `probabilities`: its outputs are softmaxed, and their logarithm serves as logits."""
+
+    module: nn.Module
+    tile: int
+    device: torch.device
+    dtype: torch.dtype = torch.float32
+    probabilities: bool = False
+    noise: Noise | None = None
+
+    def seeded(self, *key: object) -> "Network":
+        """The same randomised network with fresh noise of its own."""
+        return replace(self, noise=Noise(*key))
+
+    def logits(self, x: Images) -> Logits:
+        """Logits without gradients, float32 (float64 for a float64 model)."""
+        return self.outputs(x).logits
+
+    def outputs(self, x: Images) -> Outputs:
+        """Logits, and the members' where the module offers `forward_with_members`, without gradients."""
+        with torch.no_grad():
+            return _joined([self.call(tile) for tile in self.tiles(x)], x.shape[0])
+
+    def tracked(self, x: Images) -> list[_Tile]:
+        """The tiles of `x` with their outputs, recorded for a backward pass."""
+        with torch.enable_grad():
+            tiles = [tile.detach().requires_grad_(True) for tile in self.tiles(x)]
+            return [_Tile(tile, self.call(tile)) for tile in tiles]
+
+    def tiles(self, x: Images) -> Sequence[Tensor]:
+        """A copy of some images in tiles, the last one padded with zeros."""
+        missing = -x.shape[0] % self.tile
+        x = x.to(self.device, self.dtype)
+        # Copied even when nothing is missing: a model that writes into its input must not write into an attack's.
+        x = torch.cat([x, x.new_zeros(missing, *x.shape[1:])])
+        return torch.split(x, self.tile)
+
+    def call(self, tile: Tensor) -> Outputs:
+        """The outputs for some rows as they are, recorded for a backward pass where that is wanted."""
+        if self.noise is not None:
+            with self.noise.seeded(self.module, self.device):
+                return self._plain_call(tile)
+        return self._plain_call(tile)
+
+    def _plain_call(self, tile: Tensor) -> Outputs:
+        with_members = getattr(self.module, "forward_with_members", None)
+        logits, members = with_members(tile) if callable(with_members) else (self.module(tile), None)
+        if logits.dtype not in (torch.float32, torch.float64):
+            logits = logits.float()
+        if self.probabilities:
+            logits = logits.clamp_min(torch.finfo(logits.dtype).tiny).log()
+        return Outputs(logits, members)
+
+
+def _joined(outputs: Sequence[Outputs], n: int) -> Outputs:
+    """The outputs of some tiles, without the padding."""
+    logits = torch.cat([o.logits for o in outputs])[:n] if len(outputs) > 1 else outputs[0].logits[:n]
+    if outputs[0].members is None:
+        return Outputs(logits.detach())
+    members = torch.cat([o.members for o in outputs if o.members is not None], 1)[:, :n]
+    return Outputs(logits.detach(), members.detach())
+
+
+class Counts:
+    """Forward and backward passes of each sample of a batch, and a hook that is told of progress."""
+
+    def __init__(self, n: int, device: torch.device, on_call: Callable[[], None] | None = None) -> None:
+        self.forwards = torch.zeros(n, dtype=torch.int64, device=device)
+        self.backwards = torch.zeros(n, dtype=torch.int64, device=device)
+        self.on_call = on_call
+
+    def add(self, samples: Tensor, forwards: int = 0, backwards: int = 0) -> None:
+        """Count passes of the samples at these positions."""
+        if forwards:
+            self.forwards.index_add_(0, samples, torch.full_like(samples, forwards))
+        if backwards:
+            self.backwards.index_add_(0, samples, torch.full_like(samples, backwards))
+        if self.on_call is not None:
+            self.on_call()
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOracle:
+    """The oracle of one network for the samples at `samples` of a batch; see `robustkit.api.Oracle`.
+
+    A call counts as `passes`: as many as the networks it goes through, where passes of members are what is counted.
+    `watch` is told of each pass through the model itself: the samples, their images and the logits.
+    """
+
+    network: Network
+    counts: Counts
+    samples: Tensor
+    classes: int
+    randomised: bool = False
+    differentiable: bool = True
+    passes: int = 1
+    watch: Callable[[Tensor, Images, Logits], None] | None = None
+
+    def select(self, rows: Tensor) -> "ModelOracle":
+        """The same model for some of the samples; counters follow their samples."""
+        return replace(self, samples=self.samples[rows])
+
+    def outputs(self, x: Images) -> Outputs:
+        """One forward pass without gradients."""
+        self.counts.add(self.samples, forwards=self.passes)
+        found = self.network.outputs(x)
+        if self.watch is not None:
+            self.watch(self.samples, x, found.logits)
+        return _as(x, found)
+
+    def gradient(self, x: Images, loss: Loss) -> Gradient:
+        """One forward, and one backward for each loss; the loss itself is evaluated on the joined outputs."""
+        if not self.differentiable:
+            raise NoGradientError("no gradient flows through this model (detached, or hard decisions)")
+        n = x.shape[0]
+        tiles = self.network.tracked(x)
+        if not tiles[0].outputs.logits.requires_grad:
+            raise NoGradientError("the model's outputs are detached from its input")
+        joined = _joined([t.outputs for t in tiles], n)
+        with torch.enable_grad():
+            leaves = [o.requires_grad_(True) for o in joined if o is not None]
+            values = loss(Outputs(*leaves))
+            losses = [single.sum() for single in (values if values.dim() == 2 else [values])]
+        grads = []
+        for i, single in enumerate(losses):
+            last = i == len(losses) - 1
+            # The losses of the rows are summed, so the cotangent of a row is its own.
+            found = torch.autograd.grad(single, leaves, retain_graph=not last, materialize_grads=True)
+            grads.append(_pulled_back(tiles, found, retain_graph=not last)[:n].to(x.dtype))
+        self.counts.add(self.samples, forwards=self.passes, backwards=self.passes * len(losses))
+        if self.watch is not None:
+            self.watch(self.samples, x, joined.logits)
+        grad = torch.stack(grads) if values.dim() == 2 else grads[0]
+        return Gradient(_as(x, Outputs(*(leaf.detach() for leaf in leaves))), values.detach().to(x.dtype), grad)
+
+    def eot(self, k: int) -> Oracle:
+        """The expectation over k draws of a randomised model."""
+        return self if k <= 1 else ExpectedOracle(self, k)
+
+    @property
+    def members(self) -> Sequence[Oracle]:
+        """Sub-models that the module offers through `members()`."""
+        offered = getattr(self.network.module, "members", None)
+        return [self._of(module) for module in offered()] if callable(offered) else []
+
+    @property
+    def surrogates(self) -> Mapping[str, Oracle]:
+        """Stand-ins that the module declares through `surrogates()`."""
+        offered = getattr(self.network.module, "surrogates", None)
+        return {name: self._of(module) for name, module in offered().items()} if callable(offered) else {}
+
+    @property
+    def module(self) -> nn.Module:
+        """The network itself."""
+        return self.network.module
+
+    @property
+    def tile(self) -> int:
+        """Width of the network's batches."""
+        return self.network.tile
+
+    def counted_module(self) -> nn.Module:
+        """The network for a foreign library; see `CountedModule`."""
+        return CountedModule(self)
+
+    def _of(self, module: nn.Module) -> "ModelOracle":
+        # A stand-in is differentiable unless calling it shows otherwise: that is what it was declared for.
+        network = replace(self.network, module=module, probabilities=False)
+        return replace(self, network=network, differentiable=True, passes=1, watch=None)
+
+
+class CountedModule(nn.Module):
+    """A network lent to a foreign library: its passes are counted, and the network itself is out of reach.
+
+    Calls go through tiles like everybody's: on its own shape of batch a library would find images that only just cross
+    the boundary there, and not before the judge. Passes are shared among the samples evenly: exact for a call with one
+    row for each sample; of any other the total is exact. The one parameter only tells the device.
+    """
+
+    def __init__(self, oracle: ModelOracle) -> None:
+        super().__init__()
+        self._oracle = oracle  # no nn.Module, so train(), to() and parameters() do not find the network in it
+        self._turn = {"forwards": 0, "backwards": 0}
+        self.anchor = nn.Parameter(torch.zeros((), device=oracle.network.device), requires_grad=False)
+        self.eval()
+
+    def forward(self, x: Images) -> Logits:
+        """Logits in the images' dtype, recorded for a backward pass if the images are."""
+        network, n = self._oracle.network, len(x)
+        self._count("forwards", n)
+        seen = x.to(network.device, network.dtype).clone()
+        if seen.requires_grad:
+            seen.register_hook(lambda grad: self._count("backwards", n))  # type: ignore[no-untyped-call]
+        logits = torch.cat([network.call(tile).logits for tile in network.tiles(seen)])[:n].to(x.dtype)
+        if self._oracle.watch is not None and n == len(self._oracle.samples):  # who checks whose image each row is
+            self._oracle.watch(self._oracle.samples, x.detach().to(network.device), logits.detach())
+        return logits
+
+    def _count(self, what: str, n: int) -> None:
+        samples, turn = self._oracle.samples, self._turn[what]
+        each, more = divmod(n * self._oracle.passes, len(samples))
+        if each:
+            self._oracle.counts.add(samples, **{what: each})
+        if more:
+            self._oracle.counts.add(samples.roll(-turn)[:more], **{what: 1})
+            self._turn[what] = (turn + more) % len(samples)
+
+
+class _Averaged(nn.Module):
+    """The mean of k calls."""
+
+    def __init__(self, module: nn.Module, k: int) -> None:
+        super().__init__()
+        self.module, self.k = module, k
+        self.eval()
+
+    def forward(self, x: Images) -> Logits:
+        """Mean logits."""
+        return rows.average([self.module(x) for _ in range(self.k)])
+
+
+@dataclass(frozen=True, slots=True)
+class ExpectedOracle:
+    """Mean logits, mean loss and mean gradient over k draws of a randomised model."""
+
+    base: Any
+    k: int
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return int(self.base.classes)
+
+    @property
+    def randomised(self) -> bool:
+        """Whether the underlying model is randomised."""
+        return bool(self.base.randomised)
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether gradients flow."""
+        return bool(self.base.differentiable)
+
+    @property
+    def members(self) -> Sequence[Oracle]:
+        """The members, each in expectation."""
+        return [ExpectedOracle(member, self.k) for member in self.base.members]
+
+    @property
+    def surrogates(self) -> Mapping[str, Oracle]:
+        """The stand-ins, each in expectation."""
+        return {name: ExpectedOracle(oracle, self.k) for name, oracle in self.base.surrogates.items()}
+
+    @property
+    def module(self) -> nn.Module:
+        """The network itself."""
+        module: nn.Module = self.base.module
+        return module
+
+    @property
+    def tile(self) -> int:
+        """Width of the network's batches."""
+        return int(self.base.tile)
+
+    def counted_module(self) -> nn.Module:
+        """The network for a foreign library, each call the mean of k."""
+        module: nn.Module = self.base.counted_module()
+        return _Averaged(module, self.k)
+
+    def select(self, rows: Tensor) -> "ExpectedOracle":
+        """The same for some of the samples."""
+        return ExpectedOracle(self.base.select(rows), self.k)
+
+    def eot(self, k: int) -> Oracle:
+        """The expectation over k draws instead."""
+        found: Oracle = self.base.eot(k)
+        return found
+
+    def outputs(self, x: Images) -> Outputs:
+        """K forward passes, averaged."""
+        return _mean([self.base.outputs(x) for _ in range(self.k)])
+
+    def gradient(self, x: Images, loss: Loss) -> Gradient:
+        """K forward and backward passes, averaged."""
+        found = [self.base.gradient(x, loss) for _ in range(self.k)]
+        outputs = _mean([g.outputs for g in found])
+        return Gradient(outputs, rows.average([g.loss for g in found]), rows.average([g.grad for g in found]))
+
+
+def _as(x: Tensor, outputs: Outputs) -> Outputs:
+    """Outputs in the images' dtype: what a float64 model says is float64 only inside a loss."""
+    members = None if outputs.members is None else outputs.members.to(x.dtype)
+    return Outputs(outputs.logits.to(x.dtype), members)
+
+
+def _mean(outputs: Sequence[Outputs]) -> Outputs:
+    members = [o.members for o in outputs if o.members is not None]
+    return Outputs(rows.average([o.logits for o in outputs]), rows.average(members) if members else None)
+
+
+def _pulled_back(tiles: Sequence[_Tile], cotangents: Sequence[Tensor], *, retain_graph: bool) -> Tensor:
+    """The gradient of every tile's images, given the gradients of the joined outputs."""
+    grads, start = [], 0
+    for tile in tiles:
+        roots, seeds = [], []
+        for output, cotangent, axis in zip(tile.outputs, cotangents, (0, 1), strict=False):
+            if output is None:
+                continue
+            width = tile.x.shape[0]
+            real = cotangent.narrow(axis, start, min(width, cotangent.shape[axis] - start))
+            seed = torch.zeros_like(output)
+            seed.narrow(axis, 0, real.shape[axis]).copy_(real)
+            if output.requires_grad:
+                roots.append(output)
+                seeds.append(seed)
+        (found,) = torch.autograd.grad(roots, tile.x, seeds, retain_graph=retain_graph, allow_unused=True)
+        if found is None:  # the outputs hang on the weights alone
+            raise NoGradientError("the model's outputs are detached from its input")
+        grads.append(found)
+        start += tile.x.shape[0]
+    return torch.cat(grads) if len(grads) > 1 else grads[0]

@@ -1,0 +1,104 @@
+"""Networks from a file: `./net.safetensors:arch=…`, where `arch` is a spec of the network itself, or `./net.onnx`.
+
+A folder that `robustkit train` left is a model by itself: `./DIR`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from torch import nn
+
+from robustkit.api import ModelCard
+from robustkit.cache.checks import hashes, not_a_file, read_head
+from robustkit.errors import UsageError
+from robustkit.models.sources import checkpoint, exported
+from robustkit.models.sources.normalized import OPTIONS, core
+from robustkit.models.sources.trained import CARD, RECIPE, WEIGHTS, model_card, network, read_card
+from robustkit.models.sources.trust import trusted
+from robustkit.models.sources.untrained import architecture
+from robustkit.models.sources.weights import fill, read_weights
+from robustkit.models.sources.zoo.architectures import ARCHITECTURES
+from robustkit.spec import suggest
+
+
+class Files:
+    """Networks from files: weights (.safetensors, state dicts) with `arch`, or programs (TorchScript, .pt2, ONNX)."""
+
+    def names(self) -> Sequence[str]:
+        """None: the files are the user's."""
+        return ()
+
+    def card(self, name: str, options: Mapping[str, str]) -> ModelCard:
+        """What is known of a folder of ours without loading it; of any other file nothing."""
+        file = Path(name).expanduser() / CARD
+        return model_card(read_card(file), "file") if file.is_file() else ModelCard(Path(name).name, "file")
+
+    def load(self, name: str, options: Mapping[str, str]) -> tuple[nn.Module, ModelCard]:
+        """The network in eval mode and its card.
+
+        Raises:
+            UsageError: for weights without `arch`, a file that is no network, or weights that do not fit.
+        """
+        file = Path(name).expanduser()
+        if (file / CARD).is_file():
+            return _trained(file, options)
+        for key in options:
+            if key != "arch":
+                raise UsageError(f"{name}: " + suggest(key, ["arch", *OPTIONS], "option"))
+        _check_bytes(file, name)
+        card = ModelCard(file.name, "file", sha256=hashes(file)[0])
+        if kind := exported.format_of(file):
+            if options.get("arch"):
+                raise UsageError(f"{name} is a {kind} file, which holds its own network; leave out arch=")
+            module, shape = exported.read(file)
+            return module, replace(card, input_shape=shape)
+        if not options.get("arch"):
+            return _pickled(file, name), card
+        module = architecture(options["arch"])
+        weights = read_weights(file)
+        # Saved by a user, weights have the names of the network itself; saved by us, of what stands around it too.
+        whole = set(weights) == set(module.state_dict())
+        fill(module if whole else core(module), weights, f"{name} with arch={options['arch']}")
+        return module.eval(), card
+
+
+def _trained(folder: Path, options: Mapping[str, str]) -> tuple[nn.Module, ModelCard]:
+    """The network in a folder of ours.
+
+    Raises:
+        UsageError: for any option, or a folder that is not as it was left.
+    """
+    if options:
+        raise UsageError(f"{folder} has a card, so it takes no options, not {', '.join(options)}")
+    card = read_card(folder / CARD)
+    return network(card, folder / WEIGHTS, "train it again"), model_card(card, "file")
+
+
+def _pickled(file: Path, name: str) -> nn.Module:
+    """The network in a file that needs no arch=: one that was pickled whole, if it is trusted.
+
+    Raises:
+        UsageError: if there is none.
+    """
+    found = checkpoint.read(file) if trusted() and file.suffix != ".safetensors" else None
+    if isinstance(found, nn.Module):
+        return found.eval()
+    raise UsageError(
+        f"{name} holds weights only; say of which network: {name}:arch=python/package.module.callable, arch=timm/NAME, "
+        f"or one of {', '.join(ARCHITECTURES)}"
+    )
+
+
+def _check_bytes(file: Path, name: str) -> None:
+    if file.is_dir():
+        if (file / RECIPE).is_file():
+            raise UsageError(f"{file} holds a training that is not finished; run its command again to continue it")
+        saved = (file / "config.json").is_file()
+        where = f"hf/{name}, if transformers saved it" if saved else "the file of weights in it"
+        raise UsageError(f"{file} is a folder without a card.json of ours; give {where}")
+    if not file.is_file():
+        raise UsageError(f"there is no file {file}; give a .safetensors file or a state dict saved by torch")
+    saved_by_torch = file.suffix not in (".safetensors", ".onnx")
+    if problem := checkpoint.broken(file) if saved_by_torch else not_a_file(read_head(file)):
+        raise UsageError(f"{file} {problem}")

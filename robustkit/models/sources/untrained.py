@@ -1,0 +1,97 @@
+"""Architectures by name, untrained: of the zoo, timm/NAME, torchvision/NAME, or a callable of the user's."""
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from robustkit.errors import UsageError
+from robustkit.models.sources import load_model
+from robustkit.models.sources.python import import_callable, typed_arguments
+from robustkit.models.sources.zoo.architectures import ARCHITECTURES
+from robustkit.spec import Spec, parse, suggest
+
+_UNTRAINED: Mapping[str, Mapping[str, str]] = {
+    "timm": {"pretrained": "false"},
+    "torchvision": {"weights": "none"},
+    "robustbench": {"weights": "random"},
+}
+_SEEDED = ("timm", "torchvision")  # whose untrained weights are always the same, unless seed= says otherwise
+
+
+def architecture(spec: str) -> nn.Module:
+    """The network of a spec, whose weights are about to be replaced: an architecture of the zoo, or any model.
+
+    Raises:
+        UsageError: for an unknown name or option.
+    """
+    parsed = parse(spec)
+    if parsed.name in ARCHITECTURES and not parsed.source:
+        factory = ARCHITECTURES[parsed.name]
+        return factory(**typed_arguments(factory, parsed.options, parsed.name))
+    untrained = {**_UNTRAINED.get(parsed.source, {}), **parsed.options}
+    return load_model(str(replace(parsed, options=untrained)))[0]
+
+
+def fresh(spec: str) -> nn.Module:
+    """The same with weights that the global generator decides, for training.
+
+    Raises:
+        UsageError: see `architecture`; for a name without a source that is no architecture.
+    """
+    parsed = parse(spec)
+    if not parsed.source and parsed.name not in ARCHITECTURES:
+        raise UsageError(suggest(parsed.name, ARCHITECTURES, "architecture") + "; also timm/NAME, python/package.make")
+    if parsed.source in _SEEDED:
+        seed = int(torch.randint(2**31, (1,)))
+        return architecture(str(replace(parsed, options={**parsed.options, "seed": str(seed)})))
+    return architecture(spec)
+
+
+def fitted(spec: str, classes: int, image: tuple[int, int, int]) -> str:
+    """The spec with the data's classes and channels written in, where it takes them and they are not said.
+
+    Raises:
+        UsageError: if the network does not answer that many classes for such images.
+    """
+    parsed = parse(spec)
+    wanted = {"classes": classes, "channels": image[0], "in_chans": image[0]}
+    usual = {"channels": 3, "in_chans": 3} | ({} if parsed.source else {"classes": 10})
+    added = {
+        name: str(value)
+        for name, value in wanted.items()
+        if name in _takes(parsed) and name not in parsed.options and usual.get(name) != value
+    }
+    whole = str(replace(parsed, options={**parsed.options, **added}))
+    with torch.random.fork_rng(devices=[]):
+        network = fresh(whole)
+    try:
+        with torch.no_grad():
+            shape = tuple(network.eval()(torch.zeros(2, *image)).shape)
+    except (RuntimeError, ValueError, AssertionError) as error:
+        line = str(error).partition("\n")[0]
+        text = "×".join(map(str, image))
+        raise UsageError(f"{whole} does not take the data's images of {text}: {line}") from error
+    if shape != (2, classes):
+        raise UsageError(f"{whole} answers {shape[1:]} for an image; the data has {classes} classes")
+    return whole
+
+
+def _takes(parsed: Spec) -> set[str]:
+    """The names of the options that an architecture takes."""
+    if parsed.source == "timm":
+        return {"classes", "in_chans"}
+    if parsed.source == "torchvision":
+        return {"classes"}
+    if parsed.source == "python":
+        function = import_callable(parsed.name)
+    elif parsed.name in ARCHITECTURES and not parsed.source:
+        function = ARCHITECTURES[parsed.name]
+    else:
+        return set()
+    try:
+        return set(inspect.signature(function).parameters)
+    except (TypeError, ValueError):  # built in, without a signature
+        return set()

@@ -1,0 +1,124 @@
+"""Baselines: the record of a run in one small JSON file that is kept with the code, a sample a line.
+
+Distances and margins are left out, and so is an attack's violation on a sample that a later attack broke.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from robustkit.errors import NotEstablishedError, UsageError
+from robustkit.records import folder as store
+from robustkit.records.findings import stored
+from robustkit.records.run import BROKE, BROKEN, ROBUST, SURVIVED, WRONG, Columns, RunRecord
+
+SCHEMA = "robustkit/baseline/1"
+COLUMNS = ("index", "label", "status", "broken_by", "sha256", "forwards", "backwards")
+_JOB = ("model", "model_sha256", "data", "attack", "attacks", "attack_sources", "norm", "eps", "target", "seed",
+        "outputs", "device", "threads", "tile", "precision", "versions")  # fmt: skip
+
+
+def save(record: RunRecord, path: Path) -> None:
+    """Write a record as a baseline; `forwards` and `backwards` of a sample hold one number for each attack it met.
+
+    Raises:
+        UsageError: for a run of a sweep, which did not attack what a smaller eps broke.
+        NotEstablishedError: if its robust accuracy is not established.
+    """
+    if record.job.get("carried"):
+        raise UsageError(
+            "a run of a sweep is no baseline: what a smaller eps broke was not attacked; run its eps alone"
+        )
+    if record.robust_accuracy is None:
+        raise NotEstablishedError(f"no baseline was written to {path}: {record.why_no_robust_accuracy}")
+    costs: dict[int, tuple[list[int], list[int]]] = {int(i): ([], []) for i in record.samples["index"]}
+    for index, *paid in _rows(record.attacks, ("index", "forwards", "backwards")):
+        for column, passes in zip(costs[index], paid, strict=True):
+            column.append(passes)
+    rows = [[*facts, *costs[facts[0]]] for facts in _rows(record.samples, COLUMNS[:5])]
+    head = {
+        "schema": SCHEMA,
+        "job": {key: value for key, value in record.job.items() if key not in ("indices", "id")},
+        "environment": {key: record.environment[key] for key in ("device",) if key in record.environment},
+        "summary": {
+            "n": record.n,
+            "clean_accuracy": float(record.clean_accuracy),
+            "robust_accuracy": float(record.robust_accuracy),
+            "counts": record.counts,
+        },
+        "seconds": {name: round(value, 3) for name, value in record.seconds.items()},
+        "flags": list(record.flags),
+        **({"audit": dict(record.audit)} if record.audit else {}),
+        "columns": COLUMNS,
+    }
+    lines = ",\n".join("  " + json.dumps(row, ensure_ascii=False) for row in rows)
+    opened = store.dumps(head).removesuffix("\n}\n")
+    store.write_text(path, f'{opened},\n "samples": [\n{lines}\n ]\n}}\n')
+
+
+def load(path: Path) -> RunRecord:
+    """The record in a baseline file.
+
+    Raises:
+        UsageError: if it cannot be read, or is no baseline.
+    """
+    data = store.read_json(path, ("job", "environment", "seconds", "flags", "columns", "samples"), SCHEMA)
+    if missing := [key for key in _JOB if key not in data["job"]]:
+        raise UsageError(f"{path} is no robustkit baseline: its job lacks {', '.join(missing)}")
+    if tuple(data["columns"]) != COLUMNS or not data["samples"]:
+        raise UsageError(f"{path} is no robustkit baseline: it needs samples, with the columns {', '.join(COLUMNS)}")
+    names = data["job"]["attacks"]
+    met_by = []
+    for number, row in enumerate(data["samples"]):
+        try:
+            index, _, status, broken_by, _, forwards, backwards = row
+            met = 0 if status == WRONG else len(names) if status == ROBUST else names.index(broken_by) + 1
+            sound = status in (WRONG, BROKEN, ROBUST) and met == len(forwards) == len(backwards)
+        except (ValueError, TypeError):
+            sound = False
+        if not sound:
+            raise UsageError(f"{path}: row {number} of the samples contradicts itself; write the baseline anew")
+        met_by += [
+            (index, name, BROKE if name == broken_by else SURVIVED, *cost)
+            for name, *cost in zip(names[:met], forwards, backwards, strict=True)
+        ]
+    samples = _columns([row[:5] for row in data["samples"]], COLUMNS[:5])
+    return RunRecord(
+        job={**data["job"], "indices": samples["index"].tolist()},
+        environment=data["environment"],
+        samples=samples,
+        attacks=_columns(met_by, ("index", "attack", "outcome", "forwards", "backwards")),
+        seconds=data["seconds"],
+        flags=data["flags"],
+        audit=stored(data.get("audit")),
+    )
+
+
+def _rows(columns: Columns, names: Sequence[str]) -> Iterable[tuple[Any, ...]]:
+    return zip(*(columns[name].tolist() for name in names), strict=True)
+
+
+def _columns(rows: Sequence[Sequence[Any]], names: Sequence[str]) -> dict[str, np.ndarray]:
+    text = ("status", "broken_by", "sha256", "attack", "outcome")
+    return {
+        name: np.array([row[k] for row in rows], dtype=np.str_ if name in text else np.int64)
+        for k, name in enumerate(names)
+    }
+
+
+def read(path: Path) -> RunRecord:
+    """The record at a path: a run's folder, or a baseline file.
+
+    Raises:
+        UsageError: if there is neither.
+    """
+    if path.is_dir():
+        return store.load_run(path)
+    if not path.exists():
+        raise UsageError(f"there is no {path}; give a run's folder or a baseline file")
+    if path.name == "run.json":
+        raise UsageError(f"{path} is only a part of a run; give its folder {path.parent}")
+    return load(path)

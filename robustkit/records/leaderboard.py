@@ -1,0 +1,215 @@
+"""Leaderboards: a folder with `board.toml`, `entries/*.json` and a README that is rendered from them. No torch.
+
+The board fixes the images, the threat model and the attack; an entry is the record of one run in the form of a
+baseline, a sample a line. Every figure is computed from those samples. A board never changes under its name: another
+rule is another board (`digits-linf-v2`).
+"""
+
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from robustkit import spec
+from robustkit.errors import NotEstablishedError, UsageError
+from robustkit.records import baseline
+from robustkit.records.findings import VALID
+from robustkit.records.folder import write_text
+from robustkit.records.run import RunRecord
+from robustkit.spec import suggest
+from robustkit.stats import Proportion
+
+BOARD, ENTRIES, README = "board.toml", "entries", "README.md"
+
+
+@dataclass(frozen=True, slots=True)
+class Board:
+    """What every entry of a board was measured by. `data_sha256` is of the images, as run.json has it."""
+
+    name: str
+    title: str
+    data: str
+    data_sha256: str
+    n: int
+    norm: str
+    eps: float
+    attack: str
+    about: str = ""
+
+    def faults(self, record: RunRecord) -> list[str]:
+        """Why a record is none of this board's; empty if it is."""
+        job, wanted = record.job, {"data_sha256": self.data_sha256, "norm": self.norm, "attack": self.attack,
+                                   "target": "", "carried": "", "precision": "float32"}  # fmt: skip
+        found = [
+            f"{key} is {str(job.get(key, ''))[:40]!r}, the board's {value[:40]!r}"
+            for key, value in wanted.items()
+            if job.get(key, "") != value
+        ]
+        images = spec.digest([record.samples["sha256"].tolist(), record.samples["label"].tolist()])
+        if images != self.data_sha256:
+            found.append(f"the hashes and labels of its samples make data_sha256 {images[:16]}…, not the board's")
+        if not re.fullmatch("([0-9a-f]{64})?", job["model_sha256"]):  # empty for a model without weights
+            found.append("its model_sha256 is no sha256")
+        if record.n != self.n:
+            found.append(f"it has {record.n} samples, the board {self.n}")
+        if abs(job["eps"] - self.eps) > 1e-9:
+            found.append(f"eps is {job['eps']:g}, the board's {self.eps:g}")
+        return found
+
+
+class Entry(NamedTuple):
+    """A model on a board."""
+
+    name: str
+    record: RunRecord
+    robust: Proportion
+
+    @property
+    def ranked(self) -> bool:
+        """Whether an audit found its robust accuracy valid."""
+        return self.record.verdict == VALID
+
+    @property
+    def accuracies(self) -> tuple[float, float]:
+        """Robust and clean: what decides the rank."""
+        return float(self.robust), float(self.record.clean_accuracy)
+
+    @property
+    def title(self) -> str:
+        """Its name, and the defense that stands before the model."""
+        defense = self.record.job.get("defense", "")
+        return f"{self.name} behind {defense}" if defense else self.name
+
+
+def load_board(folder: Path) -> Board:
+    """The board in a folder.
+
+    Raises:
+        UsageError: if there is none, or it is not complete.
+    """
+    file = folder / BOARD
+    try:
+        content = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"{folder} is no leaderboard: {BOARD} cannot be read ({error})") from error
+    hints = {field.name: field.type for field in fields(Board)}
+    for key, value in content.items():
+        if key not in hints:
+            raise UsageError(f"{file}: " + suggest(key, hints, "setting"))
+        kinds = (float, int) if hints[key] is float else hints[key]
+        if not isinstance(value, kinds) or isinstance(value, bool):  # type: ignore[arg-type]
+            raise UsageError(f"{file}: {key} is {value!r}, which is of the wrong type")
+    if lacking := [key for key in hints if key not in content and key != "about"]:
+        raise UsageError(f"{file} lacks {', '.join(lacking)}")
+    return Board(**content)
+
+
+def load_entries(folder: Path, board: Board) -> list[Entry]:
+    """The entries of a board: those with a valid robust accuracy first, each part by robust, then clean accuracy.
+
+    Raises:
+        UsageError: for an entry that cannot be read or is none of this board's.
+    """
+    found = [_entry(file, board) for file in sorted((folder / ENTRIES).glob("*.json"))]
+    return sorted(found, key=lambda e: (not e.ranked, *(-share for share in e.accuracies), e.name))
+
+
+def _entry(file: Path, board: Board) -> Entry:
+    record = baseline.load(file)
+    if faults := board.faults(record):
+        raise UsageError(f"{file} is no entry of {board.name}: {'; '.join(faults)}")
+    if record.robust_accuracy is None:
+        raise UsageError(f"{file}: {record.why_no_robust_accuracy}; run it again")
+    return Entry(file.stem, record, record.robust_accuracy)
+
+
+def add(folder: Path, run: Path, name: str = "") -> Path:
+    """Make a run an entry, by default under the name of its model and defense; returns the entry's file.
+
+    Raises:
+        UsageError: if the run is none of this board's, or the name is taken by another model.
+        NotEstablishedError: if its robust accuracy is not established.
+    """
+    board, record = load_board(folder), baseline.read(run)
+    if faults := board.faults(record):
+        raise UsageError(f"{run} is no entry of {board.name}: {'; '.join(faults)}")
+    if record.robust_accuracy is None:
+        raise NotEstablishedError(f"{run} was not added: {record.why_no_robust_accuracy}")
+    whole = "-".join(filter(None, (record.job["model"], record.job.get("defense", ""))))
+    name = name or "".join(c if c.isalnum() or c in "._-" else "-" for c in whole).strip("-.")
+    if not name or Path(name).name != name:
+        raise UsageError(f"{name!r} is no name for an entry; give --name with letters, digits, - and .")
+    file = folder / ENTRIES / f"{name}.json"
+    if file.exists() and _identity(baseline.load(file).job) != _identity(record.job):
+        raise UsageError(f"{file} is the entry of another model; give another --name")
+    file.parent.mkdir(exist_ok=True)
+    baseline.save(record, file)
+    return file
+
+
+def render(board: Board, entries: Sequence[Entry]) -> str:
+    """The README of a board."""
+    lines = [
+        f"# {_cell(board.title)}",
+        "",
+        *([board.about.strip(), ""] if board.about else []),
+        f"`{board.name}`: {board.n} images of `{board.data}` (sha256 `{board.data_sha256[:16]}…`), {board.norm} eps "
+        f"{board.eps:.6g}, attack `{board.attack}`.",
+        "In %, with 95 % Wilson intervals: models whose intervals overlap may stand in another order on other images.",
+        "Only what an audit found valid is ranked.",
+        "",
+        "| rank | model | robust accuracy | clean accuracy | audit | model sha256 |",
+        "|---:|---|---:|---:|---|---|",
+    ]
+    ranked = [entry.accuracies for entry in entries if entry.ranked]
+    for entry in entries:
+        record, place = entry.record, 1 + sum(accuracies > entry.accuracies for accuracies in ranked)
+        lines.append(
+            f"| {place if entry.ranked else '–'} | {_cell(entry.title)} | {_share(entry.robust)} | "
+            f"{_share(record.clean_accuracy)} | {_cell(record.verdict)} | `{record.job['model_sha256'][:16]}` |"
+        )
+    doubts = [f"- {_cell(entry.title)}: {_cell(entry.record.warning)}" for entry in entries if entry.record.warning]
+    how = (
+        f"robustkit eval --model … --dataset {board.data} -n {board.n} --norm {board.norm} --eps {board.eps!r} "
+        f"--attack {board.attack} --audit --out RUN"
+    )
+    lines += [
+        *(["", "Doubted by their audit:", "", *doubts] if doubts else []),
+        "",
+        "To add a model:",
+        "",
+        f"    {how}",
+        "    robustkit leaderboard add . RUN",
+        "    robustkit leaderboard render .",
+        "",
+        "Rendered from `entries/`; do not edit.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def write(folder: Path) -> Path:
+    """Render a board's README into its folder.
+
+    Raises:
+        UsageError: see `load_board` and `load_entries`.
+    """
+    board = load_board(folder)
+    write_text(folder / README, render(board, load_entries(folder, board)))
+    return folder / README
+
+
+def _identity(job: Mapping[str, Any]) -> tuple[str, str]:
+    """What an entry is of: the weights (without any, the answers) and the defense before them."""
+    return job["model_sha256"] or job.get("probe_sha256", ""), job.get("defense", "")
+
+
+def _share(value: Proportion) -> str:
+    return f"{100 * float(value):.2f} [{100 * value.low:.1f}, {100 * value.high:.1f}]"
+
+
+def _cell(text: str) -> str:
+    """Text of others as a cell of a Markdown table: no markup, no line break."""
+    plain = " ".join(str(text).split())
+    return "".join(f"\\{c}" if c in "\\`*_[]<>|#" else c for c in plain)

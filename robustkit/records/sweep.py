@@ -1,0 +1,109 @@
+"""A sweep over eps: one record an eps, and the accuracy–eps table that they make. Reading one needs no torch."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from robustkit.errors import UsageError
+from robustkit.records.folder import dumps, load_run, read_json, write_text
+from robustkit.records.run import RunRecord
+from robustkit.report.text import audited, share, warning
+from robustkit.spec import number
+
+SCHEMA = "robustkit/sweep/1"
+FILE = "sweep.json"
+
+
+def parse_eps(text: str) -> list[str]:
+    """The radii of `2/255,4/255,8/255`, as they are written.
+
+    Raises:
+        UsageError: unless they grow.
+    """
+    texts = [part.strip() for part in text.split(",")]
+    values = [number(part) for part in texts]
+    if any(b <= a for a, b in itertools.pairwise(values)):
+        raise UsageError(f"--eps {text}: the radii of a sweep must grow, as in 2/255,4/255,8/255")
+    return texts
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """The records of one sweep, by growing eps; each counts what a smaller eps broke as broken."""
+
+    eps: tuple[str, ...]
+    records: tuple[RunRecord, ...]
+
+    @property
+    def established(self) -> bool:
+        """Whether every eps has a robust accuracy."""
+        return all(record.robust_accuracy is not None for record in self.records)
+
+    def to_json(self) -> dict[str, Any]:
+        """The table, and each eps's `run.json`."""
+        rows = [
+            {
+                "eps": text,
+                "value": record.job["eps"],
+                "robust_accuracy": record.robust_accuracy.to_json() if record.robust_accuracy else None,
+                "clean_accuracy": record.clean_accuracy.to_json(),
+                "carried": record.carried,
+                "unknown": record.unknown,
+                "verdict": record.verdict,
+            }
+            for text, record in zip(self.eps, self.records, strict=True)
+        ]
+        return {"schema": SCHEMA, "table": rows, "runs": [record.to_json() for record in self.records]}
+
+    def summary(self) -> str:
+        """The accuracy–eps table as text."""
+        first = self.records[0]
+        lines = [
+            f"{first.job['model']} on {first.job['data']} (n = {first.n}), {first.job['norm']}, {first.job['attack']}, "
+            f"seed {first.job['seed']}",
+            f"{'eps':>10}  robust accuracy",
+            f"{'0':>10}  {share(first.clean_accuracy)}",
+        ]
+        for text, record in zip(self.eps, self.records, strict=True):
+            attacked = record.n - record.counts["WRONG"] - record.carried
+            lines.append(f"{text:>10}  {share(record.robust_accuracy)}  ({attacked} attacked)")
+            lines += [f"{'':>10}  {line}" for line in warning(record)]
+            if record.why_no_robust_accuracy:
+                lines.append(f"{'':>10}  because {record.why_no_robust_accuracy}")
+        return "\n".join([*lines, f"95 % Wilson intervals; {', '.join(sorted({audited(r) for r in self.records}))}"])
+
+    def save(self, folder: Path) -> None:
+        """Write the table and the reports beside the runs' folders."""
+        from robustkit.report import files
+
+        folders = [run_folder(folder, place).name for place in range(len(self.records))]
+        for name, text in files.of_sweep(self.eps, self.records, folders).items():
+            write_text(folder / name, text)
+        write_text(folder / FILE, dumps({**self.to_json(), "eps": list(self.eps)}))
+
+
+def run_folder(folder: Path, place: int) -> Path:
+    """The folder of the sweep's run at one eps."""
+    return folder / f"eps-{place + 1:02d}"
+
+
+def check_place(folder: Path) -> None:
+    """Refuse a folder that holds something else.
+
+    Raises:
+        UsageError: if it is not empty and holds no sweep.
+    """
+    if folder.is_dir() and any(folder.iterdir()) and not run_folder(folder, 0).is_dir():
+        raise UsageError(f"{folder} is not empty and holds no sweep; choose another --out")
+
+
+def load_sweep(folder: Path) -> Sweep:
+    """The sweep stored in a folder.
+
+    Raises:
+        UsageError: if there is none, or one of its runs cannot be read.
+    """
+    texts: Sequence[str] = read_json(folder / FILE, ("eps",), SCHEMA)["eps"]
+    return Sweep(tuple(texts), tuple(load_run(run_folder(folder, place)) for place in range(len(texts))))

@@ -1,0 +1,42 @@
+"""The check of adversarials that no victim has seen yet: the judge's rule on images, asked of each once."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from robustkit.api import Images, Mask, ThreatModel
+from robustkit.engine.judge import malformed, measure
+from robustkit.numerics import rows
+
+
+class Checked(NamedTuple):
+    """Adversarials as they will be judged. Where `violated`, `adv` is the original and `distance` NaN."""
+
+    adv: Images
+    violated: Mask
+    distance: Tensor
+    reasons: list[str]
+
+
+def check(threat: ThreatModel, x: Images, adv: Any) -> Checked:
+    """Check what an attack returned for the originals `x`: finite, in the box, in the ball around the original.
+
+    The distance is computed in float64. What is no batch of such images at all is a violation of every sample.
+    """
+    if reason := malformed(adv, x.shape):
+        return refused(x, reason)
+    adv = adv.detach().to(x.device, x.dtype)
+    distance, _, allowed, faults = measure(threat, x, adv)
+    reasons = [""] * len(x)
+    for reason, broken in faults.items():
+        for row in broken.nonzero()[:, 0].tolist():
+            reasons[row] = reason
+    return Checked(rows.pick(allowed, adv, x), ~allowed, torch.where(allowed, distance, torch.nan), reasons)
+
+
+def refused(x: Images, reason: str) -> Checked:
+    """Every sample violated, for one reason."""
+    n = x.shape[0]
+    nowhere = torch.full((n,), torch.nan, dtype=torch.float64, device=x.device)
+    return Checked(x, torch.ones(n, dtype=torch.bool, device=x.device), nowhere, [reason] * n)

@@ -1,0 +1,1 @@
+"""What makes what the package ships; no part of the wheel."""
