@@ -24,7 +24,8 @@ from robustkit.models import sources
 ROOT = Path(__file__).resolve().parent.parent
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
 PYTHON = {
-    "Evaluating": ["robustkit.evaluation.evaluate", "robustkit.records.run.RunRecord", "robustkit.records.folder.load_run"],
+    "Evaluating": ["robustkit.evaluation.evaluate", "robustkit.records.run.RunRecord",
+                   "robustkit.records.folder.load_run"],
     "Transfer": ["robustkit.transfers.transfer", "robustkit.records.transfer.TransferRecord",
                  "robustkit.records.transfer_folder.load_transfer"],
     "Models and data": ["robustkit.models.sources.load_model", "robustkit.datasets.load_dataset"],

@@ -1,28 +1,29 @@
 """The audit itself: measures on some samples, attacks them in ways that must agree with each other, and judges."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from robustkit import datasets, events, spec
-from robustkit.api import Attack, Dataset, Defense, Expected, Images, ThreatModel
+from robustkit.api import Dataset, Defense, Expected, Images, ThreatModel
 from robustkit.audit import gradients, rules, standins
 from robustkit.audit.chain import RANDOMISED, Chain, Settings
 from robustkit.audit.noise import RandomNoise
 from robustkit.audit.rules import Claim, Limits
-from robustkit.engine import plan
+from robustkit.datasets.choice import choose_samples
 from robustkit.engine.costs import cost_of, predict
+from robustkit.engine.measure import measure
 from robustkit.engine.plan import Named
+from robustkit.engine.request import Execution, Request, threat_of
 from robustkit.errors import UsageError
-from robustkit.models import defended, sources
-from robustkit.models.examination import Subject, as_module, check_labels, examine, lent, snapshot
-from robustkit.models.opening import choose_device
-from robustkit.models.sources.evaluating import evaluating
+from robustkit.models import defended
+from robustkit.models.examination import Subject
+from robustkit.models.opening import Model, Opened, load, open_model
 from robustkit.records.findings import Audit, Check
 from robustkit.records.run import BROKEN, INSUFFICIENT, ROBUST, UNKNOWN, WRONG, RunRecord
 from robustkit.stats import Proportion
@@ -36,13 +37,15 @@ class Question:
 
     threat: ThreatModel
     seed: int
-    outputs: Literal["logits", "probs"]
-    tile: int | None
-    device: torch.device
+
+    @classmethod
+    def of(cls, job: Mapping[str, Any]) -> "Question":
+        """That of a record's job."""
+        return cls(ThreatModel(job["norm"], job["eps"]), job["seed"])
 
 
 def audit(
-    model: str | nn.Module | Callable[[Tensor], Tensor],
+    model: Model,
     data: str | Dataset | tuple[Any, Any],
     *,
     defense: str | Defense | Sequence[str | Defense] = (),
@@ -79,24 +82,16 @@ def audit(
     Raises:
         UsageError: for anything that cannot be run as given.
     """
-    eps = spec.DEFAULT_EPS.get(norm, "") if eps is None else eps
-    threat = ThreatModel(norm, spec.number(eps) if isinstance(eps, str) and eps else float(eps or 0))
+    question = Question(threat_of(norm, eps), seed)
     check_norm(norm)
     dataset = datasets.resolve(data)
     defenses = defended.resolve(defense)
-    with evaluating(dataset.name, norm):
-        module, card = sources.load_model(model, trust=trust) if isinstance(model, str) else (as_module(model), None)
-    where = choose_device(device, module, named=isinstance(model, str))
-    if isinstance(model, str):
-        module.to(where)
+    loaded = load(model, dataset.name, norm, outputs=outputs, trust=trust, device=device)
     if n is None and indices is None:
         n = min(Settings().n, len(dataset))
-    chosen = plan.choose_indices(dataset, n, indices)
-    with lent(module):
-        protected = defended.protect(module, defenses)
-        question = Question(threat, seed, outputs, tile, where)
-        return audited(protected, dataset, chosen, question, shape=card.input_shape if card else (), tell=on_event,
-                       settings=settings)  # fmt: skip
+    samples = choose_samples(dataset, n, indices)
+    with open_model(loaded, samples, defenses=defenses, tile=tile, seed=seed) as opened:
+        return audit_opened(opened, question, tell=on_event, settings=settings)
 
 
 def check_norm(norm: str) -> None:
@@ -109,61 +104,57 @@ def check_norm(norm: str) -> None:
         raise UsageError(f"the audit has no {norm} form; there are: {', '.join(NORMS)}")
 
 
-def audited(
-    module: nn.Module,
-    dataset: Dataset,
-    indices: Sequence[int],
+def audit_opened(
+    opened: Opened,
     question: Question,
     *,
     record: RunRecord | None = None,
     attacks: Sequence[Named] = (),
-    shape: Sequence[int] = (),
     tell: Callable[[events.Event], None] | None = None,
     settings: Settings | None = None,
 ) -> Audit:
-    """Audit a module that is lent already; `record`, what `attacks` made of it, is what is under audit if given."""
+    """Audit a model that is open already: all its samples, or of a record, what `attacks` made of it, the first 128."""
     say = tell or (lambda event: None)
+    some = opened if record is None else opened.on(opened.samples.at(range(min(Settings().n, len(opened.samples)))))
     checks = []
-    with lent(module):
-        for check in _Audit(module, dataset, tuple(indices), question, record, attacks, shape, say,
-                            settings).checks():  # fmt: skip
-            checks.append(check)
-            say(events.Checked(check.name, check.outcome, check.text))
+    for check in _Audit(some, question, record, attacks, say, settings).checks():
+        checks.append(check)
+        say(events.Checked(check.name, check.outcome, check.text))
     return Audit(tuple(checks))
 
 
 @dataclass(frozen=True)
 class _Audit:
-    module: nn.Module
-    dataset: Dataset
-    indices: tuple[int, ...]
+    opened: Opened
     question: Question
     record: RunRecord | None
     attacks: Sequence[Named]
-    shape: Sequence[int]
     tell: Callable[[events.Event], None]
     settings: Settings | None
     limits: Limits = field(default_factory=Limits)
 
+    @property
+    def module(self) -> nn.Module:
+        """The model behind its defenses."""
+        return self.opened.module
+
+    @property
+    def indices(self) -> tuple[int, ...]:
+        """The samples that are looked at."""
+        return self.opened.samples.indices
+
     def checks(self) -> Iterator[Check]:
         """Every check; what is invalid ends it, for numbers of such a model mean nothing."""
-        x, y = self.dataset.batch(self.indices)
-        weights = snapshot(self.module)
-        training = any(part.training for part in self.module.modules())
-        q = self.question
-        subject = examine(self.module, x, y, classes=self.dataset.classes or None, outputs=q.outputs, tile=q.tile,
-                          seed=q.seed, device=q.device, input_shape=self.shape)  # fmt: skip
-        check_labels(y, subject.facts.classes)
-        x = x.to(q.device)
+        subject = self.opened.subject
+        x = self.opened.samples.batch(0, len(self.indices))[0].to(self.opened.device)
         facts = subject.facts
         settings = self.settings or (RANDOMISED if facts.randomised else Settings())
         inside = self._stand_ins(subject, x, settings)
         chain = Chain.of(facts, settings, inside)
         self._budget(subject, chain, settings, x)
 
-        after = snapshot(self.module)
-        changes = any(not torch.equal(value, after[name]) for name, value in weights.items())
-        state = rules.state(training=training, changes=changes)
+        training = any(part.training for part in self.module.modules())
+        state = rules.state(training=training, changes=self.opened.stateful)
         declared = bool(getattr(self.module, "randomised", False))
         noise = rules.randomness(randomised=facts.randomised, declared=declared, repeatable=bool(subject.noisy_sha256))
         yield state
@@ -198,7 +189,7 @@ class _Audit:
 
     def _budget(self, subject: Subject, chain: Chain, settings: Settings, x: Images) -> None:
         """Tell what the attacks take at most, before any of it is spent."""
-        weak = [Named("noise", RandomNoise(settings.noise)), *([chain.one_step] if chain.steps else [])]
+        weak = [_noise(settings), *([chain.one_step] if chain.steps else [])]
         sweep = self._sweep_attacks(chain) * len(self._radii()) if chain.steps else []
         whole = [*chain.all, *sweep, *weak]
         cost = predict(subject, whole, x[: subject.reference.tile], len(self.indices))
@@ -238,8 +229,8 @@ class _Audit:
         self, subject: Subject, chain: Chain, inside: dict[str, nn.Module], settings: Settings
     ) -> Iterator[Check]:
         limits, n = self.limits, len(self.indices)
-        watched = standins.Watched(self.module, inside)
-        ran = self._run(watched, [named.attack for named in chain.all], self.question.threat.eps)
+        watched = self.opened.offering(standins.Watched(self.module, inside), inside)
+        ran = self._run(watched, chain.all, self.question.threat.eps)
         status, by = ran.samples["status"], ran.samples["broken_by"]
         right = status != WRONG
         yield rules.sample(self.indices, Proportion(int(right.sum()), n))
@@ -273,23 +264,23 @@ class _Audit:
             yield rules.stand_ins(chain.labels, so_far, gap, limits)
         if chain.queries:
             yield rules.stronger("queries", "a query attack", share(broken(chain.queries)), limits)
-        noise = self._run(watched, [RandomNoise(settings.noise)], self.question.threat.eps)
+        noise = self._run(watched, [_noise(settings)], self.question.threat.eps)
         yield self._weak("noise", "random noise", noise, stood, limits)
         if chain.steps and self.question.threat.norm != "l1":
-            one = self._run(watched, [chain.one_step.attack], self.question.threat.eps)
+            one = self._run(watched, [chain.one_step], self.question.threat.eps)
             yield self._weak("one-step", "one step (FGSM)", one, stood, limits)
 
     def _weak(self, name: str, what: str, ran: RunRecord, stood: np.ndarray, limits: Limits) -> Check:
         both = (ran.samples["status"] == BROKEN) & stood
         return rules.stronger(name, what, float(both.sum()) / len(stood), limits)
 
-    def _sweep(self, watched: nn.Module, chain: Chain, here: float) -> Iterator[Check]:
+    def _sweep(self, watched: Opened, chain: Chain, here: float) -> Iterator[Check]:
         """APGD in larger and larger balls until nothing stands."""
         eps, standing = [self.question.threat.eps], [here]
         for radius in self._radii():
             if standing[-1] <= 0:
                 break
-            ran = self._run(watched, [named.attack for named in self._sweep_attacks(chain)], radius)
+            ran = self._run(watched, self._sweep_attacks(chain), radius)
             eps.append(radius)
             standing.append(ran.counts[ROBUST] / ran.n)
         yield rules.sweep(eps, standing, self.limits)
@@ -302,20 +293,19 @@ class _Audit:
     def _radii(self) -> list[float]:
         """Twice the radius, and again, up to one that holds every image."""
         threat = self.question.threat
-        size = math.prod(self.dataset.batch(self.indices[:1])[0].shape[1:])
+        size = self.opened.subject.probes[0].numel()
         top = {"linf": 1.0, "l2": math.sqrt(size), "l1": float(size)}[threat.norm]
         found = [threat.eps * 2**k for k in range(1, 12)]
         return [radius for radius in found if radius < top] + [top]
 
-    def _run(self, model: nn.Module, attacks: Sequence[Attack], eps: float) -> RunRecord:
+    def _run(self, opened: Opened, attacks: Sequence[Named], eps: float) -> RunRecord:
         """Attack the audit's samples."""
         q = self.question
-        from robustkit.evaluation import evaluate
-
-        return evaluate(
-            model, self.dataset, list(attacks), norm=q.threat.norm, eps=eps, seed=q.seed, indices=self.indices,
-            outputs=q.outputs, device=str(q.device), tile=q.tile, doctor=False, on_event=self._progress,
+        request = Request(
+            [named.attack for named in attacks], ThreatModel(q.threat.norm, eps), opened.samples.dataset.name,
+            seed=q.seed,
         )  # fmt: skip
+        return measure(opened, request, Execution(tell=self._progress))
 
     def _progress(self, event: events.Event) -> None:
         """Of what an evaluation tells only how far it is: the rest would look like the record's."""
@@ -339,3 +329,7 @@ class _Audit:
         robust = Proportion(record.counts[ROBUST], record.n)
         averaged = any(isinstance(attack, Expected) and attack.k > 1 for attack in white)
         return Claim(robust, len(white), backwards, averaged, insufficient)
+
+
+def _noise(settings: Settings) -> Named:
+    return Named("noise", RandomNoise(settings.noise))

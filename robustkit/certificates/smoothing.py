@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from robustkit import datasets
 from robustkit.api import Dataset, Defense, Images
+from robustkit.datasets.choice import choose_samples
 from robustkit.engine import plan
 from robustkit.errors import UsageError
 from robustkit.models import defended, sources
@@ -157,11 +158,11 @@ def evaluate_certificate(
     if isinstance(model, str):
         module.to(where)
     name = model if isinstance(model, str) else model_name(module)
-    chosen = plan.choose_samples(dataset, n, indices, None)
+    chosen = choose_samples(dataset, n, indices)
     with lent(module):
         module = defended.protect(module, defenses)
         with lent(module):
-            x, y = chosen.batch(0, min(len(chosen.indices), plan.CHUNK))
+            x, y = chosen.first()
             subject = examine(
                 module, x, y, classes=dataset.classes or None, outputs=outputs, tile=None, seed=seed, device=where
             )

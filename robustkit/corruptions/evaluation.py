@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from robustkit import datasets
 from robustkit.api import Dataset
 from robustkit.corruptions.images import SEVERITIES, check_severity, kind_named
+from robustkit.datasets.choice import choose_indices
 from robustkit.engine import plan
 from robustkit.errors import UsageError
 from robustkit.models import sources
@@ -108,7 +109,7 @@ def evaluate_corruptions(
         module.to(where)
     todo = [(kind, severity) for kind in wanted for severity in levels]
     first_set = corrupted.clean or corrupted.at(*todo[0])
-    chosen = plan.choose_indices(first_set, n, indices)
+    chosen = choose_indices(first_set, n, indices)
     with lent(module):
         first = first_set.batch(chosen[:AT_ONCE])
         subject = examine(

@@ -1,4 +1,4 @@
-"""From the journal's facts to the record."""
+"""From the facts of a run's shards to the columns of its record."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -6,38 +6,40 @@ from typing import Any
 import numpy as np
 
 from robustkit.engine.judge import BROKEN, VIOLATED
-from robustkit.engine.run import CLEAN, Run
+from robustkit.engine.shard import CLEAN, Bench, Facts
 from robustkit.records import run as record
 
+Parts = Mapping[tuple[int, int], Facts]  # by (shard, step)
 _OUTCOMES = np.array([record.SURVIVED, record.BROKE, record.VIOLATED])  # in the order of the judge's codes
 
 
-def columns(run: Run) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, float]]:
+def columns(bench: Bench, parts: Parts) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, float]]:
     """The samples' columns, the attacks' columns, and the seconds of each attack."""
-    n = len(run.samples.indices)
-    index = np.array(run.samples.indices, dtype=np.int64)
-    starts = {shard: shard * run.shard_size for shard, step in run.done if step == CLEAN}
+    chosen = bench.opened.samples
+    n = len(chosen)
+    index = np.array(chosen.indices, dtype=np.int64)
+    starts = {shard: shard * bench.shard_size for shard, step in parts if step == CLEAN}
     clean = {
-        name: np.concatenate([run.done[shard, CLEAN][name] for shard in sorted(starts)])
+        name: np.concatenate([parts[shard, CLEAN][name] for shard in sorted(starts)])
         for name in ("correct", "prediction", "margin", "target")
     }
     status = np.where(clean["correct"], record.ROBUST, record.WRONG).astype("<U7")
     quantized = status.copy()
     broken_by = np.full(n, "", dtype=np.object_)
     distance, broken_at = np.full(n, np.nan), np.full(n, np.nan)
-    for position, i in enumerate(run.samples.indices):
-        if i in run.carried:
+    for position, i in enumerate(chosen.indices):
+        if i in bench.carried:
             status[position] = record.BROKEN
-            broken_by[position], distance[position], broken_at[position] = run.carried[i]
+            broken_by[position], distance[position], broken_at[position] = bench.carried[i]
     rows: list[dict[str, np.ndarray]] = []
     seconds: dict[str, float] = {}
-    for step, named in enumerate(run.attacks, start=1):
+    for step, named in enumerate(bench.attacks, start=1):
         for shard, start in sorted(starts.items()):
-            facts = run.done[shard, step]
+            facts = parts[shard, step]
             at = facts["position"].astype(np.int64) + start
             broken, violated = facts["outcome"] == BROKEN, facts["outcome"] == VIOLATED
             status[at[broken]] = record.BROKEN
-            broken_by[at[broken]], broken_at[at[broken]] = named.name, run.threat.eps
+            broken_by[at[broken]], broken_at[at[broken]] = named.name, bench.threat.eps
             distance[at[broken]] = facts["distance"][broken]
             open_rows = at[violated]
             status[open_rows[status[open_rows] == record.ROBUST]] = record.UNKNOWN
@@ -52,47 +54,64 @@ def columns(run: Run) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dic
                     "forwards": facts["forwards"],
                     "backwards": facts["backwards"],
                     "prediction": facts["decision"],
-                    **({"quantized": _OUTCOMES[facts["quantized"].astype(np.int64)]} if run.quantize else {}),
-                    **({"draws": facts["draws"].astype(np.object_), "ever": facts["ever"]} if run.draws else {}),
+                    **({"quantized": _OUTCOMES[facts["quantized"].astype(np.int64)]} if bench.quantize else {}),
+                    **({"draws": facts["draws"].astype(np.object_), "ever": facts["ever"]} if bench.draws else {}),
                 }
             )
             seconds[named.name] = seconds.get(named.name, 0.0) + float(facts["seconds"].sum())
     samples = {
         "index": index,
-        "label": run.samples.labels.numpy().astype(np.int64),
+        "label": chosen.labels.numpy().astype(np.int64),
         "status": status.astype(np.str_),
         "broken_by": broken_by.astype(np.str_),
         "distance": distance,
-        "sha256": np.array(run.samples.hashes, dtype=np.str_),
+        "sha256": np.array(chosen.hashes, dtype=np.str_),
         "prediction": clean["prediction"],
         "margin": clean["margin"],
         "target": clean["target"],
         "broken_at": broken_at,
     }
-    if run.quantize:
+    if bench.quantize:
         samples["quantized_status"] = np.where(status == record.UNKNOWN, record.UNKNOWN, quantized).astype(np.str_)
-    if run.draws:
-        parts = [run.done[shard, CLEAN]["draws"] for shard in sorted(starts)]
-        samples["draws"] = np.concatenate(parts).astype(np.str_)
+    if bench.draws:
+        votes = [parts[shard, CLEAN]["draws"] for shard in sorted(starts)]
+        samples["draws"] = np.concatenate(votes).astype(np.str_)
     joined = {name: np.concatenate([part[name] for part in rows]) for name in rows[0]}
     for name in {"attack", "outcome", "draws"} & joined.keys():
         joined[name] = joined[name].astype(np.str_)
     return samples, joined, seconds
 
 
-def adversarial(run: Run) -> Mapping[str, Any] | None:
+def adversarial(bench: Bench, parts: Parts) -> Mapping[str, Any] | None:
     """The valid adversarial images of the broken samples, their indices and their originals, if they were kept."""
-    if not run.keep_adversarial:
+    if not bench.keep_adversarial:
         return None
+    chosen = bench.opened.samples
     found: dict[int, np.ndarray] = {}
-    for (shard, step), facts in sorted(run.done.items()):
+    for (shard, step), facts in sorted(parts.items()):
         if step == CLEAN or "adv" not in facts:
             continue
         for position, adv in zip(facts["adv_position"], facts["adv"], strict=True):
-            found[run.samples.indices[int(position) + shard * run.shard_size]] = adv
-    place = {index: position for position, index in enumerate(run.samples.indices)}
-    clean = [run.samples.batch(place[index], place[index] + 1)[0][0].numpy() for index in found]
+            found[chosen.indices[int(position) + shard * bench.shard_size]] = adv
+    place = {index: position for position, index in enumerate(chosen.indices)}
+    clean = [chosen.batch(place[index], place[index] + 1)[0][0].numpy() for index in found]
     return {"index": np.array(list(found), dtype=np.int64), "adv": _stacked(found.values()), "clean": _stacked(clean)}
+
+
+def errors(bench: Bench, parts: Parts) -> list[dict[str, Any]]:
+    """Which rules each attack broke, and on which samples: in the order of shards, attacks and samples."""
+    found: dict[tuple[str, str], list[int]] = {}
+    for (shard, step), facts in sorted(parts.items(), key=lambda part: part[0]):
+        if step == CLEAN:
+            continue
+        for position, reasons in zip(facts["position"].tolist(), facts["reason"].tolist(), strict=True):
+            for reason in reasons.splitlines():
+                index = bench.opened.samples.indices[position + shard * bench.shard_size]
+                found.setdefault((bench.attacks[step - 1].name, reason), []).append(index)
+    return [
+        {"attack": attack, "message": message, "indices": sorted(indices)}
+        for (attack, message), indices in found.items()
+    ]
 
 
 def _stacked(images: Iterable[np.ndarray]) -> np.ndarray:

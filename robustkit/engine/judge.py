@@ -10,6 +10,8 @@ from torch import Tensor
 from robustkit.api import Goal, Images, Labels, Mask, ThreatModel
 from robustkit.models.oracle import Network
 from robustkit.numerics import rows
+from robustkit.tasks.classification import CLASSIFICATION
+from robustkit.tasks.task import Task
 
 SURVIVED, BROKEN, VIOLATED = 0, 1, 2
 
@@ -71,12 +73,14 @@ class Judge:
         threat: what the adversary may change.
         x: the original images; y: their labels; target: wanted decisions, or None.
         goal: "bounded", or "minimal" for an attack that may end beyond eps.
+        task: when a candidate has reached its aim, and by how much.
     """
 
     def __init__(
-        self, reference: Network, threat: ThreatModel, x: Images, y: Labels, target: Labels | None, goal: Goal
-    ) -> None:
-        self.reference, self.threat, self.goal = reference, threat, goal
+        self, reference: Network, threat: ThreatModel, x: Images, y: Labels, target: Labels | None, goal: Goal,
+        task: Task = CLASSIFICATION,
+    ) -> None:  # fmt: skip
+        self.reference, self.threat, self.goal, self.task = reference, threat, goal, task
         self.x, self.y = x.clone(), y.clone()
         self.target = None if target is None else target.clone()
         n = x.shape[0]
@@ -115,9 +119,9 @@ class Judge:
         logits = self.reference.logits(torch.where(rows.spread(allowed, adv), adv, self.x[samples]))
         sound = torch.isfinite(logits).all(1)
         self.violate(samples[allowed & ~sound], "the model's outputs are not finite")
-        fooled = allowed & sound & rows.reached(logits, self.y[samples], target)
-        margin = rows.margin(logits, self.y[samples], target).double()
-        self._keep(samples, adv, distance, margin, logits.argmax(1), allowed & sound, fooled)
+        fooled = allowed & sound & self.task.reached(logits, self.y[samples], target)
+        margin = self.task.margin(logits, self.y[samples], target).double()
+        self._keep(samples, adv, distance, margin, self.task.decision(logits), allowed & sound, fooled)
         valid = fooled & near
         self.broken[samples] |= valid
         return valid
@@ -143,13 +147,21 @@ class Judge:
         before = self.reasons.get(reason)
         self.reasons[reason] = samples if before is None else torch.cat([before, samples])
 
+    def why(self) -> list[str]:
+        """Of each sample, which rules were broken on it, a line each; empty of a sample that is broken all the same."""
+        found: list[list[str]] = [[] for _ in self.y]
+        for reason, samples in self.reasons.items():
+            for row in set(samples[~self.broken[samples]].tolist()):
+                found[row].append(reason)
+        return ["\n".join(reasons) for reasons in found]
+
     def confirm_again(self) -> None:
         """Ask the model once more about every break: one that it does not repeat was not made by the image."""
         at = self.broken.nonzero()[:, 0]
         if len(at):
             logits = self.reference.logits(self.adv[at])
             target = None if self.target is None else self.target[at]
-            lost = at[~rows.reached(logits, self.y[at], target)]
+            lost = at[~self.task.reached(logits, self.y[at], target)]
             self.broken[lost] = False
             self.fooled[lost] = False
             self.distance[lost] = self.margin[lost] = torch.nan

@@ -1,12 +1,10 @@
-"""From what the caller named to what will run: attacks, samples, targets, and the job's identity."""
+"""From what the caller named to what will run: attacks, targets, and the job's identity."""
 
 import hashlib
 import importlib.metadata
-import operator
 import platform
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,13 +14,14 @@ from torch import Tensor
 
 import robustkit
 from robustkit import plugins, spec
-from robustkit.api import Attack, Dataset, Expected, ForeignAttack, Images, Labels, ModelFacts, Suite, ThreatModel
-from robustkit.datasets.pair import check_images
+from robustkit.api import Attack, Expected, ForeignAttack, Labels, ModelFacts, Suite, ThreatModel
+from robustkit.engine.request import Request
 from robustkit.errors import UsageError
 from robustkit.models import defended
+from robustkit.models.opening import Opened
 from robustkit.numerics.streams import SampleDraws, key_of
+from robustkit.records.run import INSUFFICIENT
 
-CHUNK = 64  # images looked at together: few, since they may be large
 DECIDING = (
     "api.py",
     "numerics/*.py",
@@ -40,6 +39,78 @@ class Named(NamedTuple):
 
     name: str
     attack: Attack
+
+
+class Plan(NamedTuple):
+    """What a measurement will run, what identifies it, and what its record says of the choice of attacks."""
+
+    attacks: Sequence[Named]
+    job: spec.Job
+    flags: Sequence[Mapping[str, Any]]
+
+
+def plan(opened: Opened, request: Request) -> Plan:
+    """Name the attacks for this model, and all that decides the numbers.
+
+    Raises:
+        UsageError: for an attack or a target that this model cannot have, or a run that cannot be carried over.
+    """
+    subject, samples = opened.subject, opened.samples
+    attacks = resolve_attacks(request.attack, request.threat, subject.facts)
+    parse_target(request.target, subject.facts.classes)
+    job = spec.Job(
+        model=opened.name,
+        model_sha256=subject.weights_sha256,
+        probe_sha256=subject.probe_sha256,
+        data=request.data,
+        data_sha256=samples.sha256,
+        indices=samples.indices,
+        attack=attack_text(request.attack),
+        attacks=tuple(named.name for named in attacks),
+        attack_sources=source_hashes(attacks, opened.defenses),
+        norm=request.threat.norm,
+        eps=request.threat.eps,
+        target=request.target,
+        seed=request.seed,
+        outputs=opened.outputs,
+        quantize=request.quantize,
+        carried=str(request.carry.job["id"]) if request.carry else "",
+        device=opened.device.type,
+        threads=torch.get_num_threads(),
+        tile=subject.reference.tile,
+        precision=str(subject.reference.dtype).removeprefix("torch."),
+        versions=versions(),
+        draws=request.draws if subject.facts.randomised else 0,
+        defense=opened.defense,
+        noisy_sha256=subject.noisy_sha256,
+        gradient_signs=subject.gradient_signs,
+    )
+    _check_carry(request, job)
+    flags = [{"kind": INSUFFICIENT, "message": why}] if (why := never_alone(request.attack)) else []
+    return Plan(attacks, job, flags)
+
+
+_CARRIED_AS_IS = (
+    "norm", "defense", "model_sha256", "probe_sha256", "data_sha256", "indices", "attacks", "target", "seed", "outputs",
+    "draws", "noisy_sha256",
+)  # fmt: skip
+
+
+def _check_carry(request: Request, job: spec.Job) -> None:
+    """Refuse to carry over what another measurement broke.
+
+    Raises:
+        UsageError: unless it is this one at a smaller eps.
+    """
+    if request.carry is None:
+        return
+    known, wanted = request.carry.job, job.to_json()
+    if other := [key for key in _CARRIED_AS_IS if (known.get(key) or "") != (wanted[key] or "")]:
+        raise UsageError(f"only this evaluation at a smaller eps can be carried over; {other[0]} differs")
+    if known["eps"] >= job.eps:
+        raise UsageError(f"only a run at an eps below {job.eps:g} can be carried over, not {known['eps']:g}")
+    if job.quantize:
+        raise UsageError("a sweep over eps does not combine with quantize; run the eps one by one")
 
 
 def resolve_attacks(attack: Any, threat: ThreatModel, facts: ModelFacts) -> list[Named]:
@@ -131,93 +202,6 @@ def name_of(item: Any) -> str:
         return item.spec
     options = spec.settings(item) if hasattr(item, "__dataclass_fields__") else {}
     return str(spec.Spec("", plugins.name_of("attacks", type(item)), options))
-
-
-@dataclass(frozen=True, slots=True)
-class Samples:
-    """The samples of a run in their order, known by their hashes; images are fetched a shard at a time."""
-
-    dataset: Dataset
-    indices: tuple[int, ...]
-    labels: Labels
-    hashes: tuple[str, ...]
-    left_out: int = 0
-
-    @property
-    def sha256(self) -> str:
-        """Hash of all images and labels."""
-        return spec.digest([list(self.hashes), self.labels.tolist()])
-
-    def batch(self, start: int, stop: int) -> tuple[Images, Labels]:
-        """The images and labels from position `start` to `stop`.
-
-        Raises:
-            UsageError: if the dataset gives other images than when their hashes were taken.
-        """
-        x, y = self.dataset.batch(self.indices[start:stop])
-        for index, image, known in zip(self.indices[start:stop], x, self.hashes[start:stop], strict=True):
-            if image_sha256(image) != known:
-                raise UsageError(
-                    f"{self.dataset.name} gave another image for sample {index} the second time; an evaluation needs "
-                    "fixed images, without random augmentation"
-                )
-        return x, y
-
-
-def _as_indices(indices: Any) -> tuple[int, ...]:
-    if isinstance(indices, str):
-        return spec.parse_indices(indices)
-    try:
-        return tuple(operator.index(i) for i in indices)
-    except TypeError:
-        raise UsageError(f"indices must be whole numbers or text such as '0-199,400', not {indices!r:.60}") from None
-
-
-def image_sha256(image: Tensor) -> str:
-    """sha256 of an image's float32 bytes."""
-    return hashlib.sha256(image.contiguous().numpy().tobytes()).hexdigest()
-
-
-def choose_indices(dataset: Dataset, n: int | None, indices: Any) -> tuple[int, ...]:
-    """Which samples: all, the first n, or those at `indices`.
-
-    Raises:
-        UsageError: for a choice that the dataset cannot meet.
-    """
-    size = len(dataset)
-    if n is not None and indices is not None:
-        raise UsageError("give n or indices, not both")
-    chosen = None if indices is None else _as_indices(indices)
-    if n is not None:
-        if not 1 <= n <= size:
-            raise UsageError(f"n = {n}, but {dataset.name} has {size} samples; choose 1 to {size}")
-        chosen = tuple(range(n))
-    if chosen is None:
-        chosen = tuple(range(size))
-    if not chosen or min(chosen) < 0 or max(chosen) >= size or len(set(chosen)) != len(chosen):
-        raise UsageError(f"indices must be different numbers from 0 to {size - 1}; {dataset.name} has {size} samples")
-    return chosen
-
-
-def choose_samples(dataset: Dataset, n: int | None, indices: Any, skip_label: int | None) -> Samples:
-    """The samples of a run, see `choose_indices`; without those that already have the target.
-
-    Raises:
-        UsageError: for a choice that the dataset cannot meet.
-    """
-    chosen = choose_indices(dataset, n, indices)
-    labels, hashes = [], []
-    for start in range(0, len(chosen), CHUNK):
-        x, y = check_images(*dataset.batch(chosen[start : start + CHUNK]), dataset.name, dataset.classes or None)
-        labels.append(y)
-        hashes += [image_sha256(image) for image in x]
-    y = torch.cat(labels)
-    keep = list(range(len(chosen))) if skip_label is None else (y != skip_label).nonzero()[:, 0].tolist()
-    if not keep:
-        raise UsageError(f"every sample already has the target class {skip_label}")
-    return Samples(
-        dataset, tuple(chosen[i] for i in keep), y[keep], tuple(hashes[i] for i in keep), len(chosen) - len(keep)
-    )
 
 
 def parse_target(target: Any, classes: int | None) -> str:

@@ -1,10 +1,137 @@
-"""Opening a model: loaded, put behind its defenses, on its device, lent and examined; everything is put back after."""
+"""Opening a model: loaded, put behind its defenses, on its device, lent and examined. Everything is put back after it.
+
+This is the one prologue of all that measures a model: `evaluate`, the audit, transfer runs, corruptions, certificates.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from robustkit.api import ModelCard
+from robustkit.datasets.choice import Samples
 from robustkit.errors import UsageError
-from robustkit.models.examination import CallableModule
+from robustkit.models import defended, sources
+from robustkit.models.examination import CallableModule, Subject, as_module, check_labels, examine, lent, snapshot
+from robustkit.models.sources.evaluating import evaluating
+
+Model = str | nn.Module | Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model on its device, with its card if it came by a spec; `outputs` says what it returns: logits or probs."""
+
+    name: str
+    module: nn.Module
+    card: ModelCard | None
+    device: torch.device
+    outputs: str
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A model that is ready to be measured on some samples, and what was found out about it.
+
+    `module` is the model behind its defenses, in eval mode, and `weights` a copy of its state as it was examined.
+    `stateful` says that the examination itself changed the state.
+    """
+
+    name: str
+    card: ModelCard | None
+    module: nn.Module
+    defenses: tuple[defended.Named, ...]
+    samples: Samples
+    subject: Subject
+    weights: Mapping[str, Tensor]
+    outputs: str
+    stateful: bool
+
+    @property
+    def device(self) -> torch.device:
+        """Where the images go."""
+        return self.subject.reference.device
+
+    @property
+    def defense(self) -> str:
+        """The defenses' names as one spec; empty without any."""
+        return defended.text(self.defenses)
+
+    def on(self, samples: Samples) -> "Opened":
+        """The same model for other samples of the same data."""
+        return replace(self, samples=samples)
+
+    def offering(self, module: nn.Module, stand_ins: Mapping[str, nn.Module]) -> "Opened":
+        """The same model within `module`, which computes the same and offers `stand_ins` to attacks besides."""
+        facts = self.subject.facts
+        known = facts._replace(surrogates=tuple(dict.fromkeys((*facts.surrogates, *stand_ins))))
+        subject = replace(self.subject, reference=replace(self.subject.reference, module=module), facts=known)
+        return replace(self, module=module, subject=subject, weights=snapshot(module))
+
+
+def load(
+    model: Model, data: str, norm: str, *, outputs: str = "logits", trust: bool = False, device: str = "auto"
+) -> Loaded:
+    """Load a model and find its device.
+
+    Args:
+        model: a spec, an nn.Module, or a callable from [0,1] images to logits.
+        data: the name of the dataset it will be measured on, for sources whose names alone are not enough.
+        norm: of the threat model, likewise.
+        outputs: what it returns: "logits", or "probs" for probabilities.
+        trust: unpickle checkpoints that are more than weights, and call what a card names: both run code from them.
+        device: "auto" is the module's own, or CUDA if there is one for a model named by a spec.
+
+    Raises:
+        UsageError: for a model or a device that is not there.
+    """
+    if outputs not in ("logits", "probs"):
+        raise UsageError(f"outputs={outputs!r}; there are: logits, probs")
+    if not isinstance(model, str):
+        module = as_module(model)
+        return Loaded(model_name(module), module, None, choose_device(device, module, named=False), outputs)
+    with evaluating(data, norm):
+        module, card = sources.load_model(model, trust=trust)
+    where = choose_device(device, module, named=True)
+    return Loaded(model, module.to(where), card, where, outputs)
+
+
+@contextmanager
+def open_model(
+    loaded: Loaded, samples: Samples, *, defenses: Sequence[defended.Named] = (), tile: int | None = None, seed: int = 0
+) -> Iterator[Opened]:
+    """Put a model behind its defenses and examine it on the first samples; the caller's module comes back as it was.
+
+    Args:
+        loaded: the model, on its device.
+        samples: what it will be measured on.
+        defenses: what stands before it at inference, as `defended.resolve` gives it.
+        tile: width of the batches it sees; None chooses by image size.
+        seed: which also seeds a randomised model.
+
+    Raises:
+        UsageError: if it does not take the images, or its outputs are no finite logits that fit the labels.
+    """
+    with ExitStack() as stack:
+        module = loaded.module
+        if defenses:  # a defense puts what it wraps into eval mode: the caller's module must come back as it was
+            stack.enter_context(lent(module))
+            module = defended.protect(module, defenses)
+        stack.enter_context(lent(module))
+        before = snapshot(module)
+        subject = examine(
+            module, *samples.first(), classes=samples.dataset.classes or None, outputs=loaded.outputs, tile=tile,
+            seed=seed, device=loaded.device, input_shape=loaded.card.input_shape if loaded.card else (),
+        )  # fmt: skip
+        check_labels(samples.labels, subject.facts.classes)
+        weights = snapshot(module)
+        stateful = any(not torch.equal(value, weights[name]) for name, value in before.items())
+        del before
+        yield Opened(
+            loaded.name, loaded.card, module, tuple(defenses), samples, subject, weights, loaded.outputs, stateful
+        )
 
 
 def model_name(module: nn.Module) -> str:

@@ -131,6 +131,10 @@ class RunFolder:
         with contextlib.suppress(OSError):
             self.path.rmdir()
 
+    def finished(self) -> bool:
+        """Whether a whole result is here."""
+        return (self.path / "run.json").exists()
+
     def begin(self) -> None:
         """Forget an older result: until the new one is whole there is none."""
         (self.path / "run.json").unlink(missing_ok=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from robustkit import datasets, plugins
 from robustkit.api import CardSource, ThreatModel
+from robustkit.datasets.choice import choose_indices
 from robustkit.engine import plan
 from robustkit.errors import UsageError
 from robustkit.models import defended, sources
@@ -65,7 +66,7 @@ def _check_data(study: Study, *, files: bool) -> str:
     """Check the dataset and the choice of samples; returns the dataset's name."""
     if files:
         data = datasets.resolve(study.data)
-        plan.choose_indices(data, study.options.get("n"), study.options.get("indices"))
+        choose_indices(data, study.options.get("n"), study.options.get("indices"))
         plan.parse_target(study.options.get("target"), data.classes or None)
         return data.name
     parsed = parse(study.data)

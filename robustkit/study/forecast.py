@@ -6,6 +6,7 @@ from typing import Any
 
 from robustkit import datasets
 from robustkit.api import ModelFacts, ThreatModel
+from robustkit.datasets.choice import choose_indices
 from robustkit.engine import plan
 from robustkit.engine.costs import bound, seconds_of_a_tile
 from robustkit.errors import RobustkitError, UsageError
@@ -49,7 +50,7 @@ def forecast(study: Study) -> Iterator[Cost]:
     n: int | None = study.options.get("n")
     try:
         data = datasets.resolve(study.data)
-        chosen = plan.choose_indices(data, n, study.options.get("indices"))
+        chosen = choose_indices(data, n, study.options.get("indices"))
         first, n, absent = data.batch(chosen[:64]), len(chosen), ""
     except RobustkitError as error:
         absent = str(error)

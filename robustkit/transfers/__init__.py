@@ -10,8 +10,9 @@ import torch
 
 from robustkit import datasets, spec
 from robustkit.api import Attack, Dataset, ThreatModel
+from robustkit.datasets.choice import choose_samples
 from robustkit.engine.memory import samples_in_flight
-from robustkit.engine.plan import Named, choose_samples, environment, parse_target, source_hashes
+from robustkit.engine.plan import Named, environment, parse_target, source_hashes
 from robustkit.errors import UsageError
 from robustkit.models.examination import check_labels, lent
 from robustkit.records.transfer import TransferRecord
@@ -87,7 +88,7 @@ def transfer(
     named = plan.parse_attacks(attacks, threat)
     dataset = datasets.resolve(data)
     target_text = parse_target(target, dataset.classes or None)
-    chosen = choose_samples(dataset, n, indices, int(target_text) if target_text.isdigit() else None)
+    chosen = choose_samples(dataset, n, indices, target_text)
     modules, shapes, where = plan.load(models, dataset, norm, device, trust=trust)
     tell = on_event or (lambda event: None)
     with ExitStack() as stack:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from robustkit import plugins, spec
 from robustkit.api import Attack, Dataset, Images, Labels, ModelFacts, Suite, ThreatModel
-from robustkit.engine.plan import Named, Samples, make_attack, package_sha256, resolve_attacks, source_hashes, versions
+from robustkit.datasets.choice import Samples
+from robustkit.engine.plan import Named, make_attack, package_sha256, resolve_attacks, source_hashes, versions
 from robustkit.errors import UsageError
 from robustkit.models import sources
 from robustkit.models.ensembles import Ensemble

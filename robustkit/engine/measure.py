@@ -1,0 +1,214 @@
+"""A measurement on an open model: planned, its folder opened, its shards attacked, its record assembled."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from robustkit import datasets, events
+from robustkit.api import ThreatModel
+from robustkit.datasets.choice import choose_samples
+from robustkit.engine import assemble
+from robustkit.engine.costs import predict
+from robustkit.engine.memory import samples_in_flight
+from robustkit.engine.plan import Plan, environment, plan
+from robustkit.engine.progress import Progress
+from robustkit.engine.request import Execution, Request
+from robustkit.engine.shard import CLEAN, Bench, Carried, Facts, Known, attack_shards, decided
+from robustkit.engine.units import Units, shard_size
+from robustkit.errors import UsageError
+from robustkit.models import defended
+from robustkit.models.examination import restore
+from robustkit.models.opening import Opened, load, open_model
+from robustkit.records.folder import RunFolder, load_run
+from robustkit.records.run import RunRecord
+from robustkit.spec import DEFAULT_DRAWS, Job
+
+
+def measure(opened: Opened, request: Request, execution: Execution | None = None) -> RunRecord:
+    """The record of a request on an open model; nothing is written but the journal, if the execution names a folder.
+
+    Raises:
+        UsageError: for what this model cannot be asked.
+    """
+    begun = begin(opened, request, execution or Execution())
+    return begun.finished or complete(begun)
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A measurement that is planned and has its folder; `finished` is its record if nothing is left to do."""
+
+    opened: Opened
+    request: Request
+    execution: Execution
+    plan: Plan
+    folder: RunFolder | None
+    shard_size: int
+    keep_adversarial: bool
+    resumed: bool
+    retries: bool
+    finished: RunRecord | None
+
+
+def begin(opened: Opened, request: Request, execution: Execution) -> Begun:
+    """Plan a measurement and open its folder.
+
+    Raises:
+        UsageError: for what this model cannot be asked, or a folder that holds something else.
+    """
+    planned = plan(opened, request)
+    size = execution.shard_size or shard_size(opened.subject.probes[0].nbytes)
+    keep = execution.save_adversarial
+    path = _path(execution, planned.job)
+    folder = None if path is None else RunFolder(path)
+    if folder is not None:
+        wanted = {"shard_size": size, "adversarial": keep}
+        held = folder.open(planned.job.to_json(), wanted, fresh=execution.fresh)
+        if keep and not held["adversarial"]:
+            raise UsageError(f"the run in {path} was begun without its adversarials; add --fresh to run it again")
+        size, keep = held["shard_size"], held["adversarial"]
+    resumed = folder is not None and folder.has_parts()
+    job, name = planned.job, opened.samples.dataset.name
+    behind = f" behind {job.defense}" if job.defense else ""
+    title = f"{job.model}{behind} · {name} · {job.norm} {request.eps or f'{job.eps:.6g}'} · {job.attack}"
+    execution.tell(events.Started(title, len(opened.samples), job.attacks, resumed))
+    known = None if folder is None or not folder.finished() else load_run(folder.path)
+    finished = known if known is not None and _nothing_left(known, request.carry) else None
+    return Begun(opened, request, execution, planned, folder, size, keep, resumed, known is not None, finished)
+
+
+def complete(begun: Begun, flags: Sequence[Mapping[str, Any]] = ()) -> RunRecord:
+    """Attack what the journal does not hold yet, and assemble the record; `flags` stand in it besides the plan's own.
+
+    Raises:
+        UsageError: for outputs that are not finite; a folder in which nothing came to be is taken back.
+    """
+    opened, folder, tell = begun.opened, begun.folder, begun.execution.tell
+    first = opened.samples.first()[0]
+    predicted = predict(opened.subject, begun.plan.attacks, first, len(opened.samples))
+    restore(opened.module, opened.weights)
+    tell(predicted)
+    for flag in flags:
+        tell(events.Noted(flag["message"]))
+    in_flight = samples_in_flight(begun.execution.batch_size, opened.subject, first)
+    bench = bench_of(begun, in_flight)
+    if folder is not None:
+        folder.begin()
+    try:
+        parts = _attacked(bench, begun)
+    except UsageError:
+        if folder is not None and not begun.resumed:
+            folder.discard()
+        raise
+    samples, attacks, seconds = assemble.columns(bench, parts)
+    left_out = _left_out(begun.request.target, len(opened.samples), opened.samples.left_out)
+    return RunRecord(
+        job=begun.plan.job.to_json(),
+        environment=environment(opened.device),
+        samples=samples,
+        attacks=attacks,
+        seconds=seconds,
+        flags=[*opened.subject.flags, *left_out, *begun.plan.flags, *flags],
+        errors=assemble.errors(bench, parts),
+        predicted=asdict(predicted),
+        goals={named.name: named.attack.goal for named in begun.plan.attacks},
+        adversarial=assemble.adversarial(bench, parts),
+        folder=str(folder.path) if folder else None,
+    )
+
+
+def _attacked(bench: Bench, begun: Begun) -> dict[tuple[int, int], Facts]:
+    """The facts of every (shard, step), journalled as they grow."""
+    folder = begun.folder
+    known = _known(begun)
+    watch = Progress(bench.attacks, bench.opened, begun.execution.tell)
+    found: dict[tuple[int, int], Facts] = {}
+    for claim in Units(len(bench.opened.samples), bench.shard_size).claims(bench.in_flight):
+        for part in attack_shards(bench, claim.shards, known, watch):
+            found[part.shard, part.step] = part.facts
+            if folder is not None and part.new:
+                folder.write_part(part.shard, part.step, part.facts)
+    return found
+
+
+def _known(begun: Begun) -> Known:
+    """What the journal holds; of a run that was finished and is asked again, less what could not be decided then."""
+    folder = begun.folder
+
+    def read(shard: int, step: int) -> Facts | None:
+        facts = None if folder is None else folder.read_part(shard, step)
+        return facts if facts is None or not begun.retries or step == CLEAN else decided(facts)
+
+    return read
+
+
+def bench_of(begun: Begun, in_flight: int) -> Bench:
+    """All that attacking its shards needs."""
+    request, job = begun.request, begun.plan.job
+    return Bench(
+        opened=begun.opened,
+        attacks=begun.plan.attacks,
+        threat=request.threat,
+        target=request.target,
+        seed=request.seed,
+        quantize=request.quantize,
+        draws=job.draws,
+        keep_adversarial=begun.keep_adversarial,
+        in_flight=in_flight,
+        shard_size=begun.shard_size,
+        carried=carried(request.carry),
+    )
+
+
+@contextmanager
+def rebuilt(job: Mapping[str, Any], execution: Execution, *, trust: bool = False) -> Iterator[Bench]:
+    """The bench of a stored job, made again from specs: what another process needs to attack one of its shards.
+
+    Raises:
+        UsageError: if the model, the data or the code behind them is another now, or the run carries a smaller eps.
+    """
+    if job["carried"]:
+        raise UsageError("a run that carries a smaller eps cannot be made again from its job alone")
+    dataset = datasets.resolve(job["data"])
+    loaded = load(job["model"], dataset.name, job["norm"], outputs=job["outputs"], trust=trust, device=job["device"])
+    samples, defenses = choose_samples(dataset, None, job["indices"]), defended.resolve(job["defense"])
+    with open_model(loaded, samples, defenses=defenses, tile=job["tile"], seed=job["seed"]) as opened:
+        request = Request(
+            job["attack"], ThreatModel(job["norm"], job["eps"]), job["data"], target=job["target"], seed=job["seed"],
+            quantize=job["quantize"], draws=job["draws"] or DEFAULT_DRAWS,
+        )  # fmt: skip
+        begun = begin(opened, request, execution)
+        now = begun.plan.job.to_json()
+        if other := [key for key in now if now[key] != job[key] and key != "id"]:
+            raise UsageError(f"this is not the run that was begun: {other[0]} is {str(now[other[0]])[:60]} here")
+        yield bench_of(begun, samples_in_flight(execution.batch_size, opened.subject, samples.first()[0]))
+
+
+def carried(record: RunRecord | None) -> dict[int, Carried]:
+    """What a run at a smaller eps broke."""
+    if record is None:
+        return {}
+    columns = (record.samples[name] for name in ("index", "status", "broken_by", "distance", "broken_at"))
+    rows = zip(*columns, strict=True)
+    return {int(i): Carried(str(by), float(d), float(at)) for i, status, by, d, at in rows if status == "BROKEN"}
+
+
+def _nothing_left(known: RunRecord, carry: RunRecord | None) -> bool:
+    """Whether a finished record leaves nothing to decide."""
+    broken = set(known.samples["index"][known.samples["status"] == "BROKEN"].tolist())
+    return not known.unknown and broken.issuperset(carried(carry))
+
+
+def _path(execution: Execution, job: Job) -> Path | None:
+    if execution.out is None:
+        return None
+    return execution.out(job) if callable(execution.out) else Path(execution.out)
+
+
+def _left_out(target: str, n: int, left_out: int) -> list[dict[str, Any]]:
+    if not left_out:
+        return []
+    text = f"{left_out} samples already of the target class {target} are left out; n = {n} are evaluated"
+    return [{"kind": "left-out", "message": text}]
