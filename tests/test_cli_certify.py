@@ -96,6 +96,15 @@ def test_the_table_the_files_and_the_same_answer_again(data, tmp_path):
     assert [i["radius"] for i in other["images"]] != [i["radius"] for i in one["images"]]
 
 
+def test_the_samples_may_stand_in_a_file(data, tmp_path):
+    file = tmp_path / "samples.json"
+    file.write_text("[7, 3]")
+    shown = json.loads(run(data, "--indices", f"@{file}", "--json", "-").stdout)
+    assert shown == json.loads(run(data, "--indices", "7,3", "--json", "-").stdout)
+    assert [image["index"] for image in shown["images"]] == [7, 3]
+    assert "cannot be read" in run(data, "--indices", f"@{tmp_path}/nowhere", code=2).stderr
+
+
 def test_progress_goes_to_stderr_an_image_a_line(data):
     arguments = [word for word in COMMAND if word != "--quiet"]
     done = CliRunner().invoke(main, [*arguments, "--dataset", data[0], "-n", "3", "--json", "-"])

@@ -1,17 +1,20 @@
 """Every command's help: an example, at once, without torch; what the shell completes; errors on one line."""
 
+import ast
 import os
 import re
 import shutil
 import stat
 import subprocess
 import sys
+from collections import Counter
+from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner
 
-from robustkit import plugins
+from robustkit import cli, plugins
 from robustkit.cli import main
 from robustkit.models.sources.zoo import Zoo
 
@@ -52,6 +55,20 @@ def test_each_has_help_with_an_example_and_each_option_says_what_it_is(path):
                 option.help or isinstance(option.type, click.Choice) or option.name in ("seed", "device", "severity")
             )
             assert plain, f"{path} {option.opts[0]} says nothing"
+
+
+def test_each_help_is_the_same_from_the_module():
+    """`python -m robustkit` with each command's path; in one process, as a start of Python takes long."""
+    program = (
+        "import runpy, sys\n"
+        "for path in sys.argv[1:]:\n"
+        "    sys.argv = [*path.split(), '--help']\n"
+        "    try: runpy.run_module('robustkit', run_name='__main__')\n"
+        "    except SystemExit as end: print(f'END {path} {end.code}')\n"
+    )
+    wide = {**os.environ, "COLUMNS": "82"}  # 80 and click's margin: as wide as the runner of `shown` prints
+    done = subprocess.run([sys.executable, "-c", program, *ALL], capture_output=True, text=True, env=wide)
+    assert done.stdout == "".join(f"{shown(path, '--help')}END {path} 0\n" for path in ALL), done.stderr
 
 
 def test_each_help_is_there_at_once_and_loads_nothing_heavy():
@@ -197,3 +214,26 @@ def test_a_reader_who_has_seen_enough_is_no_error(tmp_path):
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     assert done.stdout.startswith("fgsm")
     assert "Error" not in done.stderr
+
+
+# Names that two options share which have nothing else in common.
+HOMONYMS = {
+    "--json",  # where to write the result, and the flag of a command that prints one thing
+    "--check",  # a board's README as it is, and the test images of a training
+    "--baseline",  # of the gate, and of a mean corruption error
+}
+
+
+def first_long(names):
+    return next(name.partition("/")[0] for name in names if name.startswith("--") or name == "-n")
+
+
+def test_no_option_is_written_twice():
+    written: Counter[str] = Counter()
+    for file in Path(cli.__file__).parent.glob("*.py"):
+        for call in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(call, ast.Call) and ast.unparse(call.func) == "click.option":
+                written[first_long(name.value for name in call.args if isinstance(name, ast.Constant))] += 1
+    options = [option for command in ALL.values() for option in command.params if isinstance(option, click.Option)]
+    assert set(written) == {first_long(option.opts) for option in options} - {"--version"}  # which is click's own
+    assert {name: count for name, count in written.items() if count > 1} == dict.fromkeys(HOMONYMS, 2)

@@ -1,44 +1,17 @@
 """The commands on the cache: `robustkit data …` and `robustkit models …`, which are the same for both kinds of file."""
 
-import contextlib
-import os
 import sys
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import click
 
+from robustkit.cli import options, output
 from robustkit.errors import UsageError
 
 if TYPE_CHECKING:
     from robustkit.cache.shelf import Item, Kind
 
 _CROWD = 12  # unpinned files in one folder, such as an unpacked archive, from which on they are one line
-
-
-@contextlib.contextmanager
-def no_downloads() -> Iterator[None]:
-    """Within it nothing is fetched: what is missing is an error."""
-    before = os.environ.get("ROBUSTKIT_OFFLINE")
-    os.environ["ROBUSTKIT_OFFLINE"] = "1"  # the environment, so that worker processes obey too
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["ROBUSTKIT_OFFLINE"]
-        else:
-            os.environ["ROBUSTKIT_OFFLINE"] = before
-
-
-def _go_offline(ctx: click.Context, param: click.Parameter, value: bool) -> None:
-    if value:
-        ctx.with_resource(no_downloads())
-
-
-offline = click.option(
-    "--offline", is_flag=True, expose_value=False, callback=_go_offline,
-    help="Download nothing; what is missing is an error that says where to put it. As ROBUSTKIT_OFFLINE=1.",
-)  # fmt: skip
 
 
 def _group(name: str, kind: "Kind", what: str, spec: str, place: str) -> click.Group:
@@ -62,7 +35,7 @@ def _group(name: str, kind: "Kind", what: str, spec: str, place: str) -> click.G
         robustkit {name} pull {spec}
         robustkit {name} pull --offline {spec}     (is it all there?)""")  # fmt: skip
     @click.argument("specs", nargs=-1, required=True, metavar="SPEC...")
-    @offline
+    @options.offline
     def pull(specs: tuple[str, ...]) -> None:
         for each in specs:
             _pull(kind, each)
@@ -144,7 +117,7 @@ def _pull(kind: "Kind", spec: str) -> None:
     from robustkit.report.download import size
 
     before = pins.read(home())
-    with contextlib.redirect_stdout(sys.stderr):  # stdout is for the result: a library may print
+    with output.computing():
         if kind == "models":
             from robustkit.models.sources import load_model
 

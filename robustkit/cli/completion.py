@@ -1,4 +1,7 @@
-"""What the shell completes: names from the plugin tables. Nothing here imports torch: it runs at each press of Tab."""
+"""What the shell completes, and the command `robustkit completion`, which prints the script that asks for it.
+
+The names are those of the plugin tables. Nothing here imports torch: it runs at each press of Tab.
+"""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -6,8 +9,9 @@ from pathlib import Path
 import click
 
 from robustkit import plugins
+from robustkit.errors import UsageError
 
-_ZOO = Path(__file__).parent / "sources/zoo"  # read as files: importing the sources would import torch
+_ZOO = Path(__file__).parents[1] / "models/sources/zoo"  # read as files: importing the sources would import torch
 
 
 def attack(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
@@ -72,3 +76,20 @@ def attacks(incomplete: str) -> list[str]:
     else:
         names = [*plugins.table("attacks"), *(f"{name}/" for name in plugins.table("attack_sources"))]
     return [name for name in names if name.startswith(incomplete)]
+
+
+@click.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.pass_context
+def completion(ctx: click.Context, shell: str) -> None:
+    """Print the completion script of a SHELL.
+
+    \b
+    robustkit completion bash >> ~/.bashrc
+    """  # noqa: D301
+    from click.shell_completion import get_completion_class
+
+    kind = get_completion_class(shell)
+    if kind is None:
+        raise UsageError(f"no completion for {shell}")
+    click.echo(kind(ctx.find_root().command, {}, "robustkit", "_ROBUSTKIT_COMPLETE").source())

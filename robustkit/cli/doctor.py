@@ -1,17 +1,12 @@
 """The command `robustkit doctor`: what is on this machine, and whether a model gets the input it was trained on."""
 
-import contextlib
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from robustkit.cli import cache as cli_cache
-from robustkit.cli import completion
-from robustkit.cli import options as cli_options
-from robustkit.errors import UsageError
+from robustkit.cli import options, output
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,21 +16,15 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--model", metavar="SPEC", shell_complete=completion.model,
-              help="digits-cnn-at, timm/resnet18, python/my_package.make:width=2")  # fmt: skip
-@click.option("--dataset", "--data", metavar="SPEC", shell_complete=completion.dataset,
-              help="By default what the model was trained on.")  # fmt: skip
-@click.option(
-    "-n", "n", type=click.IntRange(1), default=256, show_default=True, metavar="N", help="N images, from all over it."
-)
-@click.option("--norm", type=click.Choice(["linf", "l2", "l1", "l0"]), default="linf", help="Of a robustbench model.")
-@click.option("--outputs", type=click.Choice(["logits", "probs"]), default="logits", show_default=True,
-              help="What the model returns.")  # fmt: skip
-@click.option("--trust", is_flag=True, help="Let models run code of theirs: pickled checkpoints, callables in a card.")
-@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda:0",
-              shell_complete=completion.device)  # fmt: skip
-@cli_cache.offline
-@cli_options.json_option("what was found")
+@options.model(required=False)
+@options.dataset()
+@options.first_n("N images, from all over it.", default=256)
+@options.norm(about="Of a robustbench model.")
+@options.outputs
+@options.trust
+@options.device()
+@options.offline
+@options.json_to("what was found")
 def doctor(model: str | None, json_to: str | None, **asked: Any) -> None:
     """What robustkit finds here; with --model, whether the model gets the input it was trained on.
 
@@ -50,17 +39,16 @@ def doctor(model: str | None, json_to: str | None, **asked: Any) -> None:
     """  # noqa: D301
     from robustkit.doctor.machine import machine
 
-    with contextlib.redirect_stdout(sys.stderr):  # stdout is for the result: a model may print
+    with output.computing():
         found = machine()
         diagnosis = _diagnosis(model, **asked) if model and not found.broken_plugins else None
     data = {"machine": found.to_json(), "model": model, "diagnosis": diagnosis.to_json() if diagnosis else None}
-    text = json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False)
     if json_to == "-":
-        click.echo(text)
+        click.echo(output.as_json(data))
     else:
         _show(found, model, diagnosis)
         if json_to:
-            Path(json_to).write_text(text + "\n", encoding="utf-8")
+            Path(json_to).write_text(output.as_json(data) + "\n", encoding="utf-8")
     if found.broken_plugins or (diagnosis and not diagnosis.healthy):
         sys.exit(1)
 
@@ -74,10 +62,7 @@ def _diagnosis(
     from robustkit.models.opening import choose_device
     from robustkit.models.sources.evaluating import evaluating
 
-    spec = dataset or sources.card_dataset(model)
-    if not spec:
-        raise UsageError(f"--dataset is needed: {model} has no card that says what it was trained on; try digits")
-    data = datasets.resolve(spec)
+    data = datasets.resolve(options.dataset_of(model, dataset))
     with evaluating(data.name, norm):
         module, card = sources.load_model(model, trust=trust)
     module.to(choose_device(device, module, named=True))

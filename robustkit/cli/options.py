@@ -1,189 +1,227 @@
-"""The options that `eval` and `gate` share: what they are, and how they become one call of the engine."""
+"""The options that commands share, each written once, alone or in a group. Reading them imports no torch.
+
+What differs between commands, such as a default, is a parameter of the option; what never does is a constant.
+"""
 
 import contextlib
-import sys
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from robustkit.cli import cache as cli_cache
 from robustkit.cli import completion
 from robustkit.errors import UsageError
 from robustkit.spec import DEFAULT_DRAWS, DEFAULT_EPS
 
-if TYPE_CHECKING:
-    from robustkit.records.run import RunRecord
-
-_DECIDED = {"attack", "norm", "eps", "target", "n", "indices", "seed", "outputs", "draws"}
+NORMS = tuple(DEFAULT_EPS)
 Command = Callable[..., Any]
+Option = Callable[[Command], Command]
 
 
-_OPTIONS = (
-    click.option("--dataset", "--data", metavar="SPEC", shell_complete=completion.dataset,
-                 help="digits, cifar10:path=…, ./images.npz; by default what the model was trained on."),
-    click.option("--attack", default="autoattack", show_default=True, metavar="SPEC",
-                 shell_complete=completion.attack, help="pgd:steps=40,restarts=5; (a)+(b) runs both."),
-    click.option("--defense", multiple=True, metavar="SPEC", shell_complete=completion.defense,
-                 help="jpeg:quality=50; several stand one before the other, the last one outermost."),
-    click.option("--norm", type=click.Choice(["linf", "l2", "l1", "l0"]), default="linf", show_default=True),
-    click.option("--eps", metavar="8/255",
-                 help="Radius, pixels in [0,1]; 2/255,4/255 sweeps. Default 8/255 (linf), 0.5 (l2), 12 (l1), 10 (l0)."),
-    click.option("--target", metavar="CLASS|least-likely|random", shell_complete=completion.target,
-                 help="Targeted: only this class breaks a sample."),
-    click.option("-n", "n", type=int, metavar="N", help="The first N samples."),
-    click.option("--indices", metavar="0-199,400", help="These samples; also a JSON list, or @FILE with one."),
-    click.option("--seed", type=int, default=0, show_default=True),
-    click.option("--outputs", type=click.Choice(["logits", "probs"]), default="logits", show_default=True,
-                 help="What the model returns."),
-    click.option("--draws", type=click.IntRange(1), default=DEFAULT_DRAWS, show_default=True, metavar="M",
-                 help="Of a randomised model, how many fresh draws vote on a sample."),
-    click.option("--trust", is_flag=True,
-                 help="Let models run code of theirs: pickled checkpoints, callables in a card."),
-    click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda:0",
-                 shell_complete=completion.device),
-    click.option("--batch-size", default="auto", show_default=True, metavar="auto|N",
-                 help="Most samples at once; changes no result."),
-    click.option("--threads", type=click.IntRange(1), help="CPU threads; part of the run's identity."),
-    click.option("--tile", type=click.IntRange(1),
-                 help="Width of the batches the model sees; part of the run's identity."),
-    click.option("--shard-size", type=click.IntRange(1),
-                 help="Samples a journal file; by default 512, fewer of large images."),
-    cli_cache.offline,
-    click.option("--doctor/--no-doctor", default=True,
-                 help="Look first whether the model gets the input it expects (mean/std, 0–255, BGR …)."),
-    click.option("--quiet", is_flag=True, help="No progress."),
-)  # fmt: skip
+@contextlib.contextmanager
+def no_downloads() -> Iterator[None]:
+    """Within it nothing is fetched: what is missing is an error."""
+    before = os.environ.get("ROBUSTKIT_OFFLINE")
+    os.environ["ROBUSTKIT_OFFLINE"] = "1"  # the environment, so that worker processes obey too
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["ROBUSTKIT_OFFLINE"]
+        else:
+            os.environ["ROBUSTKIT_OFFLINE"] = before
 
 
-def evaluation(*, model_required: bool) -> Callable[[Command], Command]:
-    """Give a command the options that say what is evaluated, and how."""
-
-    def decorate(command: Command) -> Command:
-        for option in reversed(_OPTIONS):
-            command = option(command)
-        text = "digits-cnn-at, ./net.safetensors:arch=…, python/my_package.make:width=2"
-        return click.option(
-            "--model", required=model_required, metavar="SPEC", shell_complete=completion.model, help=text
-        )(command)
-
-    return decorate
-
-
-def json_option(what: str) -> Callable[[Command], Command]:
-    """The option --json of a command: where to write `what`, besides."""
-    return click.option(
-        "--json", "json_to", metavar="-|FILE", callback=_json_target,
-        help=f"Write {what} there too; - is stdout, with nothing else.",
-    )  # fmt: skip
-
-
-def _json_target(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    """Check the place for --json before anything is computed.
+def dataset_of(model: str, given: str | None) -> str:
+    """The data set that was given, or else the one that the model's card says it was trained on.
 
     Raises:
-        UsageError: if its folder does not exist.
+        UsageError: if there is neither.
     """
-    if value and value != "-" and not Path(value).parent.is_dir():
-        raise UsageError(f"--json {value}: there is no folder {Path(value).parent}")
-    return value
-
-
-def check(asked: Mapping[str, Any]) -> dict[str, Any]:
-    """The options with their defaults filled in.
-
-    Raises:
-        UsageError: for one that no engine would accept, or a model without a dataset.
-    """
-    size, indices = asked["batch_size"], asked["indices"]
-    if size != "auto" and not (size.isdigit() and int(size)):
-        raise UsageError(f"--batch-size {size!r} must be auto or a positive number")
-    if isinstance(indices, str) and indices.startswith("@"):
-        indices = _read(Path(indices[1:]))
-    return {
-        **asked,
-        "batch_size": size if size == "auto" else int(size),
-        "indices": indices,
-        "dataset": asked["dataset"] or _dataset_of(asked["model"]),
-        "eps": asked["eps"] or DEFAULT_EPS[asked["norm"]],
-    }
-
-
-def measure(checked: Mapping[str, Any], **more: Any) -> "RunRecord":
-    """Call the engine with checked options, and `more` of its arguments; progress goes to stderr."""
-    from robustkit.evaluation import evaluate
-    from robustkit.report import download, live
-
-    arguments = dict(checked)
-    quiet, threads, data = (arguments.pop(name) for name in ("quiet", "threads", "dataset"))
-    if threads:
-        import torch
-
-        torch.set_num_threads(threads)
-    progress = live.Progress()
-    to_stderr = contextlib.redirect_stdout(sys.stderr)  # stdout is for the result: a model may print
-    with progress, download.shown(quiet=quiet), to_stderr:
-        return evaluate(data=data, **arguments, **more, on_event=None if quiet else progress)
-
-
-def check_gate(given: set[str], *, file: Path, run: bool, update: bool, out: bool, budget: bool, json_to: bool) -> None:
-    """Check that the options of `gate` go together; `given` names those of an evaluation that were given.
-
-    Raises:
-        UsageError: if they do not, or the baseline has no place.
-    """
-    if run and (given or out or budget):
-        raise UsageError("--run judges a stored run, so nothing is evaluated; leave out the options of an evaluation")
-    if update and (budget or json_to):
-        raise UsageError("--update measures a whole baseline and judges nothing; leave out --time-budget and --json")
-    if not update and (decided := sorted(given & _DECIDED)):
-        names = ", ".join(f"-{'-' * (len(name) > 1)}{name}" for name in decided)
-        raise UsageError(f"{names}: the baseline decides that; leave it out, or change the baseline with --update")
-    if not update and not file.exists():
-        raise UsageError(f"there is no baseline {file}; make it: --update --model … --dataset … --attack … --eps …")
-    if update and not file.parent.is_dir():
-        raise UsageError(f"--baseline {file}: there is no folder {file.parent}")
-
-
-def as_baseline(
-    asked: Mapping[str, Any], given: set[str], before: "RunRecord | None", budget: float | None
-) -> dict[str, Any]:
-    """The options of the baseline's job with those that were given in their place, checked.
-
-    Raises:
-        UsageError: see `check`; if there is no baseline and no model; or for a budget that is too small.
-    """
-    if before is None:
-        if "model" not in given:
-            raise UsageError("a new baseline needs --model; and --dataset, --attack, --norm, --eps as for eval")
-        return check(asked)
-    from robustkit.records import gate
-
-    job = gate.request(before.job)
-    if budget is not None:
-        fit, expected = gate.prefix(before, budget)
-        job["indices"] = job["indices"][:fit]
-        text = f"--time-budget: the first {fit} of {before.n} samples, {expected:.1f} s of attack in the baseline"
-        click.echo(text, err=True)
-    if "n" in given:
-        job["indices"] = None
-    if "norm" in given:
-        job["eps"] = None
-    return check({**asked, **job, **{name: asked[name] for name in given}})
-
-
-def _dataset_of(model: str) -> str:
     from robustkit.models import sources
 
-    name = sources.card_dataset(model)
+    name = given or sources.card_dataset(model)
     if not name:
         raise UsageError(f"--dataset is needed: {model} has no card that says what it was trained on; try digits")
     return name
 
 
-def _read(file: Path) -> str:
+def _go_offline(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value:
+        ctx.with_resource(no_downloads())
+
+
+def _indices(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """The list itself, where @FILE says that it stands in a file."""
+    if value is None or not value.startswith("@"):
+        return value
     try:
-        return file.read_text(encoding="utf-8")
+        return Path(value[1:]).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--indices @{file} cannot be read: {error}") from None
+        raise UsageError(f"--indices {value} cannot be read: {error}") from None
+
+
+def _batch_size(ctx: click.Context, param: click.Parameter, value: str) -> int | str:
+    if value != "auto" and not (value.isdigit() and int(value)):
+        raise UsageError(f"--batch-size {value!r} must be auto or a positive number")
+    return value if value == "auto" else int(value)
+
+
+def _file(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
+    """Check before anything is computed that a file can be written there; - is stdout."""
+    if value and value != "-" and not Path(value).parent.is_dir():
+        raise UsageError(f"{param.opts[-1]} {value}: there is no folder {Path(value).parent}")
+    return value
+
+
+outputs = click.option("--outputs", type=click.Choice(["logits", "probs"]), default="logits", show_default=True,
+                       help="What the model returns.")  # fmt: skip
+indices = click.option("--indices", metavar="0-199,400", callback=_indices,
+                       help="These samples; also a JSON list, or @FILE with one.")  # fmt: skip
+target = click.option("--target", metavar="CLASS|least-likely|random", shell_complete=completion.target,
+                      help="Targeted: only this class is a success.")  # fmt: skip
+trust = click.option("--trust", is_flag=True,
+                     help="Let models run code of theirs: pickled checkpoints, callables in a card.")  # fmt: skip
+batch_size = click.option("--batch-size", default="auto", show_default=True, metavar="auto|N", callback=_batch_size,
+                          help="Most samples at once; changes no result.")  # fmt: skip
+threads = click.option("--threads", type=click.IntRange(1),
+                       help="CPU threads; part of the run's identity, as they decide how sums round.")  # fmt: skip
+tile = click.option("--tile", type=click.IntRange(1),
+                    help="Width of the batches a model sees; part of the run's identity.")  # fmt: skip
+offline = click.option(
+    "--offline", is_flag=True, expose_value=False, callback=_go_offline,
+    help="Download nothing; what is missing is an error that says where to put it. As ROBUSTKIT_OFFLINE=1.",
+)  # fmt: skip
+doctor = click.option(
+    "--doctor/--no-doctor", default=True,
+    help="Look first whether the model gets the input it expects (mean/std, 0–255, BGR …).",
+)  # fmt: skip
+quiet = click.option("--quiet", is_flag=True, help="No progress.")
+fresh = click.option("--fresh", is_flag=True, help="Forget what the folder holds of this and compute it again.")
+
+
+def model(*, required: bool = True, about: str = "") -> Option:
+    """The option --model; `about` replaces the examples of its help."""
+    examples = "digits-cnn-at, robustbench/NAME, ./net.safetensors:arch=…, python/my_package.make:width=2"
+    return click.option("--model", required=required, metavar="SPEC", shell_complete=completion.model,
+                        help=about or examples)  # fmt: skip
+
+
+def dataset(about: str = "digits, cifar10:path=…, ./images.npz; by default what the model was trained on.", *,
+            required: bool = False) -> Option:  # fmt: skip
+    """The option --dataset; without a value, see `dataset_of`."""
+    return click.option("--dataset", "--data", required=required, metavar="SPEC", shell_complete=completion.dataset,
+                        help=about)  # fmt: skip
+
+
+def attack(*, several: bool = False) -> Option:
+    """The option --attack: one with a default, or several that may have labels."""
+    about = "mi-cwa, pgd:steps=10; repeat it, or (a)+(b)." if several else "pgd:steps=40,restarts=5; (a)+(b) runs both."
+    return click.option("--attack", multiple=several, default=() if several else "autoattack",
+                        show_default=not several, metavar="[LABEL=]SPEC" if several else "SPEC",
+                        shell_complete=completion.attack, help=about)  # fmt: skip
+
+
+def defense(about: str = "jpeg:quality=50; several stand one before the other, the last one outermost.") -> Option:
+    """The option --defense, which may be repeated."""
+    return click.option("--defense", multiple=True, metavar="SPEC", shell_complete=completion.defense, help=about)
+
+
+def norm(norms: Sequence[str] = NORMS, *, about: str | None = None) -> Option:
+    """The option --norm."""
+    return click.option("--norm", type=click.Choice(norms), default="linf", show_default=True, help=about)
+
+
+def eps(about: str) -> Option:
+    """The option --eps, a text: it may be a fraction."""
+    return click.option("--eps", metavar="8/255", help=about)
+
+
+def threat(norms: Sequence[str] = NORMS, *, sweeps: bool = False) -> Option:
+    """The options --norm and --eps of a threat model; `sweeps` if several radii may be given."""
+    defaults = ", ".join(f"{DEFAULT_EPS[name]} ({name})" for name in norms)
+    several = "; 2/255,4/255 sweeps" if sweeps else ""
+    return _together(norm(norms), eps(f"Radius, pixels in [0,1]{several}. Default {defaults}."))
+
+
+def first_n(about: str = "The first N samples.", *, default: int | None = None) -> Option:
+    """The option -n."""
+    return click.option("-n", "n", type=click.IntRange(1), default=default, show_default=default is not None,
+                        metavar="N", help=about)  # fmt: skip
+
+
+def seed(about: str = "Of all random numbers.") -> Option:
+    """The option --seed."""
+    return click.option("--seed", type=int, default=0, show_default=True, help=about)
+
+
+def samples(first: str = "The first N samples.", *, seeds: str = "Of all random numbers.") -> Option:
+    """The options -n, --indices and --seed; `first` and `seeds` are the helps of the first and the last."""
+    return _together(first_n(first), indices, seed(seeds))
+
+
+def draws(about: str = "Of a randomised model, how many fresh draws vote on a sample.", *,
+          default: int = DEFAULT_DRAWS) -> Option:  # fmt: skip
+    """The option --draws."""
+    return click.option("--draws", type=click.IntRange(1), default=default, show_default=True, metavar="M", help=about)
+
+
+def device(*, default: str | None = "auto", about: str | None = None) -> Option:
+    """The option --device."""
+    return click.option("--device", default=default, show_default=default is not None, metavar="auto|cpu|cuda:0",
+                        shell_complete=completion.device, help=about)  # fmt: skip
+
+
+def shard_size(default: int | None = None) -> Option:
+    """The option --shard-size; without a default, the size of an image decides."""
+    about = "Samples a journal file" + ("." if default else "; by default 512, fewer of large images.")
+    return click.option("--shard-size", type=click.IntRange(1), default=default, show_default=default is not None,
+                        help=about)  # fmt: skip
+
+
+def execution(*, shard: int | None = None) -> Option:
+    """The options on how a run is computed: device, batch size, threads, tile, shard size (`shard` by default)."""
+    return _together(device(), batch_size, threads, tile, shard_size(shard))
+
+
+def evaluation(*, model_required: bool, sweeps: bool) -> Option:
+    """The options that say what is evaluated, and how; see `model` and `threat`."""
+    return _together(
+        model(required=model_required), dataset(), attack(), defense(), threat(sweeps=sweeps), target, samples(),
+        outputs, draws(), trust, execution(), offline, doctor, quiet,
+    )  # fmt: skip
+
+
+def out(about: str, *names: str, required: bool = False, file: bool = False) -> Option:
+    """The option --out, or of further `names` too: a folder, or a file."""
+    return click.option(*names, "--out", required=required, type=click.Path(path_type=Path, dir_okay=not file),
+                        metavar="FILE" if file else "DIR", callback=_file if file else None, help=about)  # fmt: skip
+
+
+def stored_run(name: str, about: str) -> Option:
+    """The option --run: a stored run instead of a new one, as the argument `name`."""
+    return click.option("--run", name, type=click.Path(path_type=Path), metavar="DIR", help=about)
+
+
+def json_to(what: str) -> Option:
+    """The option --json where `what` can be written besides the text, or instead of it."""
+    return click.option("--json", "json_to", metavar="-|FILE", callback=_file,
+                        help=f"Write {what} there too; - is stdout, with nothing else.")  # fmt: skip
+
+
+def as_json(about: str) -> Option:
+    """The option --json of a command that prints one thing: a flag."""
+    return click.option("--json", "as_json", is_flag=True, help=about)
+
+
+def _together(*options: Option) -> Option:
+    """Several options as one, listed in this order."""
+
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate

@@ -6,14 +6,14 @@ from typing import Any
 
 import click
 
+from robustkit.cli import options
 from robustkit.report.plots import KINDS
 
 
 @click.command(epilog="\b\nKinds:\n" + "\n".join(f"  {kind:<9} {text}" for kind, text in KINDS.items()))
 @click.argument("kind", type=click.Choice(list(KINDS)))
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN...")
-@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), metavar="FILE",
-              help="The figure: .pdf, .svg or .png.")  # fmt: skip
+@options.out("The figure: .pdf, .svg or .png.", "-o", required=True, file=True)
 @click.option("--width", type=click.Choice(["one", "two"]), default="one", show_default=True,
               help="As wide as one column of a paper (3.25 in) or two (6.75 in).")  # fmt: skip
 @click.option("--label", "labels", multiple=True, metavar="TEXT", help="What a RUN is called; one for each, in order.")

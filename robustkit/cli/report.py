@@ -5,12 +5,13 @@ from typing import Any
 
 import click
 
+from robustkit.cli import options
 from robustkit.errors import UsageError
 
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Write there instead of into RUN.")
+@options.out("Write there instead of into RUN.")
 @click.option("--format", "formats", multiple=True, type=click.Choice(["html", "md", "tex", "csv"]),
               help="Only this one; repeat it for several. By default all.")  # fmt: skip
 def report(run: Path, out: Path | None, formats: tuple[Any, ...]) -> None:

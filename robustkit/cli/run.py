@@ -1,43 +1,29 @@
 """`robustkit run`: a study from a TOML file, or only what it would cost."""
 
-import contextlib
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from robustkit.cli import cache as cli_cache
-from robustkit.cli import completion
-from robustkit.cli import options as cli_options
+from robustkit.cli import options, output
 
 if TYPE_CHECKING:
     from robustkit.study.forecast import Cost
     from robustkit.study.plan import Study
 
-RUNS = Path("robustkit-runs")
-RESULT = "study.json"
-
 
 @click.command("run")
 @click.argument("study", type=click.Path(path_type=Path))
-@click.option(
-    "--dry-run", is_flag=True, help="Print the cells and what they cost at most; download and attack nothing."
-)
-@click.option(
-    "-n", "n", type=click.IntRange(1), metavar="N", help="The first N samples, instead of what the file says."
-)
-@click.option(
-    "--device", metavar="auto|cpu|cuda:0", shell_complete=completion.device, help="Instead of what the file says."
-)
-@click.option(
-    "--out", type=click.Path(path_type=Path), help=f"The study's folder; default {RUNS}/study-<the file's name>."
-)
-@click.option("--fresh", is_flag=True, help="Forget what the folder holds of these cells and compute them again.")
-@cli_options.json_option("the tables")
-@cli_cache.offline
-@click.option("--quiet", is_flag=True, help="No progress.")
+@click.option("--dry-run", is_flag=True,
+              help="Print the cells and what they cost at most; download and attack nothing.")  # fmt: skip
+@options.first_n("The first N samples, instead of what the file says.")
+@options.device(default=None, about="Instead of what the file says.")
+@options.out(f"The study's folder; default {output.RUNS}/study-<the file's name>.")
+@options.fresh
+@options.json_to("the tables")
+@options.offline
+@options.quiet
 def run(
     study: Path, dry_run: bool, n: int | None, device: str | None, out: Path | None, fresh: bool, json_to: str | None,
     quiet: bool,
@@ -60,40 +46,30 @@ def run(
     if dry_run:
         _forecast(found, json_to)
         return
-    folder = out or RUNS / f"study-{found.name}"
-    try:
+    folder = out or output.RUNS / f"study-{found.name}"
+    with output.interruptible([folder]):
         results = _run(found, folder, fresh=fresh, quiet=quiet)
-    except KeyboardInterrupt:
-        kept = f"; what was computed is kept in {folder}" if folder.is_dir() else ""
-        click.echo(f"Error: interrupted{kept}; run the same command to continue", err=True)
-        sys.exit(130)
     from robustkit.study import report
 
-    _print(report.to_json(results), f"{report.summary(results)}\nin {folder}", json_to)
+    output.tell(report.to_json(results), f"{report.summary(results)}\nin {folder}", json_to)
     if not results.established:
         sys.exit(3)
 
 
 def _run(study: "Study", folder: Path, *, fresh: bool, quiet: bool) -> Any:
-    """Run it; progress goes to stderr, and so does what a model prints: stdout is for the result."""
-    from robustkit.report import download
     from robustkit.study.live import Display
     from robustkit.study.run import run as compute
 
     display = Display(quiet=quiet)
-    with display, download.shown(quiet=quiet), contextlib.redirect_stdout(sys.stderr):
+    with display, output.computing(quiet=quiet):
         return compute(study, folder, fresh=fresh, on_event=display)
 
 
 def _forecast(study: "Study", json_to: str | None) -> None:
-    import torch
-
     from robustkit.study.check import check
     from robustkit.study.forecast import forecast
 
-    if study.threads:
-        torch.set_num_threads(study.threads)
-    with cli_cache.no_downloads(), contextlib.redirect_stdout(sys.stderr):
+    with options.no_downloads(), output.computing(threads=study.threads):
         check(study, files=False)
         costs = list(forecast(study))
     data = {
@@ -103,25 +79,7 @@ def _forecast(study: "Study", json_to: str | None) -> None:
                    "seconds": cost.seconds, "why": cost.why or None} for cost in costs],
         "transfers": [cell.to_json() for cell in study.transfers()],
     }  # fmt: skip
-    _print(data, _forecast_text(study, costs), json_to)
-
-
-def shown(folder: Path, *, as_json: bool) -> str:
-    """The tables that a study left in its folder, as text or as JSON; needs no torch."""
-    from robustkit.study import report, results
-
-    found = results.load(folder)
-    return _json(report.to_json(found)) if as_json else report.summary(found)
-
-
-def _print(data: Any, text: str, json_to: str | None) -> None:
-    click.echo(_json(data) if json_to == "-" else text)
-    if json_to and json_to != "-":
-        Path(json_to).write_text(_json(data) + "\n", encoding="utf-8")
-
-
-def _json(data: Any) -> str:
-    return json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False)
+    output.tell(data, _forecast_text(study, costs), json_to)
 
 
 def _forecast_text(study: "Study", costs: "list[Cost]") -> str:

@@ -1,15 +1,11 @@
 """`robustkit train`: a recipe, an architecture and data to a folder that `--model ./DIR` evaluates."""
 
-import contextlib
-import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
-from robustkit.cli import cache as cli_cache
-from robustkit.cli import completion
+from robustkit.cli import completion, options, output
 from robustkit.spec import number
 
 
@@ -19,7 +15,7 @@ from robustkit.spec import number
 @click.option("--data", required=True, metavar="SPEC", shell_complete=completion.dataset,
               help="digits, cifar10; of a dataset with splits, train is used.")  # fmt: skip
 @click.option("--test", default="", metavar="SPEC", help="For progress only; by default the data's test split.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="The model's folder.")
+@options.out("The model's folder.", required=True)
 @click.option("--epochs", type=click.IntRange(1), default=30, show_default=True, help="Passes over the data.")
 @click.option("--batch", type=click.IntRange(1), default=128, show_default=True, help="Images a batch.")
 @click.option("--optimiser", type=click.Choice(["adamw", "sgd"]), default="adamw", show_default=True)
@@ -31,20 +27,19 @@ from robustkit.spec import number
 @click.option("--milestones", default="0.5+0.75", show_default=True, metavar="A+B",
               help="Shares of the training after which steps multiplies by 0.1.")  # fmt: skip
 @click.option("--augment", type=click.Choice(["none", "crop", "crop-flip"]), default="none", show_default=True)
-@click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--eps", metavar="8/255", help="Of the quick robust accuracy; by default the recipe's, else 8/255.")
+@options.seed()
+@options.eps("Of the quick robust accuracy; by default the recipe's, else 8/255.")
 @click.option("--check", type=int, default=1000, show_default=True, metavar="N", help="Test images for progress.")
 @click.option("--check-robust", type=int, default=200, show_default=True, metavar="N", help="Of these under quick PGD.")
-@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda:0",
-              shell_complete=completion.device)  # fmt: skip
+@options.device()
 @click.option("--precision", type=click.Choice(["float32", "bf16"]), default="float32", show_default=True,
               help="bf16: autocast of the forward passes.")  # fmt: skip
-@click.option("--threads", type=click.IntRange(1), help="CPU threads; they decide how sums round.")
-@click.option("--trust", is_flag=True, help="Let models run code of theirs: pickled checkpoints, callables in a card.")
-@click.option("--fresh", is_flag=True, help="Forget what the folder holds of a training and begin again.")
-@cli_cache.offline
-@click.option("--quiet", is_flag=True, help="No progress.")
-@click.option("--json", "as_json", is_flag=True, help="Print the card.")
+@options.threads
+@options.trust
+@options.fresh
+@options.offline
+@options.quiet
+@options.as_json("Print the card.")
 def train(recipe: str, out: Path, fresh: bool, quiet: bool, as_json: bool, **asked: Any) -> None:
     """Train a network by a RECIPE. Killed and run again, it continues, to the same weights.
 
@@ -58,7 +53,6 @@ def train(recipe: str, out: Path, fresh: bool, quiet: bool, as_json: bool, **ask
     card.json, recipe.json (all settings, and this command) and curves.csv.
     """  # noqa: D301
     from robustkit.models.sources.trained import code_of
-    from robustkit.report import download
     from robustkit.report.training import TrainingProgress
     from robustkit.spec import listed
     from robustkit.training.recipes import Schedule
@@ -72,10 +66,10 @@ def train(recipe: str, out: Path, fresh: bool, quiet: bool, as_json: bool, **ask
     request = Request(recipe, schedule=Schedule(**shape, **numbers, milestones=milestones),
                       **{**asked, "threads": asked["threads"] or 0})  # fmt: skip
     progress = TrainingProgress()
-    with progress, download.shown(quiet=quiet), contextlib.redirect_stdout(sys.stderr):  # a model may print
+    with progress, output.computing(quiet=quiet):
         card = run(request, out, fresh=fresh, on_event=(lambda event: None) if quiet else progress)
     if as_json:
-        click.echo(json.dumps(card, indent=1, ensure_ascii=False))
+        click.echo(output.as_json(card))
         return
     where = out if out.is_absolute() or str(out).startswith(".") else f"./{out}"
     trusting = " --trust" if code_of(card) else ""

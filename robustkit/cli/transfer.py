@@ -1,7 +1,5 @@
 """`robustkit transfer`: its options, on the command line or in a TOML file, and how they become one call."""
 
-import contextlib
-import json
 import re
 import sys
 from collections.abc import Mapping
@@ -10,13 +8,10 @@ from typing import Any
 
 import click
 
-from robustkit.cli import cache as cli_cache
-from robustkit.cli import completion
-from robustkit.cli import options as cli_options
+from robustkit.cli import completion, options, output
 from robustkit.errors import UsageError
 from robustkit.spec import listed, suggest
 
-RUNS = Path("robustkit-runs")
 # NAME=SPEC, where the '=' of an option comes after a ':'; "NAME"=SPEC of any name.
 _NAMED = re.compile(r'(?:"([^"]+)"|([^"=:/()+]+))=(.+)', re.DOTALL)
 _SET = re.compile(r'(?:"([^"]+)"|([^"=:/()]+))=(.+)', re.DOTALL)  # no spec of its own has to be told from this one
@@ -110,54 +105,29 @@ def surrogate_sets(
 
 
 @click.command("transfer")
-@click.option(
-    "--config",
-    type=click.Path(path_type=Path),
-    is_eager=True,
-    callback=_config,
-    expose_value=False,
-    help="A TOML file whose keys are these options; what the command line gives goes first.",
-)
+@click.option("--config", type=click.Path(path_type=Path), is_eager=True, callback=_config, expose_value=False,
+              help="A TOML file whose keys are these options; what the command line gives goes first.")  # fmt: skip
 @click.option("--surrogate", multiple=True, metavar="[NAME=]SPEC", shell_complete=completion.model,
               help="A model to make adversarials on; repeat it.")  # fmt: skip
 @click.option(
-    "--surrogates",
-    multiple=True,
-    metavar="NAME=A+B+C",
+    "--surrogates", multiple=True, metavar="NAME=A+B+C",
     help="A surrogate set, of names or specs; repeat it for several. Else all --surrogate are one.",
-)
+)  # fmt: skip
 @click.option("--victim", multiple=True, metavar="[NAME=]SPEC", shell_complete=completion.model,
               help="A model to judge them on; repeat it.")  # fmt: skip
-@click.option("--attack", multiple=True, metavar="[LABEL=]SPEC", shell_complete=completion.attack,
-              help="mi-cwa, pgd:steps=10; repeat it, or (a)+(b).")  # fmt: skip
-@click.option("--dataset", "--data", metavar="SPEC", shell_complete=completion.dataset,
-              help="digits, cifar10:path=…, ./images.npz")  # fmt: skip
-@click.option("--norm", type=click.Choice(["linf", "l2", "l1", "l0"]), default="linf", show_default=True)
-@click.option(
-    "--eps", metavar="8/255", help="Radius, pixels in [0,1]. Default 8/255 (linf), 0.5 (l2), 12 (l1), 10 (l0)."
-)
-@click.option("--target", metavar="CLASS|least-likely|random", shell_complete=completion.target,
-              help="Targeted: only this class is a success.")  # fmt: skip
-@click.option("-n", "n", type=int, metavar="N", help="The first N samples.")
-@click.option("--indices", metavar="0-199,400", help="These samples; also a JSON list, or @FILE with one.")
-@click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--trust", is_flag=True, help="Let models run code of theirs: pickled checkpoints, callables in a card.")
-@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda:0",
-              shell_complete=completion.device)  # fmt: skip
-@click.option(
-    "--batch-size", default="auto", show_default=True, metavar="auto|N", help="Most samples at once; changes no result."
-)
-@click.option("--threads", type=click.IntRange(1), help="CPU threads; part of the run's identity.")
-@click.option("--tile", type=click.IntRange(1), help="Width of the batches the models see; part of the identity.")
-@click.option("--shard-size", type=click.IntRange(1), default=128, show_default=True, help="Samples a journal file.")
-@click.option(
-    "--out", type=click.Path(path_type=Path), help=f"The run's folder; default {RUNS}/transfer-<what is run>."
-)
-@click.option("--fresh", is_flag=True, help="Forget what the folder holds and compute it again.")
+@options.attack(several=True)
+@options.dataset("digits, cifar10:path=…, ./images.npz")
+@options.threat()
+@options.target
+@options.samples()
+@options.trust
+@options.execution(shard=128)
+@options.out(f"The run's folder; default {output.RUNS}/transfer-<what is run>.")
+@options.fresh
 @click.option("--heatmap", type=click.Path(path_type=Path), help="Draw the matrix there: .pdf, .svg or .png.")
-@cli_options.json_option("transfer.json")
-@cli_cache.offline
-@click.option("--quiet", is_flag=True, help="No progress.")
+@options.json_to("transfer.json")
+@options.offline
+@options.quiet
 def transfer(
     surrogate: tuple[str, ...], surrogates: tuple[str, ...], victim: tuple[str, ...], attack: tuple[str, ...],
     dataset: str | None, out: Path | None, heatmap: Path | None, json_to: str | None, quiet: bool,
@@ -191,25 +161,17 @@ def transfer(
     folder: list[Path] = []
 
     def place(job: Mapping[str, Any]) -> Path:
-        folder.append(out or RUNS / _folder_name(job))
+        folder.append(out or output.RUNS / _folder_name(job))
         return folder[0]
 
-    checked = cli_options.check({"dataset": dataset, **asked})
-    arguments = {**checked, "sets": sets, "out": place}
-    try:
+    arguments = {**asked, "dataset": dataset, "sets": sets, "out": place}
+    with output.interruptible(folder):
         record = _measure(sources, named(victim), attacks, arguments, quiet=quiet, threads=threads)
-    except KeyboardInterrupt:
-        kept = f"; what was computed is kept in {folder[0]}" if folder else ""
-        click.echo(f"Error: interrupted{kept}; run the same command to continue", err=True)
-        sys.exit(130)
     if heatmap:
         from robustkit.report.transfer import heatmap as draw
 
         draw(record, heatmap)
-    data = json.dumps(record.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
-    click.echo(data if json_to == "-" else f"{record.summary()}\nin {folder[0]}")
-    if json_to and json_to != "-":
-        Path(json_to).write_text(data + "\n", encoding="utf-8")
+    output.tell(record.to_json(), f"{record.summary()}\nin {folder[0]}", json_to)
     if not record.established:
         sys.exit(3)
 
@@ -218,17 +180,12 @@ def _measure(
     surrogates: dict[str, str], victims: dict[str, str], attacks: dict[str, str], arguments: dict[str, Any],
     *, quiet: bool, threads: int | None,
 ) -> Any:  # fmt: skip
-    """Call the engine; progress goes to stderr, and so does what a model prints: stdout is for the result."""
-    from robustkit.report import download, transfer_live
+    from robustkit.report import transfer_live
     from robustkit.transfers import transfer as measure
 
-    if threads:
-        import torch
-
-        torch.set_num_threads(threads)
     data = arguments.pop("dataset")
     line = transfer_live.Line()
-    with line, download.shown(quiet=quiet), contextlib.redirect_stdout(sys.stderr):
+    with line, output.computing(threads=threads, quiet=quiet):
         return measure(surrogates, victims, attacks, data, **arguments, on_event=None if quiet else line)
 
 
@@ -237,5 +194,4 @@ def _folder_name(job: Mapping[str, Any]) -> str:
     from robustkit.spec import digest
 
     words = f"transfer-{'-'.join(job['surrogates'])}-{job['data']}-{job['norm']}-{job['eps']:.6g}"
-    safe = "".join(c if c.isalnum() or c in "._=" else "-" for c in words)
-    return f"{safe[:120].strip('-.')}-{digest([job['base'], job['surrogates']])[:10]}"
+    return output.folder_name(words, digest([job["base"], job["surrogates"]]))

@@ -1,0 +1,104 @@
+"""The command `robustkit gate`: its options are eval's, with the baseline's job as their default."""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from robustkit.cli import evaluate, options, output
+from robustkit.errors import UsageError
+
+if TYPE_CHECKING:
+    from robustkit.records.run import RunRecord
+
+_DECIDED = {"attack", "norm", "eps", "target", "n", "indices", "seed", "outputs", "draws"}  # by the baseline
+
+
+@click.command()
+@click.option("--baseline", "file", required=True, type=click.Path(path_type=Path), help="The baseline's file.")
+@click.option("--max-drop", default="0.5pp", show_default=True, metavar="0.5pp|0.5%",
+              help="Robust accuracy that other weights may lose; a larger and significant drop fails.")  # fmt: skip
+@options.stored_run("run", "Judge this stored run instead of evaluating.")
+@click.option("--time-budget", metavar="60s|2m",
+              help="Only as many of the first samples as fit, by the baseline's counted costs.")  # fmt: skip
+@click.option("--update", is_flag=True, help="Write the baseline anew, or for the first time, with the options below.")
+@options.out("Keep the run in this folder.")
+@options.json_to("the verdict")
+@options.evaluation(model_required=False, sweeps=False)
+def gate(
+    file: Path, max_drop: str, run: Path | None, time_budget: str | None, update: bool, out: Path | None,
+    json_to: str | None, **asked: Any,
+) -> None:  # fmt: skip
+    """Fail when a model got less robust than its baseline. What is not given is as in the baseline.
+
+    \b
+    robustkit gate --baseline base.json --update --model ./net.safetensors:arch=digits-cnn --dataset digits --eps 0.1
+    robustkit gate --baseline base.json
+    robustkit gate --baseline base.json --model ./new.safetensors:arch=digits-cnn --max-drop 1pp --time-budget 60s
+    \b
+    Other weights fail if the drop is significant (exact paired test, p < 0.05) and larger than --max-drop.
+    The same weights fail if any sample flips, unless the model is randomised.
+    Exit codes: 0 passed, 1 failed, 2 bad usage, 3 a sample is UNKNOWN.
+    """  # noqa: D301
+    from robustkit.records import baseline
+    from robustkit.records import gate as rule
+    from robustkit.report.comparison import verdict
+
+    source = click.get_current_context().get_parameter_source
+    given = {name for name in asked if source(name) is click.core.ParameterSource.COMMANDLINE} - {"quiet"}
+    allowed, budget = rule.parse_drop(max_drop), rule.parse_seconds(time_budget) if time_budget else None
+    _check(given, file=file, run=run is not None, update=update, out=out is not None,
+           budget=budget is not None, json_to=json_to is not None)  # fmt: skip
+    before = baseline.load(file) if file.exists() else None
+    if run is not None:
+        record = baseline.read(run)
+    else:
+        record = evaluate.measure({**_as_baseline(asked, given, before, budget), "out": out})
+    if update or before is None:
+        baseline.save(record, file)
+        click.echo(f"{record.summary()}\nbaseline written to {file}")
+        return
+    found = rule.judge(before, record, allowed)
+    output.tell(found.to_json(), verdict(found, before, record), json_to)
+    if not found.passed:
+        sys.exit(1)
+
+
+def _check(given: set[str], *, file: Path, run: bool, update: bool, out: bool, budget: bool, json_to: bool) -> None:
+    """Refuse options that do not go together; `given` names those of an evaluation that were given."""
+    if run and (given or out or budget):
+        raise UsageError("--run judges a stored run, so nothing is evaluated; leave out the options of an evaluation")
+    if update and (budget or json_to):
+        raise UsageError("--update measures a whole baseline and judges nothing; leave out --time-budget and --json")
+    if not update and (decided := sorted(given & _DECIDED)):
+        names = ", ".join(f"-{'-' * (len(name) > 1)}{name}" for name in decided)
+        raise UsageError(f"{names}: the baseline decides that; leave it out, or change the baseline with --update")
+    if not update and not file.exists():
+        raise UsageError(f"there is no baseline {file}; make it: --update --model … --dataset … --attack … --eps …")
+    if update and not file.parent.is_dir():
+        raise UsageError(f"--baseline {file}: there is no folder {file.parent}")
+
+
+def _as_baseline(
+    asked: Mapping[str, Any], given: set[str], before: "RunRecord | None", budget: float | None
+) -> dict[str, Any]:
+    """The options of the baseline's job with those that were given in their place, complete."""
+    if before is None:
+        if "model" not in given:
+            raise UsageError("a new baseline needs --model; and --dataset, --attack, --norm, --eps as for eval")
+        return evaluate.complete(asked)
+    from robustkit.records import gate
+
+    job = gate.request(before.job)
+    if budget is not None:
+        fit, expected = gate.prefix(before, budget)
+        job["indices"] = job["indices"][:fit]
+        text = f"--time-budget: the first {fit} of {before.n} samples, {expected:.1f} s of attack in the baseline"
+        click.echo(text, err=True)
+    if "n" in given:
+        job["indices"] = None
+    if "norm" in given:
+        job["eps"] = None
+    return evaluate.complete({**asked, **job, **{name: asked[name] for name in given}})

@@ -1,0 +1,82 @@
+"""Where a command's output goes: stdout is for the result, stderr for progress and for what a model prints."""
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from robustkit.errors import RobustkitError
+
+RUNS = Path("robustkit-runs")
+
+
+class Interrupted(RobustkitError):
+    """Ctrl-C stopped a command; the text says what is kept."""
+
+    exit_code = 130
+
+
+@contextlib.contextmanager
+def interruptible(folders: Sequence[Path]) -> Iterator[None]:
+    """Say of Ctrl-C within it that the command continues when it is run again, from the first of `folders` there is.
+
+    Raises:
+        Interrupted: in place of KeyboardInterrupt.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        kept = next((f"; what was computed is kept in {folder}" for folder in folders if folder.is_dir()), "")
+        raise Interrupted(f"interrupted{kept}; run the same command to continue") from None
+
+
+@contextlib.contextmanager
+def computing(*, threads: int | None = None, quiet: bool = False) -> Iterator[None]:
+    """Within it torch has so many threads, downloads are shown unless `quiet`, and what a model prints is on stderr."""
+    from robustkit.report import download
+
+    if threads:
+        import torch
+
+        torch.set_num_threads(threads)
+    with download.shown(quiet=quiet), contextlib.redirect_stdout(sys.stderr):
+        yield
+
+
+@contextlib.contextmanager
+def line(*, quiet: bool) -> Iterator[Callable[[str], None]]:
+    """A line of progress on stderr: each text replaces the one before; without a terminal, each has its own line."""
+    terminal = sys.stderr.isatty()
+    clear = "\r\x1b[K" if terminal else ""
+
+    def show(text: str) -> None:
+        if not quiet:
+            click.echo(clear + text, nl=not terminal, err=True)
+
+    try:
+        yield show
+    finally:
+        if not quiet:
+            click.echo(clear, nl=False, err=True)
+
+
+def as_json(data: Any) -> str:
+    """A record as a person reads it, too; NaN is refused, as no JSON has it."""
+    return json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False)
+
+
+def tell(data: Any, text: str, json_to: str | None) -> None:
+    """The JSON where --json asks for it; the text, unless the JSON has taken stdout."""
+    click.echo(as_json(data) if json_to == "-" else text)
+    if json_to and json_to != "-":
+        Path(json_to).write_text(as_json(data) + "\n", encoding="utf-8")
+
+
+def folder_name(words: str, id_: str) -> str:
+    """A run's name as a folder's: words that every file system takes, and the start of what identifies it."""
+    safe = "".join(c if c.isalnum() or c in "._=" else "-" for c in words)
+    return f"{safe[:120].strip('-.')}-{id_[:10]}"
