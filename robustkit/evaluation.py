@@ -24,6 +24,7 @@ from robustkit.models.opening import choose_device, model_name
 from robustkit.models.sources.evaluating import evaluating
 from robustkit.records.folder import RunFolder, load_run
 from robustkit.records.run import INSUFFICIENT, RunRecord
+from robustkit.report import files
 
 SHARD = 512
 SHARD_BYTES = 80 << 20  # of a shard's images: memory depends neither on how many nor on how large they are
@@ -178,7 +179,7 @@ def evaluate(
         if folder is not None and (known := _finished(folder, carry)) is not None:
             if audit and known.audit is None:
                 known = _audited(module, dataset, attacks, known, threat, subject, shape, tell)
-                folder.save(known)
+                folder.save(known, files.of_run(known))
             tell(events.Finished(str(path)))
             return known
         weights = snapshot(module)
@@ -231,7 +232,7 @@ def evaluate(
         if audit:
             record = _audited(module, dataset, attacks, record, threat, subject, shape, tell)
     if folder is not None:
-        folder.save(record)
+        folder.save(record, files.of_run(record))
     tell(events.Finished(str(path) if path else None))
     return record
 

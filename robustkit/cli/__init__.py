@@ -153,7 +153,9 @@ def evaluate(
         _fail(f"interrupted{kept}; run the same command to continue", 130)
     result = records[0] if len(radii) == 1 else sweep.Sweep(tuple(radii), tuple(records))
     if isinstance(result, sweep.Sweep):
-        result.save(folder[0])
+        from robustkit.report import files
+
+        result.save(folder[0], files.of_sweep(result))
     _print(result.to_json(), f"{result.summary()}\nin {folder[0]}", json_to)
     if any(record.robust_accuracy is None for record in records):
         sys.exit(3)

@@ -164,13 +164,16 @@ class RunFolder:
     def _part(self, shard: int, step: int) -> Path:
         return self.path / JOURNAL / f"shard-{shard:05d}-{step:02d}.npz"
 
-    def save(self, record: RunRecord) -> None:
-        """Write the finished record; `run.json` last, so that its presence means the rest is there."""
-        from robustkit.report import files
+    def save(self, record: RunRecord, pages: Mapping[str, str]) -> None:
+        """Write the finished record; `run.json` last, so that its presence means the rest is there.
 
+        Args:
+            record: what `load_run` will give.
+            pages: the text of each report to write beside it, by its name; see `robustkit.report.files.of_run`.
+        """
         write_table(self.path / "samples.parquet", record.samples)
         write_table(self.path / "attacks.parquet", record.attacks)
-        for name, text in files.of_run(record).items():
+        for name, text in pages.items():
             write_text(self.path / name, text)
         if record.adversarial is not None:
             from safetensors.numpy import save_file

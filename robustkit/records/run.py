@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from robustkit import spec
+from robustkit.records import text
 from robustkit.records import votes as randomised
 from robustkit.records.findings import NOT_AUDITED, VALID
 from robustkit.stats import MeanShare, Proportion
@@ -278,9 +279,7 @@ class RunRecord:
 
     def summary(self) -> str:
         """The result in a few lines of plain text."""
-        from robustkit.report.text import summary
-
-        return summary(self)
+        return text.summary(self)
 
     def _repr_html_(self) -> str:
         return f"<pre>{html.escape(self.summary())}</pre>"

@@ -69,15 +69,17 @@ class TransferFolder:
     def _file(self, part: Part, identity: str, shard: int) -> Path:
         return self.path / JOURNAL / f"{part}-{identity[:24]}-{shard:05d}.npz"
 
-    def save(self, record: TransferRecord) -> None:
-        """Write the finished record; `transfer.json` last, so that its presence means the rest is there."""
-        from robustkit.report.transfer import csv_text, latex, markdown
+    def save(self, record: TransferRecord, pages: Mapping[str, str]) -> None:
+        """Write the finished record; `transfer.json` last, so that its presence means the rest is there.
 
+        Args:
+            record: what `load_transfer` will give.
+            pages: the text of each report to write beside it, by its name; see `robustkit.report.files.of_transfer`.
+        """
         for name in _TABLES:
             write_table(self.path / f"{name}.parquet", getattr(record, name))
-        write_text(self.path / "report.md", markdown(record))
-        write_text(self.path / "matrix.csv", csv_text(record))
-        write_text(self.path / "matrix.tex", latex(record))
+        for name, text in pages.items():
+            write_text(self.path / name, text)
         write_text(self.path / RESULT, dumps(record.to_json()))
 
 

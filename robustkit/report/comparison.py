@@ -3,7 +3,7 @@
 from robustkit.records.compare import Change, Comparison, Flip
 from robustkit.records.gate import Verdict
 from robustkit.records.run import ROBUST, RunRecord
-from robustkit.report.text import heading
+from robustkit.records.text import heading
 
 SHOWN = 40
 

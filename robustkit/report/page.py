@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from robustkit.errors import UsageError
+from robustkit.records import sweep, text
 from robustkit.records.findings import NOT_AUDITED
 from robustkit.records.run import RunRecord
-from robustkit.report import facts, gallery, svg, sweeps, text
+from robustkit.report import facts, gallery, svg
 from robustkit.report.again import command, ranges
 from robustkit.report.facts import Curve, LeftOut
 from robustkit.stats import Proportion
@@ -81,7 +82,7 @@ def sweep_page(eps: Sequence[str], records: Sequence[RunRecord], folders: Sequen
     worst = max(records, key=lambda record: ("valid", NOT_AUDITED, "suspect", "invalid").index(record.verdict))
     page = {
         **_head(worst),
-        "heading": sweeps.heading(first),
+        "heading": sweep.heading(first),
         "curve": _curve(found),
         "rows": rows,
         "command": command(first.job, ",".join(eps), audit=first.audit is not None),

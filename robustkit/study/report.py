@@ -14,7 +14,7 @@ from robustkit.stats import Proportion
 from robustkit.study import figures, transfers
 from robustkit.study.plan import NO_DEFENSE, Study
 from robustkit.study.results import Results, share
-from robustkit.study.tables import ALL, LEVEL, Column, Entry, Mark, Subject, Tables
+from robustkit.study.tables import ALL, LEVEL, Column, Entry, Subject, Tables, latex_cell
 
 AS_GOOD, DOUBTED = "†", "‡"
 LEGEND = (
@@ -263,16 +263,6 @@ def _latex_table(tables: Tables, block: Block) -> str:
     ) + f"a dagger: not significantly worse (exact paired test, Holm-corrected, p at least {LEVEL}); two: doubted."
     heads = ["", "clean", *(tex(head) for head in block.heads)]
     return latex_table(caption, f"l{'r' * (len(heads) - 1)}", heads, body)
-
-
-def latex_cell(value: Proportion | None, mark: Mark | None, *, doubted: bool = False) -> str:
-    """A share with its interval and its mark."""
-    if value is None:
-        return "--"
-    number = f"{100 * float(value):.1f}"
-    number = rf"\textbf{{{number}}}" if mark and mark.best else number
-    dagger = r"$^{\ddagger}$" if doubted else r"$^{\dagger}$" if mark and mark.as_good else ""
-    return rf"{number}{dagger} {{\scriptsize[{100 * value.low:.1f}, {100 * value.high:.1f}]}}"
 
 
 def summary(results: Results) -> str:

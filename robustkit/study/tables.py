@@ -72,6 +72,16 @@ class Entry(NamedTuple):
         return any(run.warning for run in self.runs)
 
 
+def latex_cell(value: Proportion | None, mark: Mark | None, *, doubted: bool = False) -> str:
+    """A share with its interval and its mark."""
+    if value is None:
+        return "--"
+    number = f"{100 * float(value):.1f}"
+    number = rf"\textbf{{{number}}}" if mark and mark.best else number
+    dagger = r"$^{\ddagger}$" if doubted else r"$^{\dagger}$" if mark and mark.as_good else ""
+    return rf"{number}{dagger} {{\scriptsize[{100 * value.low:.1f}, {100 * value.high:.1f}]}}"
+
+
 def marks(column: Mapping[Row, np.ndarray]) -> dict[Row, Mark]:
     """Mark the rows of a column; `column` maps each to which samples it gets right. One row alone has no mark."""
     if len(column) < 2:

@@ -5,11 +5,11 @@ from collections.abc import Mapping
 import numpy as np
 
 from robustkit.records.transfer import SUCCESS, TransferRecord
+from robustkit.records.transfer_text import WHITE_BOX, denominator
 from robustkit.report.tex import latex_table, tex
 from robustkit.report.text import cell as safe
-from robustkit.report.transfer import WHITE_BOX, denominator
 from robustkit.study.results import Results
-from robustkit.study.tables import Mark, marks
+from robustkit.study.tables import Mark, latex_cell, marks
 
 Row = tuple[str, str]
 
@@ -38,8 +38,6 @@ def markdown(results: Results) -> list[str]:
 
 def latex(results: Results) -> list[str]:
     """The tables of `tables.tex` that are about transfer."""
-    from robustkit.study.report import latex_cell
-
     tables = []
     for cell, record in results.transfers.items():
         found = _marks(record)
