@@ -24,7 +24,8 @@ from robustkit.models.examination import Subject, as_module, check_labels, exami
 from robustkit.models.opening import choose_device
 from robustkit.models.sources.evaluating import evaluating
 from robustkit.records.findings import Audit, Check
-from robustkit.records.run import BROKEN, INSUFFICIENT, ROBUST, UNKNOWN, WRONG, RunRecord
+from robustkit.records.run import INSUFFICIENT, RunRecord
+from robustkit.records.schema import BROKEN, ROBUST, UNKNOWN, WRONG
 from robustkit.stats import Proportion
 
 NORMS = ("linf", "l2", "l1")

@@ -7,9 +7,9 @@ import numpy as np
 
 from robustkit.engine.judge import BROKEN, VIOLATED
 from robustkit.engine.run import CLEAN, Run
-from robustkit.records import run as record
+from robustkit.records import schema as record
 
-_OUTCOMES = np.array([record.SURVIVED, record.BROKE, record.VIOLATED])  # in the order of the judge's codes
+_OUTCOMES = np.array(record.OUTCOMES)  # by the judge's codes
 
 
 def columns(run: Run) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, float]]:

@@ -10,8 +10,9 @@ from torch import Tensor
 from robustkit.api import Goal, Images, Labels, Mask, ThreatModel
 from robustkit.models.oracle import Network
 from robustkit.numerics import rows
+from robustkit.records import schema
 
-SURVIVED, BROKEN, VIOLATED = 0, 1, 2
+SURVIVED, BROKEN, VIOLATED = schema.SURVIVED_CODE, schema.BROKE_CODE, schema.VIOLATED_CODE
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,15 +21,14 @@ from robustkit.errors import RobustkitError, UsageError
 from robustkit.models.examination import Subject, restore
 from robustkit.models.oracle import Counts, ModelOracle, Network
 from robustkit.numerics.streams import SampleDraws, key_of
+from robustkit.records import schema
 from robustkit.records.folder import RunFolder
 from robustkit.stats import Proportion
 
 CLEAN = 0
 TELL_EVERY_S = 0.25
 Facts = dict[str, np.ndarray]
-_ATTACK_FACTS = (
-    "position", "outcome", "distance", "margin", "decision", "forwards", "backwards", "quantized", "draws", "ever",
-)  # fmt: skip
+_ATTACK_FACTS = tuple(column.name for column in schema.ATTACK_FACTS)
 
 
 class Carried(NamedTuple):

@@ -17,7 +17,8 @@ import numpy as np
 
 from robustkit.errors import UsageError
 from robustkit.records.findings import stored
-from robustkit.records.run import SCHEMA, Columns, RunRecord
+from robustkit.records.run import RunRecord
+from robustkit.records.schema import RUN, Columns
 
 JOB, JOURNAL = "job.json", "journal"
 _OURS = (
@@ -92,7 +93,7 @@ class RunFolder:
         UsageError: if the folder holds something else, or a run of another job.
     """
 
-    def __init__(self, path: Path, schema: str = SCHEMA, files: Sequence[str] = _OURS) -> None:
+    def __init__(self, path: Path, schema: str = RUN, files: Sequence[str] = _OURS) -> None:
         self.path, self.schema, self.files = path, schema, files
 
     def open(self, job: Mapping[str, Any], plan: Mapping[str, Any], *, fresh: bool) -> dict[str, Any]:
@@ -183,7 +184,7 @@ class RunFolder:
         write_text(self.path / "run.json", dumps(record.to_json()))
 
 
-def read_json(file: Path, keys: tuple[str, ...], schema: str = SCHEMA) -> dict[str, Any]:
+def read_json(file: Path, keys: tuple[str, ...], schema: str = RUN) -> dict[str, Any]:
     """A JSON object of a run folder, or another file of ours with a `schema`.
 
     Raises:

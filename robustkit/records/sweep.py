@@ -9,10 +9,10 @@ from typing import Any
 from robustkit.errors import UsageError
 from robustkit.records.folder import dumps, load_run, read_json, write_text
 from robustkit.records.run import RunRecord
+from robustkit.records.schema import SWEEP, WRONG
 from robustkit.records.text import audited, share, warning
 from robustkit.spec import number
 
-SCHEMA = "robustkit/sweep/1"
 FILE = "sweep.json"
 
 
@@ -55,7 +55,7 @@ class Sweep:
             }
             for text, record in zip(self.eps, self.records, strict=True)
         ]
-        return {"schema": SCHEMA, "table": rows, "runs": [record.to_json() for record in self.records]}
+        return {"schema": SWEEP, "table": rows, "runs": [record.to_json() for record in self.records]}
 
     def summary(self) -> str:
         """The accuracy–eps table as text."""
@@ -66,7 +66,7 @@ class Sweep:
             f"{'0':>10}  {share(first.clean_accuracy)}",
         ]
         for text, record in zip(self.eps, self.records, strict=True):
-            attacked = record.n - record.counts["WRONG"] - record.carried
+            attacked = record.n - record.counts[WRONG] - record.carried
             lines.append(f"{text:>10}  {share(record.robust_accuracy)}  ({attacked} attacked)")
             lines += [f"{'':>10}  {line}" for line in warning(record)]
             if record.why_no_robust_accuracy:
@@ -107,5 +107,5 @@ def load_sweep(folder: Path) -> Sweep:
     Raises:
         UsageError: if there is none, or one of its runs cannot be read.
     """
-    texts: Sequence[str] = read_json(folder / FILE, ("eps",), SCHEMA)["eps"]
+    texts: Sequence[str] = read_json(folder / FILE, ("eps",), SWEEP)["eps"]
     return Sweep(tuple(texts), tuple(load_run(run_folder(folder, place)) for place in range(len(texts))))

@@ -12,15 +12,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from robustkit.records import transfer_text
-from robustkit.records.run import Columns
+from robustkit.records.schema import TRANSFER, VIOLATED, Columns
 from robustkit.stats import Proportion
 
 if TYPE_CHECKING:
     import pandas as pd
 
-SCHEMA = "robustkit/transfer/1"
 Of = Literal["all", "correct"]  # of which images a success rate is the share
-SUCCESS, RESISTED, VIOLATED = "success", "resisted", "violated"
+SUCCESS, RESISTED = "success", "resisted"  # or VIOLATED
 CLEAN = "clean:"  # begins the name of a model's column of clean predictions
 
 SAMPLE_COLUMNS = ("index", "label", "sha256")  # and `clean:<model>` for each model
@@ -202,7 +201,7 @@ class TransferRecord:
     def to_json(self) -> dict[str, Any]:
         """The content of `transfer.json`; fractions in [0,1]."""
         return {
-            "schema": SCHEMA,
+            "schema": TRANSFER,
             "job": dict(self.job),
             "environment": dict(self.environment),
             "seconds": {name: dict(each) for name, each in self.seconds.items()},

@@ -13,6 +13,7 @@ from robustkit.errors import UsageError
 from robustkit.records import sweep, text
 from robustkit.records.findings import NOT_AUDITED
 from robustkit.records.run import RunRecord
+from robustkit.records.schema import WRONG
 from robustkit.report import facts, gallery, svg
 from robustkit.report.again import command, ranges
 from robustkit.report.facts import Curve, LeftOut
@@ -156,7 +157,7 @@ def _waterfall(record: RunRecord) -> list[dict[str, Any]]:
              "attacked": "", "broken": "", "violated": ""}  # fmt: skip
     rows = [first]
     if record.carried:
-        share = Proportion(record.n - record.counts["WRONG"] - record.carried, record.n)
+        share = Proportion(record.n - record.counts[WRONG] - record.carried, record.n)
         rows.append({**first, "name": "smaller eps", "share": share, "bar": _bar(share), "broken": record.carried})
     for row in record.by_attack:
         rows.append(

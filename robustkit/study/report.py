@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from robustkit.records.folder import write_text
+from robustkit.records.schema import ROBUST, WRONG
 from robustkit.report.tex import latex_table, tex
 from robustkit.report.text import cell as safe
 from robustkit.spec import Spec, parse
@@ -206,8 +207,8 @@ def rows(tables: Tables) -> Iterator[dict[str, Any]]:
                "seconds": sum(run.seconds for run in entry.runs), "why_none": entry.why}  # fmt: skip
         for run in entry.runs if column.attack != ALL else ():
             why = run.undecided or run.unknown_because
-            robust = None if why else share(run.status == "ROBUST")
-            yield {**first, "seed": run.job["seed"], **_numbers(share(run.status != "WRONG"), robust),
+            robust = None if why else share(run.status == ROBUST)
+            yield {**first, "seed": run.job["seed"], **_numbers(share(run.status != WRONG), robust),
                    "verdict": run.verdict, "forwards": run.forwards, "backwards": run.backwards,
                    "seconds": run.seconds, "why_none": why}  # fmt: skip
 

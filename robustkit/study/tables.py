@@ -13,6 +13,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from robustkit.records.compare import Change
+from robustkit.records.schema import ROBUST
 from robustkit.stats import Proportion
 from robustkit.study.plan import NO_DEFENSE, Cell
 from robustkit.study.results import Facts, Results, combined, share
@@ -167,9 +168,7 @@ class Tables:
         if why:
             robust = None
         one = {cell.attack for cell in cells}
-        by_seed = (
-            tuple(float(share(r.status == "ROBUST")) for r in runs) if len(one) == 1 and robust is not None else ()
-        )
+        by_seed = tuple(float(share(r.status == ROBUST)) for r in runs) if len(one) == 1 and robust is not None else ()
         clean = share(right) if right is not None else None
         return Entry(share(robust) if robust is not None else None, clean, by_seed, why, None, tuple(runs)), robust
 
