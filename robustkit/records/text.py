@@ -14,6 +14,11 @@ def share(value: Proportion | MeanShare | None) -> str:
     return str(value) if value is not None else "not established"
 
 
+def percent(value: Proportion | None) -> str:
+    """A share with its interval as a table has them, in percent and without a sign."""
+    return "–" if value is None else f"{100 * float(value):.1f} [{100 * value.low:.1f}, {100 * value.high:.1f}]"
+
+
 def heading(record: "RunRecord") -> str:
     """What was attacked, with what."""
     job = record.job

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from robustkit.records.text import percent
+
 if TYPE_CHECKING:
     from robustkit.records.transfer import Cell, Of, TransferRecord
 
@@ -54,10 +56,7 @@ def _matrix(record: "TransferRecord", of: "Of") -> list[str]:
 
 def _plain(found: "Cell", of: "Of") -> str:
     value = found.rate(of)
-    if value is None:
-        return "–"
-    text = f"{100 * float(value):.1f} [{100 * value.low:.1f}, {100 * value.high:.1f}]"
-    return text + (WHITE_BOX if found.white_box else " ")
+    return percent(value) + ("" if value is None else WHITE_BOX if found.white_box else " ")
 
 
 def _costs(record: "TransferRecord") -> list[str]:

@@ -5,6 +5,7 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from robustkit.records.text import percent
 from robustkit.records.transfer import Cell, Of, TransferRecord
 from robustkit.records.transfer_text import WHITE_BOX, denominator, heading, unsettled
 from robustkit.report.plots import style
@@ -50,16 +51,12 @@ def table(record: TransferRecord, of: Of) -> str:
     lines = [f"| surrogates | attack | {' | '.join(names)} |", "|---|---|" + "---:|" * len(names)]
     if of == "all" and not record.job["target"]:
         errors = [Proportion(share.n - share.k, share.n) for share in record.clean_accuracy.values()]
-        lines.append("| | none (clean error) | " + " | ".join(_interval(value) for value in errors) + " |")
+        lines.append("| | none (clean error) | " + " | ".join(percent(value) for value in errors) + " |")
     for row in record.rows:
         cells = [record.cells[(*row, name)] for name in record.columns]
-        texts = [_interval(found.rate(of)) + ("\\*" if found.white_box else "") for found in cells]
+        texts = [percent(found.rate(of)) + ("\\*" if found.white_box else "") for found in cells]
         lines.append(f"| {markdown_cell(row[0])} | {markdown_cell(row[1])} | {' | '.join(texts)} |")
     return "\n".join(lines)
-
-
-def _interval(value: Proportion | None) -> str:
-    return "–" if value is None else f"{100 * float(value):.1f} [{100 * value.low:.1f}, {100 * value.high:.1f}]"
 
 
 def csv_text(record: TransferRecord) -> str:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from robustkit.records.folder import write_text
 from robustkit.records.schema import ROBUST, WRONG
+from robustkit.records.text import percent
 from robustkit.report.tex import latex_table, tex
 from robustkit.report.text import cell as safe
 from robustkit.spec import Spec, parse
@@ -61,11 +62,6 @@ def clean_of(tables: Tables, subject: Subject, columns: Sequence[Column]) -> Pro
     entries = [tables.entries.get((subject, column)) for column in columns]
     found = [entry.clean for entry in entries if entry is not None and entry.clean is not None]
     return min(found, key=float, default=None)
-
-
-def percent(value: Proportion | None) -> str:
-    """A share with its interval, without its mark."""
-    return "–" if value is None else f"{100 * float(value):.1f} [{100 * value.low:.1f}, {100 * value.high:.1f}]"
 
 
 def markdown(tables: Tables, drawn: Sequence[str]) -> str:
