@@ -26,6 +26,7 @@ import robustkit
 from benchmarks.readme import write_between
 from robustkit.records.folder import write_text
 from robustkit.records.transfer import TransferRecord
+from robustkit.records.transfer_text import denominator
 from robustkit.report import transfer as report
 from robustkit.report.transfer_live import Line
 from tests import kit
@@ -121,7 +122,7 @@ def tables(record: TransferRecord) -> str:
         f"torch {versions['torch']}, robustkit {versions['robustkit']}."
     )
     parts = [facts]
-    parts += [f"{report.denominator(record, of)} In percent, with 95 % Wilson intervals; \\* white-box.\n\n"
+    parts += [f"{denominator(record, of)} In percent, with 95 % Wilson intervals; \\* white-box.\n\n"
               f"{report.table(record, of)}" for of in ("all", "correct")]  # fmt: skip
     return "\n\n".join([*parts, spent])
 

@@ -18,6 +18,7 @@ from robustkit.errors import UsageError
 from robustkit.models import defended
 from robustkit.models.opening import Model, Opened, load, open_model
 from robustkit.records.run import RunRecord
+from robustkit.report import files
 
 
 def evaluate(
@@ -90,7 +91,7 @@ def evaluate(
         if audit and record.audit is None:
             record = _audited(opened, begun.plan.attacks, record, execution.tell)
         if begun.folder is not None and record is not begun.finished:
-            begun.folder.save(record)
+            begun.folder.save(record, files.of_run(record))
     execution.tell(events.Finished(record.folder))
     return record
 

@@ -21,7 +21,7 @@ from robustkit.records.gate import judge
 from robustkit.report import files
 from robustkit.report.comparison import comparison, verdict
 from robustkit.report.live import Progress
-from robustkit.report.text import markdown, summary
+from robustkit.report.text import markdown
 from tests.records import record
 
 SERIES = Series([0.1, 0.2, 0.4], [0.6, 0.55, 0.5], "eps", "robust accuracy under APGD")
@@ -95,7 +95,7 @@ def test_a_record_without_an_audit_is_not_audited():
     assert r.verdict == "not audited"
     assert r.warning == ""
     assert "audit" not in r.to_json()
-    assert "not audited" in summary(r)
+    assert "not audited" in r.summary()
     assert "Not audited" in markdown(r)
 
 
@@ -104,7 +104,7 @@ def test_the_audit_survives_the_folder_and_the_baseline(tmp_path, found):
     r = record("RRBW", images="x") if found is None else audited(found=found, images="x")
     folder = RunFolder(tmp_path / "run")
     folder.open({**r.job, "id": "0"}, {}, fresh=False)
-    folder.save(r)
+    folder.save(r, {})
     baseline.save(r, tmp_path / "base.json")
     for read in (load_run(tmp_path / "run"), baseline.load(tmp_path / "base.json")):
         assert read.audit == r.audit
@@ -139,7 +139,7 @@ def stored_run(tmp_path):
         r = record("RRBW") if found is None else audited(found=found)
         folder = RunFolder(tmp_path / "run")
         folder.open({**r.job, "id": "0"}, {}, fresh=False)
-        folder.save(r)
+        folder.save(r, {})
         return str(tmp_path / "run")
 
     return store

@@ -29,7 +29,7 @@ def inside(tmp_path, monkeypatch):
 
 def stored(letters, folder, **more):
     Path(folder).mkdir()
-    RunFolder(Path(folder)).save(record(letters, **more))
+    RunFolder(Path(folder)).save(record(letters, **more), {})
     return folder
 
 

@@ -274,7 +274,7 @@ def test_bad_usage_is_one_line_an_exit_code_and_leaves_the_baseline(inside, argu
             "later": ("RRR", {"first": 3}), "unknown": ("UUR", {}), "worse": ("RRB", {})}  # fmt: skip
     for folder, (letters, more) in runs.items():
         Path(folder).mkdir()
-        RunFolder(Path(folder)).save(record(letters, **more))
+        RunFolder(Path(folder)).save(record(letters, **more), {})
     done = inside.invoke(main, [*GATE, *arguments])
     assert done.exit_code == code, done.output
     assert Path("base.json").read_text() == before

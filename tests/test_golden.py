@@ -25,7 +25,7 @@ def made():
     found["run.json"] = dumps(record.to_json())
     sweep = load_sweep(FIXTURES / "sweep-1")
     found |= {f"sweep-{name}": text for name, text in
-              files.of_sweep(sweep.eps, sweep.records, ("eps-01", "eps-02"), ("md", "tex", "csv")).items()}  # fmt: skip
+              files.of_sweep(sweep, ("md", "tex", "csv")).items()}  # fmt: skip
     found["sweep.json"] = dumps(sweep.to_json())
     transfer = load_transfer(FIXTURES / "transfer-1")
     found |= {f"transfer-{name}": text for name, text in files.of_transfer(transfer).items()}

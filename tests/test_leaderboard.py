@@ -138,7 +138,7 @@ def test_a_defended_model_is_an_entry_of_its_own_and_says_so(board, tmp_path):
 def saved(folder, made):
     run = RunFolder(folder)
     run.open(made.job, {}, fresh=True)
-    run.save(made)
+    run.save(made, {})
     return folder
 
 
@@ -195,5 +195,5 @@ def test_the_rendered_boards_are_what_their_entries_say(file):
 
 
 def test_a_board_needs_no_torch():
-    code = "import sys; from robustkit import leaderboard; assert 'torch' not in sys.modules"
+    code = "import sys; from robustkit.records import leaderboard; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -39,7 +39,7 @@ def test_a_sweep_of_schema_1():
     assert sweep.eps == ("0.1", "0.2")
     assert [float(record.robust_accuracy) for record in sweep.records] == [0.9, 0.65]
     assert sweep.records[1].carried == 2
-    assert "65.00" in files.of_sweep(sweep.eps, sweep.records, ("eps-01", "eps-02"))["report.html"]
+    assert "65.00" in files.of_sweep(sweep)["report.html"]
     assert facts.confusion(sweep.records[1]).reason
 
 

@@ -175,7 +175,7 @@ def test_colours_stay_apart_for_colour_blind_readers():
 
 def save(path, record):
     path.mkdir()
-    RunFolder(path).save(record)
+    RunFolder(path).save(record, {})
     return str(path)
 
 

@@ -21,7 +21,7 @@ from robustkit.records.folder import RunFolder, load_run
 from robustkit.records.sweep import Sweep
 from robustkit.report import again, facts, files, gallery, page, svg
 from robustkit.report.facts import Curve, LeftOut
-from robustkit.report.text import cell, markdown, summary
+from robustkit.report.text import cell, markdown
 from tests import records
 
 UGLY = "<script>alert(1)</script>|`*a*`[x](javascript:1)__b__ \\ & {{7*7}} {% x %} $m$ \"'"
@@ -54,7 +54,7 @@ def test_every_file_of_a_run_with_ugly_names_shows_them_as_names():
 
 def test_a_sweep_with_ugly_names_shows_them_as_names():
     runs = [records.random_record(30, model=UGLY, eps=eps) for eps in (0.1, 0.2)]
-    texts = files.of_sweep(("0.1", "<b>"), runs, ("eps-01", "eps-02"))
+    texts = files.of_sweep(Sweep(("0.1", "<b>"), tuple(runs)))
     assert "<script" not in texts["report.html"] + texts["report.md"]
     assert "<b>" not in texts["report.html"].replace("<b>not", "").replace("<b>9", "").replace("<b>8", "")
     assert 'href="eps-01/report.html"' in texts["report.html"]
@@ -90,7 +90,7 @@ def test_the_verdict_comes_first():
         html = page.run_page(record)
         assert html.index(f">{verdict}</span>") < html.index("Robust accuracy")
         assert ("Do not rely on" in html) == (audit is not None)
-        assert verdict in summary(record)
+        assert verdict in record.summary()
         assert verdict in markdown(record).lower()
 
 
@@ -98,7 +98,7 @@ def test_an_audit_is_stored_and_read_again(tmp_path):
     record = records.random_record(40, audit=records.AUDIT, images=True)
     folder = RunFolder(tmp_path / "run")
     (tmp_path / "run").mkdir()
-    folder.save(record)
+    folder.save(record, files.of_run(record))
     read = load_run(tmp_path / "run")
     assert read.audit == records.AUDIT
     assert read.goals == record.goals
@@ -110,7 +110,7 @@ def test_an_audit_is_stored_and_read_again(tmp_path):
 
 def test_kept_images_are_mapped_not_read_and_a_broken_file_is_named(tmp_path):
     (tmp_path / "run").mkdir()
-    RunFolder(tmp_path / "run").save(records.random_record(40, images=True))
+    RunFolder(tmp_path / "run").save(records.random_record(40, images=True), {})
     file = tmp_path / "run/adversarial.safetensors"
     read = load_run(tmp_path / "run").adversarial
     assert isinstance(read["adv"], np.memmap)
@@ -344,7 +344,7 @@ def test_a_sweep_s_curve_leaves_out_what_is_not_established():
     assert "1 of 2 eps" in curve.note
     assert isinstance(facts.sweep_curve([bad]), LeftOut)
     whole = Sweep(("0.1", "0.2"), (good, bad))
-    assert "not established" in files.of_sweep(whole.eps, whole.records, ("a", "b"))["report.html"]
+    assert "not established" in files.of_sweep(whole)["report.html"]
 
 
 def test_run_json_stays_plain_json_with_an_audit():

@@ -29,7 +29,7 @@ def test_a_large_record_is_drawn_fast_and_small(tmp_path, classes):
         10_000, attacks, classes=classes, images=True, shape=(3, 32, 32), audit=records.AUDIT
     )
     (tmp_path / "run").mkdir()
-    RunFolder(tmp_path / "run").save(record)
+    RunFolder(tmp_path / "run").save(record, {})
     kept = (tmp_path / "run/adversarial.safetensors").stat().st_size
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(tmp_path / "run")], capture_output=True, text=True, check=True

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from robustkit.records.sweep import Sweep
 from robustkit.records.transfer_folder import load_transfer
 from robustkit.report import files
 from robustkit.report.tex import latex_table, tex
@@ -33,7 +34,7 @@ def test_latex_compiles_the_tables_of_runs_sweeps_and_transfer_runs(tmp_path, en
     runs = [records.random_record(30, model=NAMES[0], eps=eps) for eps in (0.1, 0.2)]
     texts = [
         files.of_run(record, ("tex",))["tables.tex"],
-        files.of_sweep(("[0.1]", "*0.2"), runs, ("a", "b"), ("tex",))["tables.tex"],
+        files.of_sweep(Sweep(("[0.1]", "*0.2"), tuple(runs)), ("tex",))["tables.tex"],
         files.of_transfer(load_transfer(FIXTURES / "transfer-1"), ("tex",))["matrix.tex"],
         latex_table("names", "l", ["name"], [[tex(name)] for name in NAMES]),
     ]

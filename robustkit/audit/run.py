@@ -25,7 +25,8 @@ from robustkit.models import defended
 from robustkit.models.examination import Subject
 from robustkit.models.opening import Model, Opened, load, open_model
 from robustkit.records.findings import Audit, Check
-from robustkit.records.run import BROKEN, INSUFFICIENT, ROBUST, UNKNOWN, WRONG, RunRecord
+from robustkit.records.run import INSUFFICIENT, RunRecord
+from robustkit.records.schema import BROKEN, ROBUST, UNKNOWN, WRONG
 from robustkit.stats import Proportion
 
 NORMS = ("linf", "l2", "l1")

@@ -53,7 +53,9 @@ def evaluate(quantize: str | None, out: Path | None, json_to: str | None, **aske
             records.append(measure({**asked, "eps": eps, "quantize": quantize, "out": place, "carry": carry}))
     result = records[0] if len(radii) == 1 else sweep.Sweep(tuple(radii), tuple(records))
     if isinstance(result, sweep.Sweep):
-        result.save(folder[0])
+        from robustkit.report import files
+
+        result.save(folder[0], files.of_sweep(result))
     output.tell(result.to_json(), f"{result.summary()}\nin {folder[0]}", json_to)
     if any(record.robust_accuracy is None for record in records):
         sys.exit(3)

@@ -37,10 +37,10 @@ def report(run: Path, out: Path | None, formats: tuple[Any, ...]) -> None:
         texts = {Path(name): text for name, text in files.of_transfer(load_transfer(run), chosen).items()}
     elif (run / sweep.FILE).is_file():
         found = sweep.load_sweep(run)
-        folders = [sweep.run_folder(run, place).name for place in range(len(found.records))]
-        for folder, record in zip(folders, found.records, strict=True):
-            texts |= {Path(folder, name): text for name, text in files.of_run(record, chosen).items()}
-        texts |= {Path(name): text for name, text in files.of_sweep(found.eps, found.records, folders, chosen).items()}
+        for place, record in enumerate(found.records):
+            folder = sweep.run_folder(Path(), place)
+            texts |= {folder / name: text for name, text in files.of_run(record, chosen).items()}
+        texts |= {Path(name): text for name, text in files.of_sweep(found, chosen).items()}
     else:
         texts = {Path(name): text for name, text in files.of_run(load_run(run), chosen).items()}
     for name, text in texts.items():

@@ -7,10 +7,10 @@ import numpy as np
 
 from robustkit.engine.judge import BROKEN, VIOLATED
 from robustkit.engine.shard import CLEAN, Bench, Facts
-from robustkit.records import run as record
+from robustkit.records import schema as record
 
 Parts = Mapping[tuple[int, int], Facts]  # by (shard, step)
-_OUTCOMES = np.array([record.SURVIVED, record.BROKE, record.VIOLATED])  # in the order of the judge's codes
+_OUTCOMES = np.array(record.OUTCOMES)  # by the judge's codes
 
 
 def columns(bench: Bench, parts: Parts) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, float]]:

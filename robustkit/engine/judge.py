@@ -10,10 +10,11 @@ from torch import Tensor
 from robustkit.api import Goal, Images, Labels, Mask, ThreatModel
 from robustkit.models.oracle import Network
 from robustkit.numerics import rows
+from robustkit.records import schema
 from robustkit.tasks.classification import CLASSIFICATION
 from robustkit.tasks.task import Task
 
-SURVIVED, BROKEN, VIOLATED = 0, 1, 2
+SURVIVED, BROKEN, VIOLATED = schema.SURVIVED_CODE, schema.BROKE_CODE, schema.VIOLATED_CODE
 
 
 @dataclass(frozen=True, slots=True)

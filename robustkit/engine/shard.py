@@ -24,13 +24,11 @@ from robustkit.models.examination import restore
 from robustkit.models.opening import Opened
 from robustkit.models.oracle import Counts, ModelOracle, Network
 from robustkit.numerics.streams import SampleDraws, key_of
+from robustkit.records import schema
 
 CLEAN = 0  # the step before the first attack
 Facts = dict[str, np.ndarray]
-_ROWS = (
-    "position", "outcome", "distance", "margin", "decision", "forwards", "backwards", "quantized", "reason", "draws",
-    "ever",
-)  # fmt: skip
+_ROWS = tuple(column.name for column in schema.ATTACK_FACTS)
 
 
 class Carried(NamedTuple):
@@ -340,12 +338,8 @@ def _rows(adv: object, keep: Tensor) -> object:
 
 
 def _no_facts() -> Facts:
-    facts: Facts = {name: np.zeros(0, dtype=np.int64) for name in _ROWS}
-    facts["distance"] = facts["margin"] = np.zeros(0, dtype=np.float64)
-    facts["seconds"] = np.zeros(0, dtype=np.float64)
-    facts["draws"] = facts["reason"] = np.zeros(0, dtype=np.str_)
-    facts["ever"] = np.zeros(0, dtype=np.bool_)
-    return facts
+    facts: Facts = {column.name: np.zeros(0, dtype=column.dtype) for column in schema.ATTACK_FACTS}
+    return {**facts, "seconds": np.zeros(0, dtype=np.float64)}
 
 
 def _merged(known: Facts, fresh: Facts) -> Facts:

@@ -12,11 +12,13 @@ import numpy as np
 
 from robustkit.errors import NotEstablishedError, UsageError
 from robustkit.records import folder as store
+from robustkit.records import schema
 from robustkit.records.findings import stored
-from robustkit.records.run import BROKE, BROKEN, ROBUST, SURVIVED, WRONG, Columns, RunRecord
+from robustkit.records.run import RunRecord
+from robustkit.records.schema import BROKE, BROKEN, ROBUST, SURVIVED, WRONG, Columns
 
-SCHEMA = "robustkit/baseline/1"
-COLUMNS = ("index", "label", "status", "broken_by", "sha256", "forwards", "backwards")
+COLUMNS = tuple(column.name for column in (*schema.BASELINE_SAMPLES, *schema.BASELINE_COSTS))
+_DTYPES = {column.name: column.dtype for column in (*schema.BASELINE_SAMPLES, *schema.ATTACKS)}
 _JOB = ("model", "model_sha256", "data", "attack", "attacks", "attack_sources", "norm", "eps", "target", "seed",
         "outputs", "device", "threads", "tile", "precision", "versions")  # fmt: skip
 
@@ -40,7 +42,7 @@ def save(record: RunRecord, path: Path) -> None:
             column.append(passes)
     rows = [[*facts, *costs[facts[0]]] for facts in _rows(record.samples, COLUMNS[:5])]
     head = {
-        "schema": SCHEMA,
+        "schema": schema.BASELINE,
         "job": {key: value for key, value in record.job.items() if key not in ("indices", "id")},
         "environment": {key: record.environment[key] for key in ("device",) if key in record.environment},
         "summary": {
@@ -65,7 +67,7 @@ def load(path: Path) -> RunRecord:
     Raises:
         UsageError: if it cannot be read, or is no baseline.
     """
-    data = store.read_json(path, ("job", "environment", "seconds", "flags", "columns", "samples"), SCHEMA)
+    data = store.read_json(path, ("job", "environment", "seconds", "flags", "columns", "samples"), schema.BASELINE)
     if missing := [key for key in _JOB if key not in data["job"]]:
         raise UsageError(f"{path} is no robustkit baseline: its job lacks {', '.join(missing)}")
     if tuple(data["columns"]) != COLUMNS or not data["samples"]:
@@ -102,11 +104,7 @@ def _rows(columns: Columns, names: Sequence[str]) -> Iterable[tuple[Any, ...]]:
 
 
 def _columns(rows: Sequence[Sequence[Any]], names: Sequence[str]) -> dict[str, np.ndarray]:
-    text = ("status", "broken_by", "sha256", "attack", "outcome")
-    return {
-        name: np.array([row[k] for row in rows], dtype=np.str_ if name in text else np.int64)
-        for k, name in enumerate(names)
-    }
+    return {name: np.array([row[k] for row in rows], dtype=_DTYPES[name]) for k, name in enumerate(names)}
 
 
 def read(path: Path) -> RunRecord:

@@ -9,10 +9,10 @@ from typing import Any
 
 from robustkit.errors import UsageError
 from robustkit.records.folder import write_text
+from robustkit.records.schema import CERTIFIED
 from robustkit.spec import number
 from robustkit.stats import Proportion
 
-SCHEMA = "robustkit/certified/1"
 ABSTAINED = -1
 
 
@@ -51,7 +51,7 @@ class CertifiedRecord:
     def to_json(self) -> dict[str, Any]:
         """As JSON data: the job, the accuracy at each radius, and the facts behind it."""
         return {
-            "schema": SCHEMA,
+            "schema": CERTIFIED,
             "job": dict(self.job),
             "environment": dict(self.environment),
             "certified_accuracy": [{"radius": radius, **self.accuracy(radius).to_json()} for radius in self.radii],

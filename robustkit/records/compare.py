@@ -8,10 +8,10 @@ import numpy as np
 
 from robustkit.errors import NotEstablishedError, UsageError
 from robustkit.records.findings import NOT_AUDITED
-from robustkit.records.run import ROBUST, UNKNOWN, WRONG, Columns, RunRecord
+from robustkit.records.run import RunRecord
+from robustkit.records.schema import COMPARISON, ROBUST, UNKNOWN, WRONG, Columns
 from robustkit.stats import Proportion, difference_interval, mcnemar_p
 
-SCHEMA = "robustkit/comparison/1"
 QUESTION = ("attack", "norm", "eps", "target", "seed", "outputs", "carried", "draws")
 MACHINE = ("device", "threads", "tile", "precision")
 
@@ -96,7 +96,7 @@ class Comparison:
     def to_json(self) -> dict[str, Any]:
         """As JSON data; `attacks` holds the share that stands after each attack, `verdicts` what audits said."""
         return {
-            "schema": SCHEMA,
+            "schema": COMPARISON,
             "n": self.robust.n,
             "robust_accuracy": self.robust.to_json(),
             "clean_accuracy": self.clean.to_json(),

@@ -13,9 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from robustkit.errors import UsageError
+from robustkit.records.schema import CORRUPTIONS
 from robustkit.stats import Proportion
-
-SCHEMA = "robustkit/corruptions/1"
 
 # AlexNet's error on ImageNet-C, the mean over the five severities: the reference of mCE. The published figures of
 # Hendrycks and Dietterich (ICLR 2019), from their repository hendrycks/robustness.
@@ -142,7 +141,7 @@ class CorruptionRecord:
         """The facts, and the figures computed from them."""
         mce = self.mce
         return {
-            "schema": SCHEMA,
+            "schema": CORRUPTIONS,
             "job": dict(self.job),
             "environment": dict(self.environment),
             "n": self.n,
@@ -194,7 +193,7 @@ def load(file: Path) -> CorruptionRecord:
     """
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
-        if data["schema"] != SCHEMA:
+        if data["schema"] != CORRUPTIONS:
             raise ValueError(f"schema {data['schema']}")
         baseline = (data["mce"] or {}).get("baseline", "")
         return CorruptionRecord(

@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from robustkit.errors import UsageError
+from robustkit.records.schema import AUDIT
 
-SCHEMA = "robustkit/audit/1"
 Outcome = Literal["fine", "suspect", "invalid", "skipped"]
 OUTCOMES: tuple[Outcome, ...] = ("fine", "suspect", "invalid", "skipped")
 Verdict = Literal["valid", "suspect", "invalid"]
@@ -70,7 +70,7 @@ class Audit:
     def to_json(self) -> dict[str, Any]:
         """As in `run.json`."""
         return {
-            "schema": SCHEMA,
+            "schema": AUDIT,
             "verdict": self.verdict,
             "reasons": list(self.reasons),
             "checks": [check.to_json() for check in self.checks],
@@ -83,8 +83,8 @@ class Audit:
         Raises:
             UsageError: if it is of a schema that this version does not know, or is incomplete.
         """
-        if data.get("schema") != SCHEMA:
-            raise UsageError(f"the audit has schema {data.get('schema')!r}; this version reads {SCHEMA!r}")
+        if data.get("schema") != AUDIT:
+            raise UsageError(f"the audit has schema {data.get('schema')!r}; this version reads {AUDIT!r}")
         try:
             return cls(tuple(_check(row) for row in data["checks"]))
         except (KeyError, TypeError) as error:

@@ -17,7 +17,8 @@ import numpy as np
 
 from robustkit.errors import UsageError
 from robustkit.records.findings import stored
-from robustkit.records.run import SCHEMA, Columns, RunRecord
+from robustkit.records.run import RunRecord
+from robustkit.records.schema import RUN, Columns
 
 JOB, JOURNAL = "job.json", "journal"
 _OURS = (
@@ -92,7 +93,7 @@ class RunFolder:
         UsageError: if the folder holds something else, or a run of another job.
     """
 
-    def __init__(self, path: Path, schema: str = SCHEMA, files: Sequence[str] = _OURS) -> None:
+    def __init__(self, path: Path, schema: str = RUN, files: Sequence[str] = _OURS) -> None:
         self.path, self.schema, self.files = path, schema, files
 
     def open(self, job: Mapping[str, Any], plan: Mapping[str, Any], *, fresh: bool) -> dict[str, Any]:
@@ -168,13 +169,16 @@ class RunFolder:
     def _part(self, shard: int, step: int) -> Path:
         return self.path / JOURNAL / f"shard-{shard:05d}-{step:02d}.npz"
 
-    def save(self, record: RunRecord) -> None:
-        """Write the finished record; `run.json` last, so that its presence means the rest is there."""
-        from robustkit.report import files
+    def save(self, record: RunRecord, pages: Mapping[str, str]) -> None:
+        """Write the finished record; `run.json` last, so that its presence means the rest is there.
 
+        Args:
+            record: what `load_run` will give.
+            pages: the text of each report to write beside it, by its name; see `robustkit.report.files.of_run`.
+        """
         write_table(self.path / "samples.parquet", record.samples)
         write_table(self.path / "attacks.parquet", record.attacks)
-        for name, text in files.of_run(record).items():
+        for name, text in pages.items():
             write_text(self.path / name, text)
         if record.adversarial is not None:
             from safetensors.numpy import save_file
@@ -184,7 +188,7 @@ class RunFolder:
         write_text(self.path / "run.json", dumps(record.to_json()))
 
 
-def read_json(file: Path, keys: tuple[str, ...], schema: str = SCHEMA) -> dict[str, Any]:
+def read_json(file: Path, keys: tuple[str, ...], schema: str = RUN) -> dict[str, Any]:
     """A JSON object of a run folder, or another file of ours with a `schema`.
 
     Raises:

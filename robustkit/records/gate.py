@@ -16,8 +16,8 @@ import numpy as np
 from robustkit.errors import UsageError
 from robustkit.records.compare import QUESTION, Change, Comparison, compare
 from robustkit.records.run import RunRecord
+from robustkit.records.schema import GATE
 
-SCHEMA = "robustkit/gate/1"
 ALPHA = 0.05
 MAX_DROP = "0.5pp"
 LEAST = 5  # samples below which no drop can be significant: 2 ** -4 > ALPHA > 2 ** -5
@@ -36,7 +36,7 @@ class Verdict:
     def to_json(self) -> dict[str, Any]:
         """As JSON data."""
         return {
-            "schema": SCHEMA,
+            "schema": GATE,
             "passed": self.passed,
             "reason": self.reason,
             "same_weights": self.same_weights,

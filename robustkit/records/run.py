@@ -9,28 +9,17 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from robustkit import spec
+from robustkit.records import text
 from robustkit.records import votes as randomised
 from robustkit.records.findings import NOT_AUDITED, VALID
+from robustkit.records.schema import BROKE, ROBUST, RUN, STATUSES, UNKNOWN, VIOLATED, WRONG, Columns
 from robustkit.stats import MeanShare, Proportion
 
 if TYPE_CHECKING:
     import pandas as pd
 
-SCHEMA = "robustkit/run/1"
 INSUFFICIENT = "insufficient"  # the kind of flag that says that what attacked is no measure by itself
-WRONG, BROKEN, ROBUST, UNKNOWN = "WRONG", "BROKEN", "ROBUST", "UNKNOWN"
-SURVIVED, BROKE, VIOLATED = "survived", "broken", "violated"
-
-SAMPLE_COLUMNS = (
-    "index", "label", "status", "broken_by", "distance", "sha256", "prediction", "margin", "target", "broken_at",
-)  # fmt: skip
-ATTACK_COLUMNS = (
-    "index", "attack", "outcome", "distance", "margin", "forwards", "backwards", "prediction",
-)  # fmt: skip
-Columns = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +51,12 @@ class AttackSummary:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One evaluation. `samples` and `attacks` are columns of equal length; see SAMPLE_COLUMNS and ATTACK_COLUMNS.
+    """One evaluation. `samples` and `attacks` are columns of equal length: `records.schema` has SAMPLES and ATTACKS.
 
-    `distance`, `margin` and `broken_at` (the eps of the run that broke a sample) are NaN where there is none. An
-    attack's `prediction` is the class that the model decides on the candidate it kept, −1 if none; old records lack
-    the column. `seconds` maps an attack's name to its wall time, `goals` to its goal (empty in old records).
-    `predicted` has the passes and seconds that the attacks were said to take at most, before they began. `audit` is
-    what `robustkit.audit` found, if it was asked. `adversarial` has the images of broken samples: `index`, `adv` and,
-    but for old records, `clean`.
+    `seconds` maps an attack's name to its wall time, `goals` to its goal (empty in old records). `predicted` has the
+    passes and seconds that the attacks were said to take at most, before they began. `audit` is what `robustkit.audit`
+    found, if it was asked. `adversarial` has the images of broken samples: `index`, `adv` and, but for old records,
+    `clean`.
     """
 
     job: Mapping[str, Any]
@@ -94,7 +81,7 @@ class RunRecord:
     def counts(self) -> dict[str, int]:
         """How many samples ended in each status."""
         status = self.samples["status"]
-        return {name: int((status == name).sum()) for name in (WRONG, BROKEN, ROBUST, UNKNOWN)}
+        return {name: int((status == name).sum()) for name in STATUSES}
 
     @property
     def unknown(self) -> int:
@@ -252,7 +239,7 @@ class RunRecord:
         if "quantized_status" in self.samples:
             summary["quantized_robust_accuracy"] = quantized.to_json() if quantized else None
         return {
-            "schema": SCHEMA,
+            "schema": RUN,
             "job": dict(self.job),
             "environment": dict(self.environment),
             "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
@@ -278,9 +265,7 @@ class RunRecord:
 
     def summary(self) -> str:
         """The result in a few lines of plain text."""
-        from robustkit.report.text import summary
-
-        return summary(self)
+        return text.summary(self)
 
     def _repr_html_(self) -> str:
         return f"<pre>{html.escape(self.summary())}</pre>"

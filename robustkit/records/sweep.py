@@ -1,7 +1,7 @@
 """A sweep over eps: one record an eps, and the accuracy–eps table that they make. Reading one needs no torch."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,10 +9,10 @@ from typing import Any
 from robustkit.errors import UsageError
 from robustkit.records.folder import dumps, load_run, read_json, write_text
 from robustkit.records.run import RunRecord
-from robustkit.report.text import audited, share, warning
+from robustkit.records.schema import SWEEP, WRONG
+from robustkit.records.text import audited, share, warning
 from robustkit.spec import number
 
-SCHEMA = "robustkit/sweep/1"
 FILE = "sweep.json"
 
 
@@ -55,33 +55,35 @@ class Sweep:
             }
             for text, record in zip(self.eps, self.records, strict=True)
         ]
-        return {"schema": SCHEMA, "table": rows, "runs": [record.to_json() for record in self.records]}
+        return {"schema": SWEEP, "table": rows, "runs": [record.to_json() for record in self.records]}
 
     def summary(self) -> str:
         """The accuracy–eps table as text."""
         first = self.records[0]
         lines = [
-            f"{first.job['model']} on {first.job['data']} (n = {first.n}), {first.job['norm']}, {first.job['attack']}, "
-            f"seed {first.job['seed']}",
+            heading(first),
             f"{'eps':>10}  robust accuracy",
             f"{'0':>10}  {share(first.clean_accuracy)}",
         ]
         for text, record in zip(self.eps, self.records, strict=True):
-            attacked = record.n - record.counts["WRONG"] - record.carried
+            attacked = record.n - record.counts[WRONG] - record.carried
             lines.append(f"{text:>10}  {share(record.robust_accuracy)}  ({attacked} attacked)")
             lines += [f"{'':>10}  {line}" for line in warning(record)]
             if record.why_no_robust_accuracy:
                 lines.append(f"{'':>10}  because {record.why_no_robust_accuracy}")
         return "\n".join([*lines, f"95 % Wilson intervals; {', '.join(sorted({audited(r) for r in self.records}))}"])
 
-    def save(self, folder: Path) -> None:
-        """Write the table and the reports beside the runs' folders."""
-        from robustkit.report import files
-
-        folders = [run_folder(folder, place).name for place in range(len(self.records))]
-        for name, text in files.of_sweep(self.eps, self.records, folders).items():
+    def save(self, folder: Path, pages: Mapping[str, str]) -> None:
+        """Write the table and its reports beside the runs' folders; `pages` has the text of each report by its name."""
+        for name, text in pages.items():
             write_text(folder / name, text)
         write_text(folder / FILE, dumps({**self.to_json(), "eps": list(self.eps)}))
+
+
+def heading(first: RunRecord) -> str:
+    """What was attacked, with what; from one of the sweep's records."""
+    job = first.job
+    return f"{job['model']} on {job['data']} (n = {first.n}), {job['norm']}, {job['attack']}, seed {job['seed']}"
 
 
 def run_folder(folder: Path, place: int) -> Path:
@@ -105,5 +107,5 @@ def load_sweep(folder: Path) -> Sweep:
     Raises:
         UsageError: if there is none, or one of its runs cannot be read.
     """
-    texts: Sequence[str] = read_json(folder / FILE, ("eps",), SCHEMA)["eps"]
+    texts: Sequence[str] = read_json(folder / FILE, ("eps",), SWEEP)["eps"]
     return Sweep(tuple(texts), tuple(load_run(run_folder(folder, place)) for place in range(len(texts))))

@@ -7,18 +7,19 @@ import html
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from robustkit.records.run import Columns
+from robustkit.records import transfer_text
+from robustkit.records.schema import TRANSFER, VIOLATED, Columns
 from robustkit.stats import Proportion
 
 if TYPE_CHECKING:
     import pandas as pd
 
-SCHEMA = "robustkit/transfer/1"
-SUCCESS, RESISTED, VIOLATED = "success", "resisted", "violated"
+Of = Literal["all", "correct"]  # of which images a success rate is the share
+SUCCESS, RESISTED = "success", "resisted"  # or VIOLATED
 CLEAN = "clean:"  # begins the name of a model's column of clean predictions
 
 SAMPLE_COLUMNS = ("index", "label", "sha256")  # and `clean:<model>` for each model
@@ -44,6 +45,10 @@ class Cell:
     of_all: Proportion | None
     of_correct: Proportion | None
     why: str
+
+    def rate(self, of: Of) -> Proportion | None:
+        """The success rate under one denominator."""
+        return self.of_all if of == "all" else self.of_correct
 
     def to_json(self) -> dict[str, Any]:
         """As in `transfer.json`."""
@@ -196,7 +201,7 @@ class TransferRecord:
     def to_json(self) -> dict[str, Any]:
         """The content of `transfer.json`; fractions in [0,1]."""
         return {
-            "schema": SCHEMA,
+            "schema": TRANSFER,
             "job": dict(self.job),
             "environment": dict(self.environment),
             "seconds": {name: dict(each) for name, each in self.seconds.items()},
@@ -224,9 +229,7 @@ class TransferRecord:
 
     def summary(self) -> str:
         """The matrix under both denominators as plain text."""
-        from robustkit.report.transfer import summary
-
-        return summary(self)
+        return transfer_text.summary(self)
 
     def _repr_html_(self) -> str:
         return f"<pre>{html.escape(self.summary())}</pre>"

@@ -24,8 +24,8 @@ from robustkit.records.folder import (
     write_table,
     write_text,
 )
-from robustkit.records.run import Columns
-from robustkit.records.transfer import SCHEMA, TransferRecord
+from robustkit.records.schema import TRANSFER, Columns
+from robustkit.records.transfer import TransferRecord
 
 RESULT = "transfer.json"
 _TABLES = ("samples", "attacks", "transfer")
@@ -47,7 +47,7 @@ class TransferFolder:
 
     def open(self, base: Mapping[str, Any], shard_size: int, *, fresh: bool) -> int:
         """Start or continue here; `base` is what every part shares. Returns the shard size that holds."""
-        held = RunFolder(self.path, SCHEMA, _FILES).open(base, {"shard_size": shard_size}, fresh=fresh)
+        held = RunFolder(self.path, TRANSFER, _FILES).open(base, {"shard_size": shard_size}, fresh=fresh)
         return int(held["shard_size"])
 
     def begin(self) -> None:
@@ -69,15 +69,17 @@ class TransferFolder:
     def _file(self, part: Part, identity: str, shard: int) -> Path:
         return self.path / JOURNAL / f"{part}-{identity[:24]}-{shard:05d}.npz"
 
-    def save(self, record: TransferRecord) -> None:
-        """Write the finished record; `transfer.json` last, so that its presence means the rest is there."""
-        from robustkit.report.transfer import csv_text, latex, markdown
+    def save(self, record: TransferRecord, pages: Mapping[str, str]) -> None:
+        """Write the finished record; `transfer.json` last, so that its presence means the rest is there.
 
+        Args:
+            record: what `load_transfer` will give.
+            pages: the text of each report to write beside it, by its name; see `robustkit.report.files.of_transfer`.
+        """
         for name in _TABLES:
             write_table(self.path / f"{name}.parquet", getattr(record, name))
-        write_text(self.path / "report.md", markdown(record))
-        write_text(self.path / "matrix.csv", csv_text(record))
-        write_text(self.path / "matrix.tex", latex(record))
+        for name, text in pages.items():
+            write_text(self.path / name, text)
         write_text(self.path / RESULT, dumps(record.to_json()))
 
 
@@ -92,7 +94,7 @@ def load_transfer(path: str | Path) -> TransferRecord:
         raise UsageError(f"no run folder at {folder}")
     if not (folder / RESULT).exists() and (folder / JOB).exists():
         raise UsageError(f"the run in {folder} is not finished; run its command again to continue it")
-    data = read_json(folder / RESULT, ("job", "environment", "seconds", "flags", "errors"), SCHEMA)
+    data = read_json(folder / RESULT, ("job", "environment", "seconds", "flags", "errors"), TRANSFER)
     return TransferRecord(
         job=data["job"],
         environment=data["environment"],

@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from robustkit.records.schema import ROBUST, WRONG, Columns
 from robustkit.stats import MeanShare, Proportion
 
 MEAN = 10  # fresh draws of the mean, beside those that vote
-Columns = Any
 
 
 def reevaluations(draws: int) -> int:
@@ -46,7 +46,7 @@ def worst_case(samples: Columns, attacks: Columns) -> Proportion:
     """The share of samples that no pass over a valid candidate, and no draw of the clean image, ever misclassified."""
     ever = set(attacks["index"][attacks["ever"].astype(bool)].tolist())
     rows = _rows(samples, "index", "status", "draws")
-    stood = [status == "ROBUST" and i not in ever and "1" not in clean for i, status, clean in rows]
+    stood = [status == ROBUST and i not in ever and "1" not in clean for i, status, clean in rows]
     return Proportion(sum(stood), len(stood))
 
 
@@ -63,7 +63,7 @@ def mean_accuracy(samples: Columns, attacks: Columns, draws: int, limit: float) 
     n = len(samples["index"])
     right = np.zeros(MEAN)
     for i, status, clean in _rows(samples, "index", "status", "draws"):
-        if status != "WRONG":
+        if status != WRONG:
             right += [c == "0" for c in strongest.get(i, clean)[draws:]]
     return MeanShare.of((right / n).tolist(), n)
 

@@ -2,8 +2,9 @@
 
 from robustkit.records.compare import Change, Comparison, Flip
 from robustkit.records.gate import Verdict
-from robustkit.records.run import ROBUST, RunRecord
-from robustkit.report.text import heading
+from robustkit.records.run import RunRecord
+from robustkit.records.schema import ROBUST
+from robustkit.records.text import heading
 
 SHOWN = 40
 

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from robustkit import spec
-from robustkit.records.run import BROKE, BROKEN, ROBUST, SURVIVED, UNKNOWN, WRONG, RunRecord
+from robustkit.records.run import RunRecord
+from robustkit.records.schema import BROKE, BROKEN, ROBUST, SURVIVED, UNKNOWN, WRONG
 from robustkit.stats import Proportion
 
 POINTS = 120  # of a curve over what is known of every sample: more than a chart can show

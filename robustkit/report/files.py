@@ -1,9 +1,11 @@
 """The report files of a stored run, sweep or transfer run: which there are, and what each is called."""
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Literal
 
 from robustkit.records.run import RunRecord
+from robustkit.records.sweep import Sweep, run_folder
 from robustkit.records.transfer import TransferRecord
 from robustkit.report import page, sweeps, tables, text, transfer
 
@@ -24,14 +26,14 @@ def of_run(record: RunRecord, formats: Sequence[Format] | None = None) -> Files:
     return {NAMES[format_]: makers[format_](record) for format_ in formats or _possible()}
 
 
-def of_sweep(
-    eps: Sequence[str], records: Sequence[RunRecord], folders: Sequence[str], formats: Sequence[Format] | None = None
-) -> Files:
-    """The text of each report file of a sweep; `folders` are where each run's own report lies, beside these.
+def of_sweep(sweep: Sweep, formats: Sequence[Format] | None = None) -> Files:
+    """The text of each report file of a sweep, which lies beside the folders of its runs.
 
     Raises:
         UsageError: as `of_run`.
     """
+    eps, records = sweep.eps, sweep.records
+    folders = [run_folder(Path(), place).name for place in range(len(records))]
     makers: Mapping[Format, Callable[[], str]] = {
         "html": lambda: page.sweep_page(eps, records, folders),
         "md": lambda: sweeps.markdown(eps, records),

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from robustkit.errors import UsageError
+from robustkit.records import sweep, text
 from robustkit.records.findings import NOT_AUDITED
 from robustkit.records.run import RunRecord
-from robustkit.report import facts, gallery, svg, sweeps, text
+from robustkit.records.schema import WRONG
+from robustkit.report import facts, gallery, svg
 from robustkit.report.again import command, ranges
 from robustkit.report.facts import Curve, LeftOut
 from robustkit.stats import Proportion
@@ -81,7 +83,7 @@ def sweep_page(eps: Sequence[str], records: Sequence[RunRecord], folders: Sequen
     worst = max(records, key=lambda record: ("valid", NOT_AUDITED, "suspect", "invalid").index(record.verdict))
     page = {
         **_head(worst),
-        "heading": sweeps.heading(first),
+        "heading": sweep.heading(first),
         "curve": _curve(found),
         "rows": rows,
         "command": command(first.job, ",".join(eps), audit=first.audit is not None),
@@ -155,7 +157,7 @@ def _waterfall(record: RunRecord) -> list[dict[str, Any]]:
              "attacked": "", "broken": "", "violated": ""}  # fmt: skip
     rows = [first]
     if record.carried:
-        share = Proportion(record.n - record.counts["WRONG"] - record.carried, record.n)
+        share = Proportion(record.n - record.counts[WRONG] - record.carried, record.n)
         rows.append({**first, "name": "smaller eps", "share": share, "bar": _bar(share), "broken": record.carried})
     for row in record.by_attack:
         rows.append(

@@ -3,15 +3,11 @@
 from collections.abc import Sequence
 
 from robustkit.records.run import RunRecord
+from robustkit.records.sweep import heading
+from robustkit.records.text import share
 from robustkit.report.tables import csv_line, latex_share, lines_as_csv
 from robustkit.report.tex import latex_table, tex
-from robustkit.report.text import cell, share
-
-
-def heading(first: RunRecord) -> str:
-    """What was attacked, with what; from one of the records."""
-    job = first.job
-    return f"{job['model']} on {job['data']} (n = {first.n}), {job['norm']}, {job['attack']}, seed {job['seed']}"
+from robustkit.report.text import cell
 
 
 def markdown(eps: Sequence[str], records: Sequence[RunRecord]) -> str:

@@ -5,9 +5,9 @@ import io
 from collections.abc import Iterable, Iterator
 
 from robustkit.records.run import RunRecord
+from robustkit.records.text import heading, labelled
 from robustkit.report import facts
 from robustkit.report.tex import latex_table, tex
-from robustkit.report.text import heading, labelled
 from robustkit.stats import MeanShare, Proportion
 
 HEAD = (

@@ -1,11 +1,13 @@
-"""A transfer record as plain text, Markdown, CSV, LaTeX and a heat map. The numbers come from the record's facts."""
+"""A transfer record as Markdown, CSV, LaTeX and a heat map. The numbers come from the record's facts."""
 
 import csv
 import io
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from robustkit.records.transfer import Cell, TransferRecord
+from robustkit.records.text import percent
+from robustkit.records.transfer import Cell, Of, TransferRecord
+from robustkit.records.transfer_text import WHITE_BOX, denominator, heading, unsettled
 from robustkit.report.plots import style
 from robustkit.report.tex import latex_table, tex
 from robustkit.report.text import cell as markdown_cell
@@ -13,76 +15,6 @@ from robustkit.stats import Proportion
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-Of = Literal["all", "correct"]
-WHITE_BOX = "*"
-
-
-def heading(record: TransferRecord) -> str:
-    """What was attacked, with what."""
-    job = record.job
-    target = f", target {job['target']}" if job["target"] else ""
-    data = job["data"].partition(":")[0]  # without options: a table that is published names no folder of somebody's
-    data = Path(data).name if data[:1] in (".", "/", "~") else data
-    return f"transfer on {data} (n = {record.n}), {job['norm']} eps {job['eps']:.6g}{target}, seed {job['seed']}"
-
-
-def denominator(record: TransferRecord, of: Of) -> str:
-    """What a success rate is a share of, in words."""
-    hit = f"decided as the target ({record.job['target']})" if record.job["target"] else "misclassified"
-    if of == "correct":
-        return f"Success rate of the images that the victim classifies correctly unattacked: the share {hit}."
-    also = "" if record.job["target"] else "; 1 − accuracy, so clean errors count"
-    return f"Success rate of all {record.n} images: the share {hit}{also}."
-
-
-def rate(found: Cell, of: Of) -> Proportion | None:
-    """A cell's success rate under one denominator."""
-    return found.of_all if of == "all" else found.of_correct
-
-
-def summary(record: TransferRecord) -> str:
-    """Both matrices and what the attacks took, as plain text."""
-    lines = [heading(record), "", "victims and surrogates, clean accuracy:"]
-    lines += [f"  {i:>2}  {name}  {share}" for i, (name, share) in enumerate(record.clean_accuracy.items(), start=1)]
-    for of in ("all", "correct"):
-        lines += ["", f"{denominator(record, of)} In percent.", *_matrix(record, of)]
-    lines += ["", "passes through surrogates, forward and backward, an image:", *_costs(record)]
-    lines += ["", f"95 % Wilson intervals; {WHITE_BOX} white-box: the victim is one of the surrogates"]
-    lines += [f"note: {flag['message']}" for flag in record.flags]
-    lines += [f"not established: {text}" for text in _unsettled(record)]
-    return "\n".join(lines)
-
-
-def _matrix(record: TransferRecord, of: Of) -> list[str]:
-    heads = ["", *(str(i) for i in range(1, len(record.columns) + 1))]
-    rows = [
-        [" · ".join(row), *(_plain(record.cells[(*row, name)], of) for name in record.columns)] for row in record.rows
-    ]
-    widths = [max(len(line[i]) for line in [heads, *rows]) for i in range(len(heads))]
-    return [
-        "  ".join([line[0].ljust(widths[0]), *(text.rjust(w) for text, w in zip(line[1:], widths[1:], strict=True))])
-        for line in [heads, *rows]
-    ]
-
-
-def _plain(found: Cell, of: Of) -> str:
-    value = rate(found, of)
-    if value is None:
-        return "–"
-    text = f"{100 * float(value):.1f} [{100 * value.low:.1f}, {100 * value.high:.1f}]"
-    return text + (WHITE_BOX if found.white_box else " ")
-
-
-def _costs(record: TransferRecord) -> list[str]:
-    return [
-        f"  {surrogates} · {attack}: {cost.forwards:.1f} and {cost.backwards:.1f}, {cost.seconds:.1f} s"
-        for (surrogates, attack), cost in record.costs.items()
-    ]
-
-
-def _unsettled(record: TransferRecord) -> list[str]:
-    return [f"{c.surrogates} · {c.attack} on {c.victim}: {c.why}" for c in record.cells.values() if c.why]
 
 
 def markdown(record: TransferRecord) -> str:
@@ -99,7 +31,7 @@ def markdown(record: TransferRecord) -> str:
     ]
     head = "| surrogates | attack | forwards an image | backwards an image | seconds |\n|---|---|---|---|---|\n"
     parts.append(head + "\n".join(costs))
-    notes = [flag["message"] for flag in record.flags] + [f"not established: {text}" for text in _unsettled(record)]
+    notes = [flag["message"] for flag in record.flags] + [f"not established: {text}" for text in unsettled(record)]
     if notes:
         parts.append("\n".join(f"- {markdown_cell(text)}" for text in notes))
     facts = {
@@ -119,16 +51,12 @@ def table(record: TransferRecord, of: Of) -> str:
     lines = [f"| surrogates | attack | {' | '.join(names)} |", "|---|---|" + "---:|" * len(names)]
     if of == "all" and not record.job["target"]:
         errors = [Proportion(share.n - share.k, share.n) for share in record.clean_accuracy.values()]
-        lines.append("| | none (clean error) | " + " | ".join(_interval(value) for value in errors) + " |")
+        lines.append("| | none (clean error) | " + " | ".join(percent(value) for value in errors) + " |")
     for row in record.rows:
         cells = [record.cells[(*row, name)] for name in record.columns]
-        texts = [_interval(rate(found, of)) + ("\\*" if found.white_box else "") for found in cells]
+        texts = [percent(found.rate(of)) + ("\\*" if found.white_box else "") for found in cells]
         lines.append(f"| {markdown_cell(row[0])} | {markdown_cell(row[1])} | {' | '.join(texts)} |")
     return "\n".join(lines)
-
-
-def _interval(value: Proportion | None) -> str:
-    return "–" if value is None else f"{100 * float(value):.1f} [{100 * value.low:.1f}, {100 * value.high:.1f}]"
 
 
 def csv_text(record: TransferRecord) -> str:
@@ -167,7 +95,7 @@ def _latex_table(record: TransferRecord, of: Of) -> str:
 
 
 def _latex_cell(found: Cell, of: Of) -> str:
-    value = rate(found, of)
+    value = found.rate(of)
     if value is None:
         return "--"
     mark = "$^{*}$" if found.white_box else ""
@@ -191,7 +119,7 @@ def heatmap_figure(record: TransferRecord, of: Of = "all", inches: float | None 
 
     rows, columns = record.rows, record.columns
     cells = [[record.cells[(*row, name)] for name in columns] for row in rows]
-    values = [[_percent(rate(found, of)) for found in line] for line in cells]
+    values = [[_percent(found.rate(of)) for found in line] for line in cells]
     figure = Figure(figsize=(inches or 3.5 + 0.75 * len(columns), 2.5 + 0.32 * len(rows)), layout="constrained")
     axes = figure.add_subplot()
     axes.grid(visible=False)
@@ -200,7 +128,7 @@ def heatmap_figure(record: TransferRecord, of: Of = "all", inches: float | None 
     axes.set_yticks(range(len(rows)), [" · ".join(row) for row in rows])
     for i, line in enumerate(cells):
         for j, found in enumerate(line):
-            known = rate(found, of) is not None
+            known = found.rate(of) is not None
             text = f"{values[i][j]:.0f}{WHITE_BOX if found.white_box else ''}" if known else "–"
             colour = "white" if known and values[i][j] < 60 else "black"
             axes.text(j, i, text, ha="center", va="center", size=8, color=colour)

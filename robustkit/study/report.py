@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from robustkit.records.folder import write_text
+from robustkit.records.schema import ROBUST, WRONG
+from robustkit.records.text import percent
 from robustkit.report.tex import latex_table, tex
 from robustkit.report.text import cell as safe
 from robustkit.spec import Spec, parse
@@ -14,7 +16,7 @@ from robustkit.stats import Proportion
 from robustkit.study import figures, transfers
 from robustkit.study.plan import NO_DEFENSE, Study
 from robustkit.study.results import Results, share
-from robustkit.study.tables import ALL, LEVEL, Column, Entry, Mark, Subject, Tables
+from robustkit.study.tables import ALL, LEVEL, Column, Entry, Subject, Tables, latex_cell
 
 AS_GOOD, DOUBTED = "†", "‡"
 LEGEND = (
@@ -60,11 +62,6 @@ def clean_of(tables: Tables, subject: Subject, columns: Sequence[Column]) -> Pro
     entries = [tables.entries.get((subject, column)) for column in columns]
     found = [entry.clean for entry in entries if entry is not None and entry.clean is not None]
     return min(found, key=float, default=None)
-
-
-def percent(value: Proportion | None) -> str:
-    """A share with its interval, without its mark."""
-    return "–" if value is None else f"{100 * float(value):.1f} [{100 * value.low:.1f}, {100 * value.high:.1f}]"
 
 
 def markdown(tables: Tables, drawn: Sequence[str]) -> str:
@@ -206,8 +203,8 @@ def rows(tables: Tables) -> Iterator[dict[str, Any]]:
                "seconds": sum(run.seconds for run in entry.runs), "why_none": entry.why}  # fmt: skip
         for run in entry.runs if column.attack != ALL else ():
             why = run.undecided or run.unknown_because
-            robust = None if why else share(run.status == "ROBUST")
-            yield {**first, "seed": run.job["seed"], **_numbers(share(run.status != "WRONG"), robust),
+            robust = None if why else share(run.status == ROBUST)
+            yield {**first, "seed": run.job["seed"], **_numbers(share(run.status != WRONG), robust),
                    "verdict": run.verdict, "forwards": run.forwards, "backwards": run.backwards,
                    "seconds": run.seconds, "why_none": why}  # fmt: skip
 
@@ -263,16 +260,6 @@ def _latex_table(tables: Tables, block: Block) -> str:
     ) + f"a dagger: not significantly worse (exact paired test, Holm-corrected, p at least {LEVEL}); two: doubted."
     heads = ["", "clean", *(tex(head) for head in block.heads)]
     return latex_table(caption, f"l{'r' * (len(heads) - 1)}", heads, body)
-
-
-def latex_cell(value: Proportion | None, mark: Mark | None, *, doubted: bool = False) -> str:
-    """A share with its interval and its mark."""
-    if value is None:
-        return "--"
-    number = f"{100 * float(value):.1f}"
-    number = rf"\textbf{{{number}}}" if mark and mark.best else number
-    dagger = r"$^{\ddagger}$" if doubted else r"$^{\dagger}$" if mark and mark.as_good else ""
-    return rf"{number}{dagger} {{\scriptsize[{100 * value.low:.1f}, {100 * value.high:.1f}]}}"
 
 
 def summary(results: Results) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 from robustkit.errors import UsageError
 from robustkit.records.folder import dumps, load_run, read_json, write_text
 from robustkit.records.run import RunRecord
+from robustkit.records.schema import BROKEN, UNKNOWN, WRONG
 from robustkit.records.transfer import TransferRecord
 from robustkit.records.transfer_folder import load_transfer
 from robustkit.spec import canonical
@@ -156,8 +157,8 @@ def combined(runs: Sequence[Facts]) -> tuple[np.ndarray | None, np.ndarray | Non
         if not (np.array_equal(run.index, first.index) and np.array_equal(run.sha256, first.sha256)):
             return None, None, "the runs are not on the same images"
     status = np.stack([run.status for run in runs])
-    wrong, broken = (status == "WRONG").any(0), (status == "BROKEN").any(0)
-    unknown = int(((status == "UNKNOWN").any(0) & ~wrong & ~broken).sum())
+    wrong, broken = (status == WRONG).any(0), (status == BROKEN).any(0)
+    unknown = int(((status == UNKNOWN).any(0) & ~wrong & ~broken).sum())
     why = f"{unknown} of {len(wrong)} samples are UNKNOWN" if unknown else ""
     if unknown and (because := [run.unknown_because for run in runs if run.unknown_because]):
         why = because[0] if len(runs) == 1 else f"{why} ({because[0]})"

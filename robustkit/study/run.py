@@ -9,8 +9,8 @@ import torch
 from robustkit.errors import RobustkitError
 from robustkit.evaluation import evaluate
 from robustkit.records.run import RunRecord
+from robustkit.records.text import share
 from robustkit.records.transfer import TransferRecord
-from robustkit.report.text import share
 from robustkit.spec import Job
 from robustkit.study import report
 from robustkit.study.check import check

@@ -13,6 +13,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from robustkit.records.compare import Change
+from robustkit.records.schema import ROBUST
 from robustkit.stats import Proportion
 from robustkit.study.plan import NO_DEFENSE, Cell
 from robustkit.study.results import Facts, Results, combined, share
@@ -70,6 +71,16 @@ class Entry(NamedTuple):
     def doubted(self) -> bool:
         """Whether the audit of a run behind it says that the number cannot be relied on."""
         return any(run.warning for run in self.runs)
+
+
+def latex_cell(value: Proportion | None, mark: Mark | None, *, doubted: bool = False) -> str:
+    """A share with its interval and its mark."""
+    if value is None:
+        return "--"
+    number = f"{100 * float(value):.1f}"
+    number = rf"\textbf{{{number}}}" if mark and mark.best else number
+    dagger = r"$^{\ddagger}$" if doubted else r"$^{\dagger}$" if mark and mark.as_good else ""
+    return rf"{number}{dagger} {{\scriptsize[{100 * value.low:.1f}, {100 * value.high:.1f}]}}"
 
 
 def marks(column: Mapping[Row, np.ndarray]) -> dict[Row, Mark]:
@@ -157,9 +168,7 @@ class Tables:
         if why:
             robust = None
         one = {cell.attack for cell in cells}
-        by_seed = (
-            tuple(float(share(r.status == "ROBUST")) for r in runs) if len(one) == 1 and robust is not None else ()
-        )
+        by_seed = tuple(float(share(r.status == ROBUST)) for r in runs) if len(one) == 1 and robust is not None else ()
         clean = share(right) if right is not None else None
         return Entry(share(robust) if robust is not None else None, clean, by_seed, why, None, tuple(runs)), robust
 

@@ -4,12 +4,13 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from robustkit.records.text import percent
 from robustkit.records.transfer import SUCCESS, TransferRecord
+from robustkit.records.transfer_text import WHITE_BOX, denominator
 from robustkit.report.tex import latex_table, tex
 from robustkit.report.text import cell as safe
-from robustkit.report.transfer import WHITE_BOX, denominator
 from robustkit.study.results import Results
-from robustkit.study.tables import Mark, marks
+from robustkit.study.tables import Mark, latex_cell, marks
 
 Row = tuple[str, str]
 
@@ -38,8 +39,6 @@ def markdown(results: Results) -> list[str]:
 
 def latex(results: Results) -> list[str]:
     """The tables of `tables.tex` that are about transfer."""
-    from robustkit.study.report import latex_cell
-
     tables = []
     for cell, record in results.transfers.items():
         found = _marks(record)
@@ -87,7 +86,8 @@ def _cell(record: TransferRecord, row: Row, name: str, found: Mapping[Row, Mark]
     cell = record.cells[(*row, name)]
     if cell.of_all is None:
         return "–"
-    number, mark = f"{100 * float(cell.of_all):.1f}", found.get(row)
+    (number, interval), mark = percent(cell.of_all).split(" ", 1), found.get(row)
     number = f"**{number}**" if mark and mark.best else number
-    text = f"{number} [{100 * cell.of_all.low:.1f}, {100 * cell.of_all.high:.1f}]"
-    return text + (f"\\{WHITE_BOX}" if cell.white_box else "") + (" †" if mark and mark.as_good else "")
+    return (
+        f"{number} {interval}" + (f"\\{WHITE_BOX}" if cell.white_box else "") + (" †" if mark and mark.as_good else "")
+    )

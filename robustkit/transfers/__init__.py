@@ -17,6 +17,7 @@ from robustkit.errors import UsageError
 from robustkit.models.examination import check_labels, lent
 from robustkit.records.transfer import TransferRecord
 from robustkit.records.transfer_folder import TransferFolder
+from robustkit.report import files
 from robustkit.transfers import assemble, events, plan
 from robustkit.transfers.run import Run
 
@@ -144,7 +145,7 @@ def transfer(
             folder=str(path) if path else None,
         )
     if folder is not None:
-        folder.save(record)
+        folder.save(record, files.of_transfer(record))
     tell(events.Finished(str(path) if path else None))
     return record
 

@@ -4,7 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from robustkit.records.transfer import CLEAN, RESISTED, SUCCESS, VIOLATED
+from robustkit.records.schema import VIOLATED
+from robustkit.records.transfer import CLEAN, RESISTED, SUCCESS
 from robustkit.transfers.run import UNDECIDED, Run
 
 Table = dict[str, np.ndarray]

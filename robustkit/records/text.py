@@ -1,0 +1,75 @@
+"""A run's record as plain text, and the words that every report of it shares."""
+
+from typing import TYPE_CHECKING
+
+from robustkit.records.votes import MEAN
+from robustkit.stats import MeanShare, Proportion
+
+if TYPE_CHECKING:
+    from robustkit.records.run import RunRecord
+
+
+def share(value: Proportion | MeanShare | None) -> str:
+    """A share with its interval, or what stands for a missing one."""
+    return str(value) if value is not None else "not established"
+
+
+def percent(value: Proportion | None) -> str:
+    """A share with its interval as a table has them, in percent and without a sign."""
+    return "–" if value is None else f"{100 * float(value):.1f} [{100 * value.low:.1f}, {100 * value.high:.1f}]"
+
+
+def heading(record: "RunRecord") -> str:
+    """What was attacked, with what."""
+    job = record.job
+    target = f", target {job['target']}" if job["target"] else ""
+    return (
+        f"{job['model']} on {job['data']} (n = {record.n}), {job['norm']} eps {job['eps']:.6g}, "
+        f"{job['attack']}{target}, seed {job['seed']}"
+    )
+
+
+def summary(record: "RunRecord") -> str:
+    """The result in a few lines."""
+    lines = [heading(record), f"clean accuracy   {share(record.clean_accuracy)}"]
+    for row in record.by_attack:
+        violated = f", {row.violated} violated" if row.violated else ""
+        lines.append(
+            f"  {row.name:<28} broke {row.broken} of {row.attacked}{violated}; {row.forwards} forwards, "
+            f"{row.backwards} backwards, {row.seconds:.1f} s"
+        )
+    lines.append(f"robust accuracy  {share(record.robust_accuracy)}")
+    lines += [f"  {line}" for line in warning(record)]
+    if record.why_no_robust_accuracy:
+        lines.append(f"  because {record.why_no_robust_accuracy}")
+    lines += [f"  {label:<34} {share(value)}" for label, value in labelled(record)]
+    if record.quantized_robust_accuracy is not None:
+        lines.append(f"  after rounding to {record.job['quantize']}: {share(record.quantized_robust_accuracy)}")
+    lines.append(f"95 % Wilson intervals; {audited(record)}")
+    lines += [f"note: {flag['message']}" for flag in record.flags]
+    lines += [f"error: {e['attack']}: {e['message']} ({len(e['indices'])} samples)" for e in record.errors]
+    return "\n".join(lines)
+
+
+def audited(record: "RunRecord") -> str:
+    """What an audit says, in words."""
+    return f"audit: {record.verdict}" if record.audit else "not audited for gradient masking"
+
+
+def warning(record: "RunRecord") -> list[str]:
+    """The lines that stand under a robust accuracy which an audit doubts: the verdict, then each reason."""
+    if not record.warning or record.audit is None:
+        return []
+    return [f"{record.verdict.upper()}: do not rely on this number", *(f"- {text}" for text in record.audit["reasons"])]
+
+
+def labelled(record: "RunRecord") -> list[tuple[str, Proportion | MeanShare]]:
+    """The accuracies of a randomised model, each with its name, the headline's first; nothing of any other."""
+    if not record.draws:
+        return []
+    found = [
+        (f"majority vote of {record.draws} fresh draws", record.robust_accuracy),
+        (f"mean ± std of {MEAN} fresh draws", record.mean_accuracy),
+        ("worst case over all passes", record.worst_case_accuracy),
+    ]
+    return [(label, value) for label, value in found if value is not None]

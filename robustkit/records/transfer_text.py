@@ -1,0 +1,71 @@
+"""A transfer record as plain text, and the words that every report of it shares."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from robustkit.records.text import percent
+
+if TYPE_CHECKING:
+    from robustkit.records.transfer import Cell, Of, TransferRecord
+
+WHITE_BOX = "*"
+
+
+def heading(record: "TransferRecord") -> str:
+    """What was attacked, with what."""
+    job = record.job
+    target = f", target {job['target']}" if job["target"] else ""
+    data = job["data"].partition(":")[0]  # without options: a table that is published names no folder of somebody's
+    data = Path(data).name if data[:1] in (".", "/", "~") else data
+    return f"transfer on {data} (n = {record.n}), {job['norm']} eps {job['eps']:.6g}{target}, seed {job['seed']}"
+
+
+def denominator(record: "TransferRecord", of: "Of") -> str:
+    """What a success rate is a share of, in words."""
+    hit = f"decided as the target ({record.job['target']})" if record.job["target"] else "misclassified"
+    if of == "correct":
+        return f"Success rate of the images that the victim classifies correctly unattacked: the share {hit}."
+    also = "" if record.job["target"] else "; 1 − accuracy, so clean errors count"
+    return f"Success rate of all {record.n} images: the share {hit}{also}."
+
+
+def summary(record: "TransferRecord") -> str:
+    """Both matrices and what the attacks took, as plain text."""
+    lines = [heading(record), "", "victims and surrogates, clean accuracy:"]
+    lines += [f"  {i:>2}  {name}  {share}" for i, (name, share) in enumerate(record.clean_accuracy.items(), start=1)]
+    for of in ("all", "correct"):
+        lines += ["", f"{denominator(record, of)} In percent.", *_matrix(record, of)]
+    lines += ["", "passes through surrogates, forward and backward, an image:", *_costs(record)]
+    lines += ["", f"95 % Wilson intervals; {WHITE_BOX} white-box: the victim is one of the surrogates"]
+    lines += [f"note: {flag['message']}" for flag in record.flags]
+    lines += [f"not established: {text}" for text in unsettled(record)]
+    return "\n".join(lines)
+
+
+def _matrix(record: "TransferRecord", of: "Of") -> list[str]:
+    heads = ["", *(str(i) for i in range(1, len(record.columns) + 1))]
+    rows = [
+        [" · ".join(row), *(_plain(record.cells[(*row, name)], of) for name in record.columns)] for row in record.rows
+    ]
+    widths = [max(len(line[i]) for line in [heads, *rows]) for i in range(len(heads))]
+    return [
+        "  ".join([line[0].ljust(widths[0]), *(text.rjust(w) for text, w in zip(line[1:], widths[1:], strict=True))])
+        for line in [heads, *rows]
+    ]
+
+
+def _plain(found: "Cell", of: "Of") -> str:
+    value = found.rate(of)
+    return percent(value) + ("" if value is None else WHITE_BOX if found.white_box else " ")
+
+
+def _costs(record: "TransferRecord") -> list[str]:
+    return [
+        f"  {surrogates} · {attack}: {cost.forwards:.1f} and {cost.backwards:.1f}, {cost.seconds:.1f} s"
+        for (surrogates, attack), cost in record.costs.items()
+    ]
+
+
+def unsettled(record: "TransferRecord") -> list[str]:
+    """The cells that have no success rate, each with the reason."""
+    return [f"{c.surrogates} · {c.attack} on {c.victim}: {c.why}" for c in record.cells.values() if c.why]
