@@ -23,6 +23,7 @@ from typing import Any, Literal
 from robustkit.errors import UsageError
 
 DEFAULT_EPS = {"linf": "8/255", "l2": "0.5", "l1": "12", "l0": "10"}  # RobustBench's, and 10 pixels
+STREAMS = 2  # random numbers by (seed, place in the list, stream, sample); 1, in old records: the attack's whole name
 DEFAULT_DRAWS = 10  # that vote on a sample of a randomised model
 _CLOSING = {"(": ")", "[": "]"}
 
@@ -242,7 +243,7 @@ class Job:
     `carried` is the identity of the run at a smaller eps whose broken samples count as broken here, or empty. `draws`
     is how many vote on a sample of a randomised model; 0 of any other. `defense` names what stands before the model,
     `noisy_sha256` is the probe images' answer of a randomised model under fixed noise, `gradient_signs` where the
-    gradients point there.
+    gradients point there. `streams` is how random numbers are keyed, see `STREAMS`.
 
     The batch size, the shard size and the folder are not part of it, since they change nothing.
     """
@@ -272,6 +273,7 @@ class Job:
     defense: str = ""
     noisy_sha256: str = ""
     gradient_signs: str = ""
+    streams: int = STREAMS
 
     def to_json(self) -> dict[str, Any]:
         """As JSON data, with its own hash under `id`."""

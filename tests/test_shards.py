@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 from robustkit import UsageError, evaluate
 from robustkit.datasets import resolve
 from robustkit.datasets.choice import choose_samples
-from robustkit.engine.measure import begin, bench_of, rebuilt
+from robustkit.engine.measure import begin, bench_of, measure, rebuilt
 from robustkit.engine.request import Execution, Request, threat_of
 from robustkit.engine.shard import CLEAN, attack_shard, attack_shards
 from robustkit.engine.units import Units
@@ -175,3 +176,46 @@ def test_what_a_finished_run_left_undecided_is_tried_again(tmp_path):
     again = run()
     assert again.unknown == 0
     assert again.errors == []
+
+
+@pytest.mark.parametrize(
+    ("attack", "norm", "eps"),
+    [
+        ("pgd:steps=1,restarts={}", "linf", 0.15),
+        ("apgd:steps=4,restarts={}", "linf", 0.15),
+        ("apgd:loss=dlr-targeted,targets=3,steps=4,restarts={}", "l2", 1.2),
+        ("apgd:steps=4,restarts={}", "l1", 6),
+        ("square:queries=15,restarts={}", "linf", 0.15),
+        ("fab:steps=3,targets=2,restarts={}", "l2", 1.2),
+    ],
+)
+def test_more_restarts_break_all_that_fewer_break(opened, attack, norm, eps):
+    def broken(restarts):
+        record = measure(opened, Request(attack.format(restarts), threat_of(norm, eps), "digits"))
+        return set(record.samples["index"][record.samples["status"] == "BROKEN"].tolist())
+
+    one, more = broken(1), broken(4)
+    assert one < more, "the eps must leave something to break"
+
+
+def test_two_places_with_one_attack_draw_independent_numbers_and_one_place_the_same_whatever_it_spends(opened):
+    drawn = {}
+
+    @dataclass(frozen=True)
+    class Draws(toys._Settings):
+        steps: int = 1
+        loss: str = "ce"
+
+        def __call__(self, case):
+            drawn[self.steps, self.loss] = case.draws.uniform((3,))
+            return case.x
+
+    def ask(*attacks):
+        drawn.clear()
+        measure(opened.on(opened.samples.at(range(8))), Request(list(attacks), threat_of("linf", 0.1), "digits"))
+        return dict(drawn)
+
+    together, alone = ask(Draws(1), Draws(2), Draws(1, "dlr")), ask(Draws(7))
+    assert torch.equal(together[1, "ce"], alone[7, "ce"])
+    assert not (together[1, "ce"] == together[2, "ce"]).any()
+    assert not (together[1, "ce"] == together[1, "dlr"]).any()

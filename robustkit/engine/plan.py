@@ -4,7 +4,9 @@ import hashlib
 import importlib.metadata
 import platform
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,11 +36,23 @@ DECIDING = (
 )  # the harness's part in a number
 
 
+# Options that say how much is spent, by the names that attacks of ours and of other libraries give them.
+BUDGETS = frozenset({
+    "budget", "eot", "iterations", "max_iterations", "n_iter", "n_queries", "n_restarts", "pairs", "queries",
+    "restarts", "searches", "steps", "targets",
+})  # fmt: skip
+
+
 class Named(NamedTuple):
-    """An attack and its name: the spec that makes it again."""
+    """An attack, its name, and its place, which its random numbers are keyed by.
+
+    The name is the spec that makes it again. The place is the name without what only says how much is spent, so that a
+    larger budget begins with a smaller one's numbers; where a list has it more than once, also which of them it is.
+    """
 
     name: str
     attack: Attack
+    place: str = ""
 
 
 class Plan(NamedTuple):
@@ -120,6 +134,7 @@ def resolve_attacks(attack: Any, threat: ThreatModel, facts: ModelFacts) -> list
         UsageError: for an unknown name or option, a norm an attack does not work in, or one attack named twice.
     """
     named: list[Named] = []
+    places: Counter[str] = Counter()
     for item in _settings(attack):
         members = item.attacks(threat, facts) if isinstance(item, Suite) else [item]
         for member in members:
@@ -130,10 +145,18 @@ def resolve_attacks(attack: Any, threat: ThreatModel, facts: ModelFacts) -> list
                 )
             if any(name == other.name for other in named):
                 raise UsageError(f"the attack {name} is named twice")
-            named.append(Named(name, member))
+            place = without_budget(name)
+            places[place] += 1
+            named.append(Named(name, member, f"{place} #{places[place]}"))
     if not named:
         raise UsageError("no attack was named; try autoattack")
     return named
+
+
+def without_budget(name: str) -> str:
+    """An attack's name without the options that only say how much is spent: `apgd:loss=margin` of so many steps."""
+    parsed = spec.parse(name)
+    return str(replace(parsed, options={key: text for key, text in parsed.options.items() if key not in BUDGETS}))
 
 
 def check_attack(attack: Any) -> None:
@@ -238,7 +261,7 @@ def targets_for(target: str, y: Labels, logits: Tensor, indices: Tensor, seed: i
 def source_hashes(attacks: Sequence[Named], defenses: Sequence[defended.Named] = ()) -> dict[str, str]:
     """sha256 of the code behind each attack and defense (all of its package) and of what judges; empty if no file."""
     found = {"robustkit": package_sha256("robustkit", DECIDING)}
-    for name, attack in attacks:
+    for name, attack, _ in attacks:
         inner = attack.attack if isinstance(attack, Expected) else attack
         found[name] = package_sha256(type(inner).__module__.partition(".")[0])
         if isinstance(inner, ForeignAttack):

@@ -256,20 +256,20 @@ def _batch(
     bench: Bench, named: Named, indices: Tensor, x: Images, y: Labels, target: Labels | None, watch: Progress
 ) -> Facts:
     """Attack one batch and judge what comes back: a crash, a cheat or a lie of the attack is a fact about it."""
-    name, attack = named
+    _, attack, place = named
     first, subject = int(indices[0]), bench.opened.subject
-    judge = bench.judge(x, y, target, attack.goal, name, first)
+    judge = bench.judge(x, y, target, attack.goal, place, first)
     counts = Counts(len(x), x.device)
     counts.on_call = watch.guard.watching(lambda: watch.at_work(counts, judge))
     everyone = torch.arange(len(x), device=x.device)
     facts = subject.facts
     # What an attack is lent is a copy: nothing that it writes to is read again.
     oracle = ModelOracle(
-        bench.network(name, first), counts, everyone.clone(), facts.classes, facts.randomised, facts.differentiable,
+        bench.network(place, first), counts, everyone.clone(), facts.classes, facts.randomised, facts.differentiable,
         watch=judge.saw if isinstance(judge, VotingJudge) else None,
     )  # fmt: skip
     lent = judge.lent()
-    draws = SampleDraws(key_of(bench.seed, name), indices.clone())
+    draws = SampleDraws(key_of(bench.seed, place), indices.clone())
     try:
         adv = attack(Case(oracle, *lent, replace(bench.threat), draws, judge.submit, everyone.clone()))
         rows = ~judge.broken if attack.goal == "bounded" else torch.ones_like(judge.broken)
@@ -289,10 +289,10 @@ def _batch(
         judge.revoke("changed the model")
         restore(subject.reference.module, bench.opened.weights)
     elif isinstance(judge, VotingJudge):
-        judge.settle(lambda draw: bench.network("vote", name, first, draw))
+        judge.settle(lambda draw: bench.network("vote", place, first, draw))
     else:
         judge.confirm_again()
-    return _facts(bench, judge, counts, _quantized(bench, judge, name, first))
+    return _facts(bench, judge, counts, _quantized(bench, judge, place, first))
 
 
 def _facts(bench: Bench, judge: Judge, counts: Counts, quantized: Tensor) -> Facts:
@@ -317,17 +317,17 @@ def _facts(bench: Bench, judge: Judge, counts: Counts, quantized: Tensor) -> Fac
     return found
 
 
-def _quantized(bench: Bench, judge: Judge, name: str, first: int) -> Tensor:
+def _quantized(bench: Bench, judge: Judge, place: str, first: int) -> Tensor:
     """The outcome after rounding each adversarial to the asked grid; an image that leaves the ball is no break."""
     outcome = torch.full_like(judge.y, SURVIVED)
     at = judge.broken.nonzero()[:, 0]
     if bench.quantize and len(at):
         rounded = (judge.adv[at] * 255).round() / 255
         target = None if judge.target is None else judge.target[at]
-        again = bench.judge(judge.x[at], judge.y[at], target, "minimal", "rounded", name, first)
+        again = bench.judge(judge.x[at], judge.y[at], target, "minimal", "rounded", place, first)
         again.submit(torch.arange(len(at), device=at.device), rounded)
         if isinstance(again, VotingJudge):
-            again.settle(lambda draw: bench.network("rounded vote", name, first, draw))
+            again.settle(lambda draw: bench.network("rounded vote", place, first, draw))
         outcome[at[again.broken]] = BROKEN
     return outcome
 

@@ -149,7 +149,7 @@ def parse_attacks(attacks: Any, threat: ThreatModel) -> list[Labelled]:
         if isinstance(item, Suite) and not isinstance(item, Attack):
             raise UsageError(f"{type(item).__name__} is a suite, which goes on where an attack failed; name one attack")
     named = resolve_attacks(settings, threat, ModelFacts(2, False, True, 0, ()))
-    found = [Labelled(label or name, name, attack) for (label, _), (name, attack) in zip(given, named, strict=True)]
+    found = [Labelled(label or one.name, one.name, one.attack) for (label, _), one in zip(given, named, strict=True)]
     for place, (label, name, attack) in enumerate(found):
         if label in [other.label for other in found[:place]]:
             raise UsageError(f"two attacks are labelled {label!r}")
