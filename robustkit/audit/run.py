@@ -1,6 +1,5 @@
 """The audit itself: measures on some samples, attacks them in ways that must agree with each other, and judges."""
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from robustkit import datasets, events, spec
-from robustkit.api import Attack, Dataset, Defense, Expected, Images, ThreatModel
+from robustkit.api import Attack, Dataset, Defense, Expected, Images, Norm, ThreatModel
 from robustkit.audit import gradients, rules, standins
 from robustkit.audit.chain import RANDOMISED, Chain, Settings
 from robustkit.audit.noise import RandomNoise
@@ -19,15 +18,16 @@ from robustkit.engine import plan
 from robustkit.engine.costs import cost_of, predict
 from robustkit.engine.plan import Named
 from robustkit.errors import UsageError
-from robustkit.models import defended, sources
+from robustkit.models import capabilities, defended, sources
 from robustkit.models.examination import Subject, as_module, check_labels, examine, lent, snapshot
 from robustkit.models.opening import choose_device
 from robustkit.models.sources.evaluating import evaluating
+from robustkit.numerics import norms
 from robustkit.records.findings import Audit, Check
 from robustkit.records.run import BROKEN, INSUFFICIENT, ROBUST, UNKNOWN, WRONG, RunRecord
 from robustkit.stats import Proportion
 
-NORMS = ("linf", "l2", "l1")
+NORMS = tuple(name for name in norms.NORMS if norms.NORMS[name].dual)  # those with gradient steps to compare
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ def audit(
     data: str | Dataset | tuple[Any, Any],
     *,
     defense: str | Defense | Sequence[str | Defense] = (),
-    norm: Literal["linf", "l2", "l1"] = "linf",
+    norm: Norm = "linf",
     eps: float | str | None = None,
     seed: int = 0,
     n: int | None = None,
@@ -164,7 +164,7 @@ class _Audit:
         after = snapshot(self.module)
         changes = any(not torch.equal(value, after[name]) for name, value in weights.items())
         state = rules.state(training=training, changes=changes)
-        declared = bool(getattr(self.module, "randomised", False))
+        declared = capabilities.randomised(self.module)
         noise = rules.randomness(randomised=facts.randomised, declared=declared, repeatable=bool(subject.noisy_sha256))
         yield state
         yield noise
@@ -181,8 +181,7 @@ class _Audit:
     def _stand_ins(self, subject: Subject, x: Images, settings: Settings) -> dict[str, nn.Module]:
         """What the audit may attack in the model's place, besides what the model declares."""
         q, network = self.question, subject.reference
-        offered = getattr(self.module, "members", None)
-        members = {id(member) for member in offered()} if callable(offered) else set()
+        members = {id(member) for member in capabilities.members(self.module)}
         some = network.tiles(x[: network.tile])[0]
         names = [
             name
@@ -191,8 +190,7 @@ class _Audit:
         ]
         found: dict[str, nn.Module] = {f"inside {name}": standins.Inside(self.module, name).eval() for name in names}
         if subject.facts.differentiable and not network.probabilities:
-            size = x[0].numel()
-            scale = {"linf": 1.0, "l2": math.sqrt(size), "l1": float(size)}[q.threat.norm]
+            scale = norms.widest(x.shape[1:], q.threat.norm)
             found["smoothed"] = standins.Smoothed(self.module, q.threat.eps / scale / 2, settings.copies).eval()
         return found
 
@@ -302,8 +300,7 @@ class _Audit:
     def _radii(self) -> list[float]:
         """Twice the radius, and again, up to one that holds every image."""
         threat = self.question.threat
-        size = math.prod(self.dataset.batch(self.indices[:1])[0].shape[1:])
-        top = {"linf": 1.0, "l2": math.sqrt(size), "l1": float(size)}[threat.norm]
+        top = norms.widest(self.dataset.batch(self.indices[:1])[0].shape[1:], threat.norm)
         found = [threat.eps * 2**k for k in range(1, 12)]
         return [radius for radius in found if radius < top] + [top]
 
