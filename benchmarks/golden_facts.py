@@ -28,9 +28,11 @@ class Cheat:
     norms, goal, access = frozenset({"linf"}), "bounded", "white-box"
 
     def cost(self, classes: int) -> tuple[int, int]:
+        """One pass."""
         return (1, 0)
 
     def __call__(self, case: Any) -> Any:
+        """Random images, some of them outside."""
         adv = case.threat.sample(case.x, case.draws)
         third = case.draws.uniform((1,))[:, 0] < 1 / 3
         return torch.where(third[:, None, None, None], 1 - case.x, adv)
@@ -42,6 +44,7 @@ class Sampled(Cheat):
     norms = frozenset({"linf", "l2", "l1", "l0"})
 
     def __call__(self, case: Any) -> Any:
+        """The last of them; the judge keeps the best."""
         for stream in range(8):
             adv = case.threat.sample(case.x, case.draws.at(stream))
             case.submit(adv)

@@ -1,21 +1,21 @@
 """The contract between the harness and everything that plugs into it.
 
 Images are float32 in [0,1], shape (batch, channels, height, width); eps is a fraction such as 8/255, in those
-units; logits are pre-softmax scores. A plugin needs this module, `robustkit.numerics.rows` and nothing else; a recipe
-`robustkit.training.recipes` besides.
+units; logits are pre-softmax scores. A plugin needs this module, `robustkit.numerics.rows` and `.norms`, and nothing
+else; a defense `robustkit.models.wrapping` and `.capabilities` besides, a recipe `robustkit.training.recipes`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from robustkit import spec
 from robustkit.errors import UsageError
-from robustkit.numerics import projection, rows
+from robustkit.numerics import norms, rows
+from robustkit.numerics.draws import Draws as Draws  # part of the contract: a plugin finds it here
 
 Norm = Literal["linf", "l2", "l1", "l0"]
 Goal = Literal["bounded", "minimal"]
@@ -25,7 +25,7 @@ Labels = Int[Tensor, " batch"]
 Logits = Float[Tensor, "batch classes"]
 Mask = Bool[Tensor, " batch"]
 
-NORMS: tuple[Norm, ...] = ("linf", "l2", "l1", "l0")
+NORMS: tuple[Norm, ...] = get_args(Norm)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,17 +51,18 @@ class ThreatModel:
             raise UsageError(f"eps must be a positive number such as 8/255, not {self.eps!r}")
         if not self.low < self.high:
             raise UsageError(f"the box [{self.low}, {self.high}] is empty")
-        if self.norm == "linf" and self.eps > self.high - self.low:
+        told = spec.NORMS[self.norm]
+        if self.eps > told.most * (self.high - self.low):
             raise UsageError(
-                f"linf eps {self.eps:g} is wider than the whole range [{self.low:g}, {self.high:g}]; "
+                f"{self.norm} eps {self.eps:g} is wider than the whole range [{self.low:g}, {self.high:g}]; "
                 "pixels are in [0,1], so 8 of 255 levels is 8/255"
             )
-        if self.norm == "l0" and self.eps < 1:
-            raise UsageError(f"l0 eps counts whole pixels, such as 24; {self.eps:g} lets none change")
+        if self.eps < told.least:
+            raise UsageError(f"{self.norm} eps counts {told.unit}, such as {told.eps}; {self.eps:g} lets none change")
 
     def distance(self, x: Images, adv: Images) -> Float[Tensor, " batch"]:
         """Distance of each image from its original, in float64."""
-        return rows.length(adv.double() - x.double(), self.norm)
+        return norms.length(adv.double() - x.double(), self.norm)
 
     def contains(self, x: Images, adv: Images) -> Mask:
         """Whether each image is finite, inside the box and within eps of its original."""
@@ -87,33 +88,14 @@ class ThreatModel:
         It is the nearest for linf and l1; l2 goes to the ball, then to the box; l0 keeps the largest changes. No entry
         ends further from x than `adv` clipped to the box.
         """
-        if self.norm == "linf":
-            return projection.onto_linf(x, adv, self.eps, self.low, self.high)
-        if self.norm == "l2":
-            return projection.onto_l2(x, adv, self.eps, self.low, self.high)
-        if self.norm == "l1":
-            return projection.onto_l1(x, adv, self.eps, self.low, self.high)
-        return projection.onto_l0(x, adv, int(self.limit), self.low, self.high)
+        return norms.NORMS[self.norm].project(x, adv, self.eps, self.low, self.high)
 
-    def sample(self, x: Images, draws: "Draws") -> Images:
+    def sample(self, x: Images, draws: Draws) -> Images:
         """A random image of the ball and the box, the usual random start of PGD.
 
         Uniform in the ball, then projected on the box; l0: random pixels with uniform values.
         """
-        if self.norm == "linf":
-            return self.clip(x + self.eps * (2 * draws.uniform(x.shape[1:]) - 1))
-        if self.norm == "l0":
-            order = rows.flat(draws.uniform(x.shape[2:])).sort(dim=1, stable=True).indices[:, : int(self.limit)]
-            values = self.low + (self.high - self.low) * draws.uniform(x.shape[1:], step=1).to(x.dtype)
-            return torch.where(projection.kept_pixels(x, order), self.clip(values), x)
-        if self.norm == "l2":
-            direction = rows.unit(draws.normal(x.shape[1:]).double())
-        else:
-            signed = 2 * draws.uniform(x.shape[1:]).double() - 1
-            direction = rows.unit(signed.sign() * -(1 - signed.abs()).log(), "l1")
-        # u^(1/D) as exp(log u / D): torch's pow rounds an entry differently by its place in a batch.
-        radius = self.eps * (draws.uniform((1,), step=1)[:, 0].double().log() / x[0].numel()).exp()
-        return self.project(x, (x + rows.spread(radius, x) * direction).to(x.dtype))
+        return norms.NORMS[self.norm].sample(x, self.eps, self.low, self.high, draws)
 
 
 class Outputs(NamedTuple):
@@ -132,27 +114,6 @@ class Gradient(NamedTuple):
 
 
 Loss = Callable[[Outputs], Tensor]
-
-
-@runtime_checkable
-class Draws(Protocol):
-    """Random numbers that belong to samples: the same for a sample whatever batch it is in.
-
-    A number is fixed by the run's seed, the attack, the sample's index, `stream` (a restart, a target), `step`
-    and its place in the drawn shape; drawing twice with the same arguments gives the same numbers.
-    """
-
-    def select(self, rows: Tensor) -> "Draws":
-        """The draws of some of the samples (a mask or indices)."""
-
-    def at(self, stream: int) -> "Draws":
-        """An independent stream of draws for the same samples."""
-
-    def uniform(self, shape: Sequence[int], *, step: int = 0) -> Tensor:
-        """Numbers in (0,1), shape (batch, *shape)."""
-
-    def normal(self, shape: Sequence[int], *, step: int = 0) -> Tensor:
-        """Standard normal numbers, shape (batch, *shape)."""
 
 
 @runtime_checkable

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from robustkit import datasets, events, spec
-from robustkit.api import Attack, Dataset, Defense, Suite
+from robustkit.api import Attack, Dataset, Defense, Norm, Suite
 from robustkit.audit.run import Question, audit_opened, check_norm
 from robustkit.datasets.choice import choose_samples
 from robustkit.doctor import KINDS, enough, examine_input
@@ -27,7 +27,7 @@ def evaluate(
     attack: str | Attack | Suite | Sequence[Any] = "autoattack",
     *,
     defense: str | Defense | Sequence[str | Defense] = (),
-    norm: Literal["linf", "l2", "l1", "l0"] = "linf", eps: float | str | None = None, seed: int = 0,
+    norm: Norm = "linf", eps: float | str | None = None, seed: int = 0,
     target: int | str | None = None, n: int | None = None, indices: str | Sequence[int] | None = None,
     outputs: Literal["logits", "probs"] = "logits", quantize: Literal["8bit"] | None = None,
     save_adversarial: bool = False, trust: bool = False, device: str = "auto",

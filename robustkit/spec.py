@@ -22,10 +22,37 @@ from typing import Any, Literal
 
 from robustkit.errors import UsageError
 
-DEFAULT_EPS = {"linf": "8/255", "l2": "0.5", "l1": "12", "l0": "10"}  # RobustBench's, and 10 pixels
 STREAMS = 2  # random numbers by (seed, place in the list, stream, sample); 1, in old records: the attack's whole name
 DEFAULT_DRAWS = 10  # that vote on a sample of a randomised model
 _CLOSING = {"(": ")", "[": "]"}
+
+
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """A norm as it is told; `robustkit.numerics.norms` computes in it.
+
+    Attributes:
+        written: its name in prose, and in other libraries.
+        unit: what eps counts.
+        eps: the default, as text.
+        least: an eps below it lets nothing change.
+        most: an eps above it, in widths of the pixels' range, is no bound at all.
+    """
+
+    written: str
+    unit: str
+    eps: str
+    least: float = 0.0
+    most: float = math.inf
+
+
+NORMS: Mapping[str, Norm] = {  # the eps are RobustBench's, and 10 pixels
+    "linf": Norm("Linf", "pixel values in [0,1]", "8/255", most=1.0),
+    "l2": Norm("L2", "pixel values in [0,1]", "0.5"),
+    "l1": Norm("L1", "pixel values in [0,1]", "12"),
+    "l0": Norm("L0", "whole pixels", "10", least=1.0),
+}
+DEFAULT_EPS = {name: norm.eps for name, norm in NORMS.items()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from robustkit import spec
 from robustkit.api import NORMS, Attack, Case, Images, Labels, Norm, ThreatModel
 from robustkit.engine.judge import BROKEN, VIOLATED, Judge, Verdicts
 from robustkit.models.oracle import Counts, ModelOracle, Network
@@ -310,12 +311,11 @@ def _small_network(norm: Norm, n: int = 12) -> "_Problem":
         ).requires_grad_(False)  # fmt: skip
     module.eval()
     x = (1.3 * torch.rand(n, 3, 16, 16, generator=generator) - 0.15).clamp(0, 1)
-    eps = {"linf": 8 / 255, "l2": 0.5, "l1": 12, "l0": 10}[norm]
-    return _Problem(module, x, module(x).argmax(1), ThreatModel(norm, eps))
+    return _Problem(module, x, module(x).argmax(1), ThreatModel(norm, spec.number(spec.NORMS[norm].eps)))
 
 
 def _wider(threat: ThreatModel) -> float:
-    return min(2 * threat.eps, 1.0) if threat.norm == "linf" else 2 * threat.eps
+    return min(2 * threat.eps, spec.NORMS[threat.norm].most)
 
 
 _SETTINGS_CHECKS: dict[str, Callable[[Attack], None]] = {

@@ -13,7 +13,7 @@ from torch import nn
 from robustkit import testing
 from robustkit.api import Expected, ThreatModel
 from robustkit.errors import UsageError
-from robustkit.numerics import projection, rows
+from robustkit.numerics import norms, projection
 from robustkit.testing import attack_batch
 from tests import toys
 
@@ -280,7 +280,7 @@ def test_a_sparse_step_has_length_one_and_moves_the_largest_entries_by_the_same_
     step = apgd_l1.sparse(ThreatModel("l1", 1.0), inside, grad, torch.tensor([keep, 1, 48]), 48)
     moved = step.flatten(1).ne(0)
     assert moved.sum(1).tolist() == [keep, 1, 48]
-    assert torch.allclose(rows.length(step, "l1"), torch.ones(3))
+    assert torch.allclose(norms.length(step, "l1"), torch.ones(3))
     size = grad[0].abs().flatten()
     assert size[moved[0]].amin() >= size[~moved[0]].amax() if keep < 48 else True
     assert torch.equal(step.sign()[step != 0], grad.sign()[step != 0])
@@ -330,7 +330,7 @@ def test_what_breaks_only_in_a_larger_radius_is_not_a_break():
     found = attacked(APGD(steps=40, radii=3), model, x, y, "l1", eps)
     assert between.sum() > 5
     assert not found.broken[between].any()
-    assert (rows.length(found.verdicts.adv.double() - x.double(), "l1") <= eps * (1 + 1e-6) + 1e-7).all()
+    assert (norms.length(found.verdicts.adv.double() - x.double(), "l1") <= eps * (1 + 1e-6) + 1e-7).all()
 
 
 def test_a_nan_in_one_image_s_gradient_leaves_the_others_alone():

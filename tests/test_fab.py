@@ -10,7 +10,7 @@ from torch import nn
 
 from robustkit.api import Case, ThreatModel
 from robustkit.errors import UsageError
-from robustkit.numerics import rows
+from robustkit.numerics import norms
 from robustkit.testing import attack_batch
 from tests import kit
 
@@ -64,7 +64,7 @@ def test_no_solver_finds_a_shorter_way_to_the_hyperplane(norm, share):
     torch.testing.assert_close((w * d).sum(1), gap, rtol=1e-5, atol=1e-6)
     for i in range(len(p)):
         best = shortest_by_scipy(p[i], w[i], float(gap[i]), norm)
-        assert rows.length(d[i : i + 1], norm).item() == pytest.approx(best, rel=2e-4, abs=1e-6)
+        assert norms.length(d[i : i + 1], norm).item() == pytest.approx(best, rel=2e-4, abs=1e-6)
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -95,7 +95,9 @@ def test_projections_end_in_the_box_and_on_the_plane_and_each_is_the_shortest_in
         else:
             torch.testing.assert_close(gained, limit * gap.sign(), rtol=1e-5, atol=1e-6)
         if gap.abs() < 0.99 * limit:  # at the very rim of what can be reached, rounding decides
-            assert all(rows.length(d, norm) <= rows.length(other, norm) * (1 + 1e-4) + 1e-6 for other in found.values())
+            assert all(
+                norms.length(d, norm) <= norms.length(other, norm) * (1 + 1e-4) + 1e-6 for other in found.values()
+            )
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -344,7 +346,7 @@ def by_reference(network, x, y, norm, eps, steps, targets):
             network, norm=name, n_iter=steps, eps=eps, targeted=True, n_target_classes=targets, device="cpu"
         )
         adv = attack.perturb(x, y)
-    near = rows.length(adv.double() - x.double(), norm) <= eps * (1 + 1e-6) + 1e-7
+    near = norms.length(adv.double() - x.double(), norm) <= eps * (1 + 1e-6) + 1e-7
     return near & (network(adv).argmax(1) != y)
 
 

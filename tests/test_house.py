@@ -64,7 +64,6 @@ def test_a_function_fits_on_a_screen():
     assert long == LONG
 
 
-@pytest.mark.xfail(reason="until models/capabilities.py asks for all of them")
 def test_what_a_model_offers_is_asked_in_one_place():
     asked = {
         f"{path.relative_to(ROOT)}:{node.lineno}"

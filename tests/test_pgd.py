@@ -7,7 +7,7 @@ from robustkit_attacks.pgd import PGD
 from robustkit import testing
 from robustkit.api import Expected, ThreatModel
 from robustkit.errors import UsageError
-from robustkit.numerics import rows
+from robustkit.numerics import norms
 from robustkit.testing import attack_batch
 from tests import toys
 from tests.test_apgd import NORMS, Net, Wavy, attacked, images, linear, radius, slack
@@ -123,7 +123,7 @@ def test_a_step_in_l1_moves_the_share_of_entries_that_density_tells():
         found = attack_batch(attack, model, x, y, ThreatModel("l1", 0.5))
         change = found.verdicts.adv - x
         assert (change != 0).flatten(1).sum(1).tolist() == [moved] * 6
-        assert torch.allclose(rows.length(change, "l1"), torch.tensor(0.1), atol=1e-5)
+        assert torch.allclose(norms.length(change, "l1"), torch.tensor(0.1), atol=1e-5)
         assert torch.allclose(change.abs().amax(), torch.tensor(0.1 / moved), atol=1e-6)
 
 

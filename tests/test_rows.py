@@ -5,19 +5,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from robustkit.numerics import rows
+from robustkit.numerics import norms, rows
 from robustkit.numerics.streams import SampleDraws, key_of
 
 MATHS = {
     "total": lambda a, b, y: rows.total(a),
     "dot": lambda a, b, y: rows.dot(a, b),
     "peak": lambda a, b, y: rows.peak(a),
-    "linf": lambda a, b, y: rows.length(a, "linf"),
-    "l2": lambda a, b, y: rows.length(a, "l2"),
-    "l1": lambda a, b, y: rows.length(a, "l1"),
-    "l0": lambda a, b, y: rows.length(a.round(), "l0"),
-    "unit": lambda a, b, y: rows.unit(a),
-    "unit l1": lambda a, b, y: rows.unit(a, "l1"),
+    "linf": lambda a, b, y: norms.length(a, "linf"),
+    "l2": lambda a, b, y: norms.length(a, "l2"),
+    "l1": lambda a, b, y: norms.length(a, "l1"),
+    "l0": lambda a, b, y: norms.length(a.round(), "l0"),
+    "unit": lambda a, b, y: norms.unit(a),
+    "unit l1": lambda a, b, y: norms.unit(a, "l1"),
 }
 LOGITS = {
     "masked max": lambda a, b, y: rows.masked_max(a, y),
@@ -95,17 +95,17 @@ def test_an_empty_batch_has_no_results():
     empty = torch.zeros(0, 3, 4, 4)
     assert rows.flat(empty).shape == (0, 48)
     for norm in ("linf", "l2", "l1", "l0"):
-        assert rows.length(empty, norm).shape == (0,)
+        assert norms.length(empty, norm).shape == (0,)
 
 
 def test_lengths_are_those_of_the_textbook():
     x = torch.tensor([[3.0, -4.0, 0.0], [0.0, 0.0, 0.0]])
-    found = {norm: rows.length(x, norm).tolist() for norm in ("linf", "l2", "l1", "l0")}
+    found = {norm: norms.length(x, norm).tolist() for norm in ("linf", "l2", "l1", "l0")}
     assert found == {"linf": [4.0, 0.0], "l2": [5.0, 0.0], "l1": [7.0, 0.0], "l0": [2.0, 0.0]}
 
 
 def test_a_unit_of_zero_is_zero():
-    assert rows.unit(torch.tensor([[0.0, 0.0], [0.0, 2.0]])).tolist() == [[0.0, 0.0], [0.0, 1.0]]
+    assert norms.unit(torch.tensor([[0.0, 0.0], [0.0, 2.0]])).tolist() == [[0.0, 0.0], [0.0, 1.0]]
 
 
 def test_masking_hides_the_label_even_where_all_logits_are_negative():

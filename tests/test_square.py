@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from robustkit.api import Norm, ThreatModel
 from robustkit.errors import UsageError
-from robustkit.numerics import rows
+from robustkit.numerics import norms
 from robustkit.testing import Attacked, attack_batch
 
 BUDGETS: dict[Norm, float] = {"linf": 0.05, "l2": 0.5, "l1": 2.0}
@@ -78,7 +78,7 @@ def test_every_submission_stays_inside_the_ball_and_the_box(norm, shape, ends):
     x[0], x[1] = 0.0, 1.0
     module = Net(*shape)
     result = attacked(Square(queries=150), module, x, module(x).argmax(1), norm)
-    distance = rows.length(result.verdicts.adv.double() - x.double(), norm)
+    distance = norms.length(result.verdicts.adv.double() - x.double(), norm)
     assert (distance <= BUDGETS[norm] * (1 + 1e-6) + 1e-7).all()
 
 
@@ -90,7 +90,7 @@ def test_every_query_stays_inside_and_spends_most_of_the_budget(norm):
     queries = module.seen[1:-1]  # the first call counts the classes, the last is the judge's
     assert len(queries) == 101
     for adv in queries:
-        distance = rows.length(adv.double() - x.double(), norm)
+        distance = norms.length(adv.double() - x.double(), norm)
         assert (distance <= BUDGETS[norm] * (1 + 1e-6) + 1e-7).all()
         assert (distance > 0.99 * BUDGETS[norm]).all()
 

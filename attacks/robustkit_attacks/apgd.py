@@ -11,7 +11,7 @@ from torch import Tensor
 
 from robustkit.api import Access, Case, Goal, Images, Loss, Norm
 from robustkit.errors import UsageError
-from robustkit.numerics import rows
+from robustkit.numerics import norms, rows
 from robustkit_attacks import apgd_l1, losses, parts
 
 _MOMENTUM = 0.75
@@ -101,9 +101,9 @@ class APGD:
         draws, threat = case.draws.at(stream), case.threat
         if threat.norm == "linf":
             noise = 2 * draws.uniform(case.x.shape[1:]) - 1
-            start = threat.clip(case.x + threat.eps * rows.unit(noise, "linf"))
+            start = threat.clip(case.x + threat.eps * norms.unit(noise, "linf"))
         else:
-            start = threat.project(case.x, case.x + threat.eps * rows.unit(draws.normal(case.x.shape[1:])))
+            start = threat.project(case.x, case.x + threat.eps * norms.unit(draws.normal(case.x.shape[1:])))
         outputs, value, grad = case.oracle.gradient(start, loss)
         hit = case.reached(outputs.logits)
         return _State(
@@ -114,7 +114,7 @@ class APGD:
 
     def _step(self, case: Case, loss: Loss, state: _State, *, first: bool) -> _State:
         threat, x, adv = case.threat, case.x, state.adv
-        move = state.grad.sign() if threat.norm == "linf" else rows.unit(state.grad)
+        move = norms.steepest(state.grad, threat.norm)
         ahead = threat.project(x, adv + rows.spread(state.step, adv) * move)
         a = 1.0 if first else _MOMENTUM
         adv = threat.project(x, adv + a * (ahead - adv) + (1 - a) * (adv - state.previous))

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from robustkit.api import Access, Case, Goal, Images, Labels, Loss, Norm, Outputs
 from robustkit.errors import UsageError
-from robustkit.numerics import rows
+from robustkit.numerics import norms, rows
 from robustkit_attacks import losses, parts
 
 _SHRINK = 0.999999  # keeps w finite, and its gradient above zero, where a pixel is exactly 0 or 1
@@ -205,7 +205,7 @@ def _slopes(case: Case) -> Tensor:
     wrong = parts.wrong_classes(case, _CANDIDATES)
     if wrong.shape[1] > 1:
         found = case.oracle.gradient(case.x, _leads(case.y, wrong))
-        lengths = torch.stack([rows.length(grad, "l2") for grad in found.grad], 1)
+        lengths = torch.stack([norms.length(grad, "l2") for grad in found.grad], 1)
         slope.scatter_(1, wrong, lengths)
     lost = (slope == 0).all(1)
     return torch.where(lost[:, None], torch.ones_like(slope).scatter_(1, case.y[:, None], 0), slope)

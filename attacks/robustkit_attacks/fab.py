@@ -13,10 +13,9 @@ from torch import Tensor
 
 from robustkit.api import Access, Case, Goal, Images, Labels, Logits, Loss, Norm, Outputs
 from robustkit.errors import UsageError
-from robustkit.numerics import rows
+from robustkit.numerics import norms, rows
 from robustkit_attacks import hyperplane, parts
 
-DUAL: dict[Norm, Norm] = {"linf": "l1", "l2": "l2", "l1": "linf"}
 GRADIENTS_AT_ONCE = 16  # gradients that one forward pass serves, so that a thousand classes fit into memory
 
 
@@ -120,7 +119,7 @@ class FAB:
         draws, shape = case.draws.at(restart).at(search), case.x.shape[1:]
         noise = 2 * draws.uniform(shape) - 1 if case.threat.norm == "linf" else draws.normal(shape)
         radius = 0.5 * state.distance.clamp(max=case.threat.eps)
-        start = case.x + rows.spread(radius, noise) * rows.unit(noise, case.threat.norm)
+        start = case.x + rows.spread(radius, noise) * norms.unit(noise, case.threat.norm)
         return state._replace(x=case.threat.clip(start))
 
     def _step(self, state: _State, search: int) -> _State:
@@ -131,14 +130,14 @@ class FAB:
         moves = hyperplane.shortest(
             points, torch.cat([grad, grad]), gaps, threat.norm, low=threat.low, high=threat.high
         )
-        sizes = rows.length(moves, threat.norm).clamp_min(1e-8)
+        sizes = norms.length(moves, threat.norm).clamp_min(1e-8)
         here, clean = (points + self.eta * moves).chunk(2)
         size_here, size_clean = sizes.chunk(2)
         α = rows.spread((size_here / (size_here + size_clean)).clamp(max=self.alpha_max), here)
         x = threat.clip((1 - α) * here + α * clean)
 
         fooled = case.reached(case.oracle.outputs(x).logits)
-        distance = rows.length(x - case.x, threat.norm)
+        distance = norms.length(x - case.x, threat.norm)
         better = fooled & (distance < state.distance)
         return state._replace(
             x=rows.pick(fooled, case.x + self.beta * (x - case.x), x),
@@ -166,7 +165,7 @@ class FAB:
             some = others[first : first + GRADIENTS_AT_ONCE]
             found = case.oracle.gradient(state.x, _differences(case.y, some))
             for value, grad in zip(found.loss, found.grad, strict=True):
-                size = rows.length(grad, DUAL[case.threat.norm])
+                size = norms.length(grad, norms.NORMS[case.threat.norm].dual)
                 ratio = torch.where(size > 0, value.abs() / size, torch.full_like(size, torch.inf))
                 closer = ratio < nearest
                 nearest = torch.where(closer, ratio, nearest)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from robustkit.api import Access, Case, Goal, Images, Norm
-from robustkit.numerics import rows
+from robustkit.numerics import norms
 from robustkit_attacks import losses
 
 
@@ -21,7 +21,7 @@ class FGSM:
     def __call__(self, case: Case) -> Images:
         """The stepped images."""
         grad = case.oracle.gradient(case.x, losses.make(self.loss, case.y, case.target)).grad
-        step = grad.sign() if case.threat.norm == "linf" else rows.unit(grad)
+        step = norms.steepest(grad, case.threat.norm)
         return case.threat.project(case.x, case.x + case.threat.eps * step)
 
     def cost(self, classes: int) -> tuple[int, int]:

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from robustkit.api import Access, Case, Goal, Images, Labels, Logits, Loss, Norm, Oracle, Outputs
 from robustkit.errors import UsageError
-from robustkit.numerics import rows
+from robustkit.numerics import norms, rows
 from robustkit_attacks import parts
 
 Mode = Literal["auto", "probs", "vote", "logits"]
@@ -108,7 +108,7 @@ class MORA:
             voted = oracle is not case.oracle  # a stand-in answers: what the ensemble decides its members' votes say
             hit = case.reached(votes(outputs) if voted else outputs.logits)
             size = 2 * threat.eps * 0.5 * (1 + math.cos(math.pi * step / self.steps))
-            move = grad.sign() if threat.norm == "linf" else rows.unit(grad)
+            move = norms.steepest(grad, threat.norm)
             ahead = threat.project(case.x, state.adv + size * move)
             a = 1.0 if step == 0 else _MOMENTUM
             moved = state.adv + a * (ahead - state.adv) + (1 - a) * (state.adv - state.previous)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from robustkit.api import Access, Case, Goal, Images, Norm, Outputs
 from robustkit.errors import UsageError
-from robustkit.numerics import rows
+from robustkit.numerics import norms, rows
 from robustkit_attacks import losses, parts
 
 
@@ -75,7 +75,7 @@ class NES:
                 self._value(case, case.oracle.outputs(threat.clip(adv + sign * scale * direction))) for sign in (1, -1)
             ]
             grad += rows.spread(values[0] - values[1], adv) * direction
-        move = grad.sign() if threat.norm == "linf" else rows.unit(grad)
+        move = norms.steepest(grad, threat.norm)
         size = 2.5 * threat.eps / self.steps
         return threat.project(case.x, adv + size * move)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from robustkit.api import Access, Case, Goal, Images, Norm, ThreatModel
 from robustkit.errors import UsageError
-from robustkit.numerics import rows
+from robustkit.numerics import norms, rows
 from robustkit_attacks import apgd_l1, losses, parts
 
 
@@ -86,10 +86,8 @@ class PGD:
 
     def _direction(self, threat: ThreatModel, adv: Images, grad: Images) -> Images:
         """A step of length 1 in the norm."""
-        if threat.norm == "linf":
-            return grad.sign()
-        if threat.norm == "l2":
-            return rows.unit(grad)
+        if threat.norm != "l1":
+            return norms.steepest(grad, threat.norm)
         keep = math.ceil(self.density * grad[0].numel())
         return apgd_l1.sparse(threat, adv, grad, torch.full((len(grad),), keep, device=grad.device), keep)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from robustkit.api import Access, Case, Draws, Goal, Images, Norm, ThreatModel
 from robustkit.errors import UsageError
-from robustkit.numerics import rows
+from robustkit.numerics import norms, rows
 
 _HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # queries after which the window's area halves
 _BLOCK = 64  # queries whose random numbers are drawn at once
@@ -162,7 +162,7 @@ def _started(case: Case, place: Tensor, restart: int) -> _State:
         tiles = _signs(draws.uniform((channels, -(-height // side), -(-width // side)))).double()
         pattern = _bump_of(side, threat.norm).to(x.device)[down[:, None] % side, across % side]
         delta = rows.flat(tiles[:, :, down // side][..., across // side] * pattern)
-        delta = delta * rows.spread(threat.eps / rows.length(delta, threat.norm), delta)
+        delta = delta * rows.spread(threat.eps / norms.length(delta, threat.norm), delta)
         adv = _moved(threat, x, delta)
         spent = _energy(adv.double() - x.double(), threat.norm)
     margin = _margin(case, adv).nan_to_num(nan=torch.inf)
@@ -238,7 +238,7 @@ def _pointed(delta: Tensor, held: Tensor, bump: Tensor) -> Tensor:
     """Of length 1: between the direction of `delta`, whose Σδ² is `held`, and that of the bump."""
     size = held.sqrt()
     mixed = bump + delta / torch.where(size > 0, size, 1)[:, None]
-    size = rows.length(mixed, "l2")[:, None]
+    size = norms.length(mixed, "l2")[:, None]
     cancelled = size < 1e-6
     return torch.where(cancelled, bump, mixed / size.masked_fill(cancelled, 1))
 
@@ -313,7 +313,7 @@ def _bump_of(side: int, norm: Norm) -> Tensor:
         return bump
     upper = side // 2
     both = torch.cat([_hill(upper, side), -_hill(side - upper, side)])
-    return both / rows.length(both[None], norm)
+    return both / norms.length(both[None], norm)
 
 
 def _hill(height: int, width: int) -> Tensor:

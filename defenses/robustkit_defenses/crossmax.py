@@ -11,12 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from robustkit.api import Images, Logits
 from robustkit.errors import UsageError
-from robustkit.models.wrapping import reseed
+from robustkit.models import capabilities
 from robustkit.numerics import rows
 
 EARLY = 3  # the first members of a self-ensemble, the probes of its early layers, are its weakest spot
@@ -43,8 +42,7 @@ class CrossMax:
         Raises:
             UsageError: if the network offers no members, or fewer than k.
         """
-        offered = getattr(model, "members", None)
-        members = list(offered()) if callable(offered) else []
+        members = capabilities.members(model)
         if len(members) < 2:
             raise UsageError(
                 "crossmax joins the members of an ensemble, and this model offers none; "
@@ -63,7 +61,7 @@ class Joined(nn.Module):
         super().__init__()
         self.ensemble = ensemble
         self.settings = settings
-        self.randomised = bool(getattr(ensemble, "randomised", False))
+        self.randomised = capabilities.randomised(ensemble)
 
     def forward(self, x: Images) -> Logits:
         """The joined logits."""
@@ -71,13 +69,12 @@ class Joined(nn.Module):
 
     def forward_with_members(self, x: Images) -> tuple[Logits, Tensor]:
         """The joined logits, and each member's (members, batch, classes)."""
-        z = _members(self.ensemble, x)
+        z = capabilities.member_outputs(self.ensemble, x)
         return joined(z, self.settings), z
 
     def members(self) -> Sequence[nn.Module]:
         """The ensemble's members."""
-        offered: Sequence[nn.Module] = self.ensemble.members()  # type: ignore[operator]
-        return offered
+        return capabilities.members(self.ensemble)
 
     def surrogates(self) -> dict[str, nn.Module]:
         """The same members, joined smoothly: their mean logits or log-probabilities, the early ones', each alone."""
@@ -92,7 +89,7 @@ class Joined(nn.Module):
 
     def reseed(self, seed: int) -> None:
         """Reseed the ensemble, if it offers that."""
-        reseed(self.ensemble, seed)
+        capabilities.reseed(self.ensemble, seed)
 
 
 class Mean(nn.Module):
@@ -103,7 +100,7 @@ class Mean(nn.Module):
         self.ensemble = ensemble
         self.log_softmax = log_softmax
         self.first = first
-        self.randomised = bool(getattr(ensemble, "randomised", False))
+        self.randomised = capabilities.randomised(ensemble)
 
     def forward(self, x: Images) -> Logits:
         """The mean."""
@@ -111,13 +108,13 @@ class Mean(nn.Module):
 
     def forward_with_members(self, x: Images) -> tuple[Logits, Tensor]:
         """The mean, and what it was taken of."""
-        z = _members(self.ensemble, x, self.first)
+        z = capabilities.member_outputs(self.ensemble, x, self.first)
         z = z.log_softmax(-1) if self.log_softmax else z
         return rows.average(z.unbind()), z
 
     def reseed(self, seed: int) -> None:
         """Reseed the ensemble, if it offers that."""
-        reseed(self.ensemble, seed)
+        capabilities.reseed(self.ensemble, seed)
 
 
 def joined(z: Tensor, settings: CrossMax) -> Logits:
@@ -127,19 +124,3 @@ def joined(z: Tensor, settings: CrossMax) -> Logits:
     if settings.by == "median":
         return z.median(0).values
     return z.topk(settings.k, dim=0).values[-1]
-
-
-def _members(ensemble: nn.Module, x: Images, first: int | None = None) -> Tensor:
-    """The logits of the members, or of the first ones, by what the ensemble offers.
-
-    That is as much of one pass as they take (`first_members`), one pass (`forward_with_members`), or a pass of each.
-    """
-    offered = getattr(ensemble, "first_members", None)
-    if first is not None and callable(offered):
-        some: Tensor = offered(x, first)
-        return some
-    offered = getattr(ensemble, "forward_with_members", None)
-    members: Tensor | None = offered(x)[1] if callable(offered) else None
-    if members is not None:
-        return members[:first]
-    return torch.stack([member(x) for member in ensemble.members()[:first]])  # type: ignore[operator]

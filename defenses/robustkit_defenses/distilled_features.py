@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from robustkit.api import Images, Labels
 from robustkit.errors import UsageError
-from robustkit.numerics import rows
+from robustkit.numerics import norms, rows
 from robustkit.training.adversarial import cross_entropy
 from robustkit.training.recipes import in_eval_mode
 from robustkit_defenses.taps import Tap, features
@@ -61,7 +61,7 @@ def distilled(network: nn.Module, source: Images, target: Images, tap: Tap, sett
             z = z.detach().requires_grad_(True)
             loss = (features(network, z, tap) - wanted).square().flatten(1).mean(1).sum()
             (grad,) = torch.autograd.grad(loss, z)
-            gathered = settings.momentum * gathered + rows.unit(grad, "l1")
+            gathered = settings.momentum * gathered + norms.unit(grad, "l1")
             z = (z.detach() - settings.step_size * settings.eps * gathered.sign()).clamp(low, high)
     return z
 

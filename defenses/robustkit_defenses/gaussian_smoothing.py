@@ -10,7 +10,7 @@ from torch import nn
 
 from robustkit.api import Images, Logits
 from robustkit.errors import UsageError
-from robustkit.models.wrapping import reseed
+from robustkit.models import capabilities
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class Smoothed(nn.Module):
 
     def reseed(self, seed: int) -> None:
         """Reseed the network, if it offers that."""
-        reseed(self.network, seed)
+        capabilities.reseed(self.network, seed)
 
     def surrogates(self) -> dict[str, nn.Module]:
         """The average of probabilities, which stands in for a vote."""

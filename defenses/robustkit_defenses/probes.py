@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from robustkit.api import Images, Logits
 from robustkit.errors import UsageError
-from robustkit.models.wrapping import reseed
+from robustkit.models import capabilities
 from robustkit.numerics import rows
 from robustkit_defenses.layers import flattened, layers_named, outputs_of
 
@@ -94,7 +94,7 @@ class Probed(nn.Module):
         self.layers = tuple(layers)
         self.probes = nn.ModuleList(probes)
         self.share_draw = share_draw
-        self.randomised = bool(getattr(backbone, "randomised", False))
+        self.randomised = capabilities.randomised(backbone)
 
     def train(self, mode: bool = True) -> "Probed":
         """The probes alone are ever trained: a backbone in training mode would answer by the batch's statistics."""
@@ -131,7 +131,7 @@ class Probed(nn.Module):
 
     def reseed(self, seed: int) -> None:
         """Reseed the backbone, if it offers that."""
-        reseed(self.backbone, seed)
+        capabilities.reseed(self.backbone, seed)
 
 
 class _Member(nn.Module):
@@ -152,7 +152,7 @@ class _Member(nn.Module):
 
     def reseed(self, seed: int) -> None:
         """Reseed the backbone, if it offers that."""
-        reseed(self.backbone, seed)
+        capabilities.reseed(self.backbone, seed)
 
 
 def save_probes(probed: Probed, file: str | os.PathLike[str]) -> None:

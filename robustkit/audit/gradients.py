@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from robustkit.api import Images, Labels, Logits
 from robustkit.models.oracle import Network
-from robustkit.numerics import rows
+from robustkit.numerics import norms, rows
 from robustkit.numerics.streams import SampleDraws, key_of
 
 SCALES = (1.0, 10.0, 100.0)
@@ -142,7 +142,7 @@ def _mean_cosine(a: Tensor, b: Tensor) -> float | None:
     both = a.ne(0).flatten(1).any(1) & b.ne(0).flatten(1).any(1)
     if not bool(both.any()):
         return None
-    return float(rows.dot(rows.unit(a[both].double()), rows.unit(b[both].double())).mean())
+    return float(rows.dot(norms.unit(a[both].double()), norms.unit(b[both].double())).mean())
 
 
 def _share(which: Tensor) -> float:

@@ -1,6 +1,5 @@
 """The audit itself: measures on some samples, attacks them in ways that must agree with each other, and judges."""
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -10,7 +9,7 @@ import torch
 from torch import nn
 
 from robustkit import datasets, events, spec
-from robustkit.api import Dataset, Defense, Expected, Images, ThreatModel
+from robustkit.api import Dataset, Defense, Expected, Images, Norm, ThreatModel
 from robustkit.audit import gradients, rules, standins
 from robustkit.audit.chain import RANDOMISED, Chain, Settings
 from robustkit.audit.noise import RandomNoise
@@ -21,15 +20,16 @@ from robustkit.engine.measure import measure
 from robustkit.engine.plan import Named
 from robustkit.engine.request import Execution, Request, threat_of
 from robustkit.errors import UsageError
-from robustkit.models import defended
+from robustkit.models import capabilities, defended
 from robustkit.models.examination import Subject
 from robustkit.models.opening import Model, Opened, load, open_model
+from robustkit.numerics import norms
 from robustkit.records.findings import Audit, Check
 from robustkit.records.run import INSUFFICIENT, RunRecord
 from robustkit.records.schema import BROKEN, ROBUST, UNKNOWN, WRONG
 from robustkit.stats import Proportion
 
-NORMS = ("linf", "l2", "l1")
+NORMS = tuple(name for name in norms.NORMS if norms.NORMS[name].dual)  # those with gradient steps to compare
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ def audit(
     data: str | Dataset | tuple[Any, Any],
     *,
     defense: str | Defense | Sequence[str | Defense] = (),
-    norm: Literal["linf", "l2", "l1"] = "linf",
+    norm: Norm = "linf",
     eps: float | str | None = None,
     seed: int = 0,
     n: int | None = None,
@@ -156,7 +156,7 @@ class _Audit:
 
         training = any(part.training for part in self.module.modules())
         state = rules.state(training=training, changes=self.opened.stateful)
-        declared = bool(getattr(self.module, "randomised", False))
+        declared = capabilities.randomised(self.module)
         noise = rules.randomness(randomised=facts.randomised, declared=declared, repeatable=bool(subject.noisy_sha256))
         yield state
         yield noise
@@ -173,8 +173,7 @@ class _Audit:
     def _stand_ins(self, subject: Subject, x: Images, settings: Settings) -> dict[str, nn.Module]:
         """What the audit may attack in the model's place, besides what the model declares."""
         q, network = self.question, subject.reference
-        offered = getattr(self.module, "members", None)
-        members = {id(member) for member in offered()} if callable(offered) else set()
+        members = {id(member) for member in capabilities.members(self.module)}
         some = network.tiles(x[: network.tile])[0]
         names = [
             name
@@ -183,8 +182,7 @@ class _Audit:
         ]
         found: dict[str, nn.Module] = {f"inside {name}": standins.Inside(self.module, name).eval() for name in names}
         if subject.facts.differentiable and not network.probabilities:
-            size = x[0].numel()
-            scale = {"linf": 1.0, "l2": math.sqrt(size), "l1": float(size)}[q.threat.norm]
+            scale = norms.widest(x.shape[1:], q.threat.norm)
             found["smoothed"] = standins.Smoothed(self.module, q.threat.eps / scale / 2, settings.copies).eval()
         return found
 
@@ -294,8 +292,7 @@ class _Audit:
     def _radii(self) -> list[float]:
         """Twice the radius, and again, up to one that holds every image."""
         threat = self.question.threat
-        size = self.opened.subject.probes[0].numel()
-        top = {"linf": 1.0, "l2": math.sqrt(size), "l1": float(size)}[threat.norm]
+        top = norms.widest(self.opened.subject.probes.shape[1:], threat.norm)
         found = [threat.eps * 2**k for k in range(1, 12)]
         return [radius for radius in found if radius < top] + [top]
 

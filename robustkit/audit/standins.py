@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from robustkit.api import Images, Logits
+from robustkit.models import capabilities
 from robustkit.numerics import rows
 from robustkit.numerics.streams import SampleDraws, key_of
 
@@ -25,7 +26,7 @@ class Watched(nn.Module):
     def __init__(self, model: nn.Module, stand_ins: Mapping[str, nn.Module]) -> None:
         super().__init__()
         self.model = model
-        self.randomised = bool(getattr(model, "randomised", False))
+        self.randomised = capabilities.randomised(model)
         self._stand_ins = dict(stand_ins)  # no sub-modules: their weights are the model's own
 
     def forward(self, x: Images) -> Logits:
@@ -35,30 +36,19 @@ class Watched(nn.Module):
 
     def forward_with_members(self, x: Images) -> tuple[Logits, Tensor | None]:
         """The model's outputs and its members', if it offers them."""
-        offered = getattr(self.model, "forward_with_members", None)
-        found: tuple[Logits, Tensor | None] = offered(x) if callable(offered) else (self.model(x), None)
-        return found
+        return capabilities.forward_with_members(self.model, x)
 
     def members(self) -> Sequence[nn.Module]:
         """The model's members."""
-        offered = getattr(self.model, "members", None)
-        return list(offered()) if callable(offered) else []
+        return capabilities.members(self.model)
 
     def surrogates(self) -> dict[str, nn.Module]:
         """What the model declares, and the stand-ins besides."""
-        return {**declared(self.model), **self._stand_ins}
+        return {**capabilities.surrogates(self.model), **self._stand_ins}
 
     def reseed(self, seed: int) -> None:
         """Reseed the model, if it offers that."""
-        offered = getattr(self.model, "reseed", None)
-        if callable(offered):
-            offered(seed)
-
-
-def declared(model: nn.Module) -> dict[str, nn.Module]:
-    """The stand-ins that a model declares."""
-    offered = getattr(model, "surrogates", None)
-    return dict(offered()) if callable(offered) else {}
+        capabilities.reseed(self.model, seed)
 
 
 class Inside(nn.Module):

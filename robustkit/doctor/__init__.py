@@ -24,6 +24,7 @@ from robustkit.doctor import settings, trials
 from robustkit.doctor.settings import MeanStd, Setting
 from robustkit.doctor.trials import ALPHA, GLANCE, LOOKS, MARGIN, Bench, Sample, Trial, spread
 from robustkit.errors import UsageError
+from robustkit.models import capabilities
 from robustkit.models.oracle import Network, Noise
 from robustkit.stats import Proportion
 
@@ -257,8 +258,7 @@ def _outputs(logits: Logits, declared: str) -> Iterator[Finding]:
 def _notes(own: Sequence[MeanStd], declared: MeanStd | None, bench: Bench) -> Iterator[str]:
     if bool((bench.logits.double().logsumexp(1).abs() < 1e-3).all()):
         yield "the outputs are log-probabilities: logits shifted by a constant, which does no harm"
-    members = getattr(bench.network.module, "members", None)
-    if len(own) > 1 and not (callable(members) and members()):
+    if len(own) > 1 and not capabilities.members(bench.network.module):
         yield f"{len(own)} parts of the model hold a mean/std: it may normalise more than once"
     if own and declared is not None and own[0].apart(declared) > 1e-3:
         yield f"the card says {declared.numbers}, but the model holds {own[0].numbers}"

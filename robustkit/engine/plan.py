@@ -27,6 +27,7 @@ from robustkit.records.run import INSUFFICIENT
 DECIDING = (
     "api.py",
     "numerics/*.py",
+    "models/capabilities.py",
     "models/oracle.py",
     "models/examination.py",
     "models/gradients.py",

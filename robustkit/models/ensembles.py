@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from robustkit.api import Images, Logits
 from robustkit.errors import UsageError
+from robustkit.models import capabilities
 from robustkit.numerics import rows
 
 Mean = Literal["logits", "probs", "vote"]
@@ -27,7 +28,7 @@ class Ensemble(nn.Module):
         super().__init__()
         self.networks = nn.ModuleList(members)
         self.mean = mean
-        self.randomised = any(getattr(member, "randomised", False) for member in members)
+        self.randomised = any(capabilities.randomised(member) for member in members)
 
     def forward(self, x: Images) -> Logits:
         """The ensemble's logits."""
@@ -61,9 +62,7 @@ class Ensemble(nn.Module):
     def reseed(self, seed: int) -> None:
         """Reseed the members that offer it, each on its own."""
         for place, network in enumerate(self.networks):
-            offered = getattr(network, "reseed", None)
-            if callable(offered):
-                offered(seed + place)
+            capabilities.reseed(network, seed + place)
 
 
 def _averaged(outputs: Sequence[Logits], mean: Mean) -> Logits:

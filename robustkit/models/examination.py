@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from robustkit.api import Images, Labels, Logits, ModelFacts
 from robustkit.errors import UsageError
+from robustkit.models import capabilities
 from robustkit.models.gradients import gradient_faults, gradient_flow, probed_gradient
 from robustkit.models.oracle import Network, Noise
 from robustkit.numerics.streams import SampleDraws, key_of
@@ -206,23 +207,21 @@ def examine(
 
     raw = _raw_outputs(module, x.to(dtype), input_shape)
     k = check_outputs(raw, y, classes, outputs)
-    randomised = bool(getattr(module, "randomised", False)) or _differs(network, [x, probes])
+    randomised = capabilities.randomised(module) or _differs(network, [x, probes])
     if randomised:
         network = replace(network, noise=Noise(seed, "examine"))
     else:
         _check_rows_are_independent(network, x, probes)
     gradient = gradient_flow(network, x[:PROBES])
     zero, misleading = (0.0, 0.0) if gradient == "none" else gradient_faults(network, x)
-    offered = getattr(module, "members", None)
-    members = list(offered()) if callable(offered) else []
+    members = capabilities.members(module)
     flows = [gradient_flow(replace(network, module=member), x[:PROBES]) for member in members]
-    stand_ins = getattr(module, "surrogates", None)
     facts = ModelFacts(
         classes=k,
         randomised=randomised,
         differentiable=gradient != "none",
         members=len(members),
-        surrogates=tuple(stand_ins()) if callable(stand_ins) else (),
+        surrogates=tuple(capabilities.surrogates(module)),
         zero_gradient=zero,
         misleading_gradient=misleading,
         blind_members=tuple(number for number, flow in enumerate(flows) if flow == "none"),

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from robustkit.api import Gradient, Images, Logits, Loss, Oracle, Outputs
 from robustkit.errors import NoGradientError
+from robustkit.models import capabilities
 from robustkit.numerics import generators, rows
 from robustkit.numerics.streams import key_of
 
@@ -35,9 +36,7 @@ class Noise:
         self.calls += 1
         seed = key_of(*self.key, self.calls)[0]
         with generators.seeded(seed, device):
-            reseed = getattr(module, "reseed", None)
-            if callable(reseed):
-                reseed(seed)
+            capabilities.reseed(module, seed)
             yield
 
 
@@ -92,8 +91,7 @@ class Network:
         return self._plain_call(tile)
 
     def _plain_call(self, tile: Tensor) -> Outputs:
-        with_members = getattr(self.module, "forward_with_members", None)
-        logits, members = with_members(tile) if callable(with_members) else (self.module(tile), None)
+        logits, members = capabilities.forward_with_members(self.module, tile)
         if logits.dtype not in (torch.float32, torch.float64):
             logits = logits.float()
         if self.probabilities:
@@ -189,14 +187,12 @@ class ModelOracle:
     @property
     def members(self) -> Sequence[Oracle]:
         """Sub-models that the module offers through `members()`."""
-        offered = getattr(self.network.module, "members", None)
-        return [self._of(module) for module in offered()] if callable(offered) else []
+        return [self._of(module) for module in capabilities.members(self.network.module)]
 
     @property
     def surrogates(self) -> Mapping[str, Oracle]:
         """Stand-ins that the module declares through `surrogates()`."""
-        offered = getattr(self.network.module, "surrogates", None)
-        return {name: self._of(module) for name, module in offered().items()} if callable(offered) else {}
+        return {name: self._of(module) for name, module in capabilities.surrogates(self.network.module).items()}
 
     @property
     def module(self) -> nn.Module:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from robustkit.api import Images, Logits
+from robustkit.models import capabilities
 
 
 class Prepared(nn.Module):
@@ -17,7 +18,7 @@ class Prepared(nn.Module):
         super().__init__()
         self.step = step
         self.network = network
-        self.randomised = any(bool(getattr(part, "randomised", False)) for part in (step, network))
+        self.randomised = capabilities.randomised(step) or capabilities.randomised(network)
 
     def forward(self, x: Images) -> Logits:
         """The network's outputs for the prepared images."""
@@ -26,29 +27,18 @@ class Prepared(nn.Module):
 
     def forward_with_members(self, x: Images) -> tuple[Logits, Tensor | None]:
         """The outputs, and the members' (members, batch, classes) if the network offers them."""
-        offered = getattr(self.network, "forward_with_members", None)
-        found: tuple[Logits, Tensor | None] = offered(self.step(x)) if callable(offered) else (self(x), None)
-        return found
+        return capabilities.forward_with_members(self.network, self.step(x))
 
     def members(self) -> Sequence[nn.Module]:
         """The network's members, each behind the same step."""
-        offered = getattr(self.network, "members", None)
-        return [Prepared(self.step, member).eval() for member in offered()] if callable(offered) else []
+        return [Prepared(self.step, member).eval() for member in capabilities.members(self.network)]
 
     def surrogates(self) -> dict[str, nn.Module]:
         """The network's stand-ins, each behind the same step."""
-        offered = getattr(self.network, "surrogates", None)
-        found = offered() if callable(offered) else {}
+        found = capabilities.surrogates(self.network)
         return {name: Prepared(self.step, module).eval() for name, module in found.items()}
 
     def reseed(self, seed: int) -> None:
         """Reseed the step and the network, if they offer it."""
         for part in (self.step, self.network):
-            reseed(part, seed)
-
-
-def reseed(module: nn.Module, seed: int) -> None:
-    """Reseed a module that offers it."""
-    offered = getattr(module, "reseed", None)
-    if callable(offered):
-        offered(seed)
+            capabilities.reseed(part, seed)

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from robustkit import spec
 from robustkit.numerics import rows
 
 Batch = Float[Tensor, "batch channels height width"]
@@ -31,7 +32,7 @@ def onto_linf(x: Batch, adv: Batch, eps: float, low: float, high: float) -> Batc
 def onto_l2(x: Batch, adv: Batch, eps: float, low: float, high: float) -> Batch:
     """The nearest image of the ball, then of the box (which only moves it towards x)."""
     delta = adv.double().sub_(x)
-    size = rows.length(delta, "l2")
+    size = rows.total(delta * delta).sqrt()
     inside = size <= inner_limit(eps)
     rounding = math.sqrt(x[0].numel()) * torch.finfo(x.dtype).eps / 2 * max(abs(low), abs(high))
     target = max(min(eps, inner_limit(eps) - rounding), 0.0)
@@ -70,7 +71,7 @@ def onto_l1(x: Batch, adv: Batch, eps: float, low: float, high: float) -> Batch:
 def nearest_in_l1(x: Flat, adv: Flat, eps: float, low: float, high: float) -> Flat:
     """The nearest rows of ball ∩ box."""
     clipped = adv.clamp(low, high)
-    inside = rows.length(clipped.double().sub_(x), "l1") <= inner_limit(eps)
+    inside = rows.total(clipped.double().sub_(x).abs()) <= inner_limit(eps)
     delta = adv.double().sub_(x)
     room = torch.where(delta > 0, high - x.double(), x.double() - low)
     shrink = shrinkage(delta.abs(), room, eps)
@@ -78,12 +79,12 @@ def nearest_in_l1(x: Flat, adv: Flat, eps: float, low: float, high: float) -> Fl
     return rows.pick(inside, clipped, towards(x, kept))
 
 
-def onto_l0(x: Batch, adv: Batch, pixels: int, low: float, high: float) -> Batch:
-    """Only the `pixels` pixels with the largest change (L2 over channels; of equals the first), in the box."""
+def onto_l0(x: Batch, adv: Batch, eps: float, low: float, high: float) -> Batch:
+    """Only the eps pixels with the largest change (L2 over channels; of equals the first), in the box."""
     clipped = adv.clamp(low, high)
     change = clipped.double().sub_(x).square_()
     size = rows.flat(sum(change.unbind(1), torch.zeros_like(change[:, 0])))
-    order = size.sort(dim=1, descending=True, stable=True).indices[:, :pixels]
+    order = size.sort(dim=1, descending=True, stable=True).indices[:, : int(spec.limit(eps))]
     return torch.where(kept_pixels(x, order), clipped, x)
 
 

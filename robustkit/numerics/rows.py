@@ -54,28 +54,10 @@ def peak(x: Rows) -> Scalars:
     return flat(x).amax(1)
 
 
-def length(x: Rows, norm: str) -> Scalars:
-    """Length of each sample's entries in `norm` (linf, l2, l1 or l0), in the dtype of `x`."""
-    if norm == "linf":
-        return peak(x.abs())
-    if norm == "l2":
-        return total(x * x).sqrt()
-    if norm == "l1":
-        return total(x.abs())
-    return pixels_changed(x)
-
-
 def pixels_changed(delta: Rows) -> Scalars:
     """Number of pixels in which a perturbation (batch, channels, height, width) is not zero."""
     changed = delta.ne(0).any(1) if delta.dim() == 4 else delta.ne(0)
     return total(changed.to(delta.dtype))
-
-
-def unit(x: Rows, norm: str = "l2") -> Rows:
-    """Each sample divided by its length; a zero sample stays zero."""
-    size = length(x, norm)
-    safe = torch.where(size > 0, size, torch.ones_like(size))
-    return x / spread(safe, x)
 
 
 def pick(rows: Bool[Tensor, " batch"], chosen: Tensor, other: Tensor) -> Tensor:

@@ -76,11 +76,9 @@ class PyAutoAttack:
         return by_tiles(case, self._tile)
 
     def _tile(self, case: "Case", seed: int) -> "Images":
-        from robustkit_attacks.foreign.tiles import NAMES
-
         attack = _library().AutoAttack(
             case.oracle.counted_module(),
-            norm=NAMES[case.threat.norm],
+            norm=spec.NORMS[case.threat.norm].written,
             eps=case.threat.eps,
             seed=seed,
             version=self.version,

@@ -9,8 +9,6 @@ import torch
 from robustkit.api import Case, Draws, Images
 from robustkit.numerics import generators
 
-NAMES = {"linf": "Linf", "l2": "L2", "l1": "L1", "l0": "L0"}  # as the libraries write the norms
-
 
 def by_tiles(case: Case, attack: Callable[[Case, int], Images]) -> Images:
     """Call `attack(case of one tile, seed)` tile after tile; the global generators are seeded for each and put back.

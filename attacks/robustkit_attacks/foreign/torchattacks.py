@@ -120,12 +120,10 @@ class TorchAttack:
         return by_tiles(case, self._tile)
 
     def _tile(self, case: "Case", seed: int) -> "Images":
-        from robustkit_attacks.foreign.tiles import NAMES
-
         threat = case.threat
         given = {
             _ABOUT[self.attack].budget: int(threat.limit) if threat.norm == "l0" else threat.eps,
-            "norm": NAMES[threat.norm],
+            "norm": spec.NORMS[threat.norm].written,
             "n_classes": case.oracle.classes,
             "seed": seed,
         }

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from robustkit.api import Access, Case, Draws, Goal, Images, Norm
 from robustkit.errors import UsageError
-from robustkit.numerics import rows
+from robustkit.numerics import norms, rows
 from robustkit_attacks import losses
 from robustkit_attacks.transfer import gradients, inputs, parts
 from robustkit_attacks.transfer.attack import affordable, check_numbers
@@ -141,7 +141,7 @@ class CWA:
         for k in range(len(surrogates)):
             grad = self._seen(case, surrogates.field(k))(x, draws.at(k))
             # By the largest entry first: the squares of a saturated network's gradient underflow.
-            momentum = self.momentum * momentum + rows.unit(rows.unit(grad, "linf"))
+            momentum = self.momentum * momentum + norms.unit(norms.unit(grad, "linf"))
             x = case.threat.project(case.x, x + beta * momentum)
         return x, momentum
 

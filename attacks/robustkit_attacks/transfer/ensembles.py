@@ -14,7 +14,7 @@ from torch import Tensor
 
 from robustkit.api import Case, Draws, Images
 from robustkit.errors import UsageError
-from robustkit.numerics import rows
+from robustkit.numerics import norms, rows
 from robustkit_attacks.transfer import gradients, inputs
 from robustkit_attacks.transfer.surrogates import Combine, Field, Surrogates, mean_logits, mean_probabilities
 
@@ -72,8 +72,8 @@ class Climb(NamedTuple):
     def moved(self, x: Images, direction: Images) -> Images:
         """One step: signs in linf, the normalised direction in l2."""
         threat = self.case.threat
-        unit = direction.sign() if threat.norm == "linf" else rows.unit(direction)
-        return threat.project(self.case.x, x + self.step * threat.eps * unit)
+        step = norms.steepest(direction, threat.norm)
+        return threat.project(self.case.x, x + self.step * threat.eps * step)
 
 
 class Ensemble(Protocol):

@@ -10,7 +10,7 @@ from typing import ClassVar, NamedTuple, Protocol
 
 from robustkit.api import Draws, Images
 from robustkit.errors import UsageError
-from robustkit.numerics import rows
+from robustkit.numerics import norms, rows
 from robustkit_attacks.transfer.surrogates import Field
 
 
@@ -138,7 +138,7 @@ def neighbourhood(field: Field, x: Images, samples: int, radius: float, draws: D
 
 def levelled(grad: Images) -> Images:
     """Each sample's gradient divided by the mean size of its entries; a zero gradient stays zero."""
-    return rows.unit(grad, "l1") * grad[0].numel()
+    return norms.unit(grad, "l1") * grad[0].numel()
 
 
 def _cube(x: Images, draws: Draws) -> Images:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from robustkit.api import Images, Logits
 from robustkit.errors import UsageError
-from robustkit.models.wrapping import reseed
+from robustkit.models import capabilities
 from robustkit_defenses.crossmax import Mean
 
 Branch = Literal["foreground", "background"]
@@ -70,7 +70,7 @@ class ContextFusion(nn.Module):
         self.background = background
         self.head = head
         self.freeze = freeze
-        self.randomised = any(bool(getattr(part, "randomised", False)) for part in (foreground, background))
+        self.randomised = capabilities.randomised(foreground) or capabilities.randomised(background)
         self.eval()
         for branch in BRANCHES:
             seen = probe(getattr(self, branch), head.input_shape, branch)
@@ -120,7 +120,7 @@ class ContextFusion(nn.Module):
     def reseed(self, seed: int) -> None:
         """Reseed the extractors, if they offer that."""
         for branch in BRANCHES:
-            reseed(getattr(self, branch), seed)
+            capabilities.reseed(getattr(self, branch), seed)
 
 
 def _zero(width: int, classes: int) -> nn.Linear:

@@ -1,0 +1,128 @@
+"""What a module may offer besides `forward`, and one function each that asks for it.
+
+An attack that knows a network's members, stand-ins or randomness attacks it as what it is. A module offers such a thing
+by having the attribute or the method of a protocol below; nothing is inherited or registered. What does not answer as
+documented (a sub-module called `members`, a method that wants more arguments or answers something else) is another
+library's attribute of the same name, and no capability: then a function answers as for a module without it.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from robustkit.api import Images, Logits
+
+
+@runtime_checkable
+class Randomised(Protocol):
+    """Says whether two calls on the same images differ. One that does not say so is found out, and reported for it."""
+
+    randomised: bool
+
+
+@runtime_checkable
+class Reseeds(Protocol):
+    """Has generators of its own besides torch's, numpy's and `random`'s, which are seeded for each call anyway."""
+
+    def reseed(self, seed: int) -> None:
+        """Fix all random numbers of the next call."""
+
+
+@runtime_checkable
+class HasMembers(Protocol):
+    """An ensemble: classifiers of the same images, which an attack may take one by one."""
+
+    def members(self) -> Sequence[nn.Module]:
+        """The classifiers, in a fixed order."""
+
+
+@runtime_checkable
+class HasSurrogates(Protocol):
+    """Declares stand-ins for itself, through which gradients flow and mean something (BPDA)."""
+
+    def surrogates(self) -> Mapping[str, nn.Module]:
+        """Classifiers of the same images by name, in a fixed order."""
+
+
+@runtime_checkable
+class AnswersWithMembers(Protocol):
+    """Tells the members' outputs that its own were made of, from one pass; it is called in place of `forward`."""
+
+    def forward_with_members(self, x: Images) -> tuple[Logits, Tensor | None]:
+        """The outputs, and each member's (members, batch, classes); None where a network behind it offers none."""
+
+
+@runtime_checkable
+class AnswersFirstMembers(Protocol):
+    """Tells the first members' outputs by as much of a pass as these take."""
+
+    def first_members(self, x: Images, n: int) -> Tensor:
+        """The outputs of the first n members (members, batch, classes)."""
+
+
+def randomised(module: nn.Module) -> bool:
+    """Whether a module says that it is randomised."""
+    return getattr(module, "randomised", False) is True
+
+
+def reseed(module: nn.Module, seed: int) -> None:
+    """Reseed a module that has generators of its own."""
+    _answer(module, Reseeds.reseed, seed)
+
+
+def members(module: nn.Module) -> list[nn.Module]:
+    """The members of an ensemble; empty for any other module."""
+    found = _answer(module, HasMembers.members)
+    listed = list(found) if isinstance(found, Sequence | nn.ModuleList) else []
+    return listed if _all_modules(listed) else []
+
+
+def surrogates(module: nn.Module) -> dict[str, nn.Module]:
+    """The stand-ins that a module declares, by name; empty where it declares none."""
+    found = _answer(module, HasSurrogates.surrogates)
+    named = dict(found.items()) if isinstance(found, Mapping | nn.ModuleDict) else {}
+    return named if _all_modules(named.values()) and all(isinstance(name, str) for name in named) else {}
+
+
+def forward_with_members(module: nn.Module, x: Images) -> tuple[Logits, Tensor | None]:
+    """The outputs of a module, and its members' (members, batch, classes) where it tells them."""
+    match _answer(module, AnswersWithMembers.forward_with_members, x):
+        case (Tensor() as logits, None):
+            return logits, None
+        case (Tensor() as logits, Tensor() as each) if each.shape[1:] == logits.shape:
+            return logits, each
+    return module(x), None
+
+
+def member_outputs(module: nn.Module, x: Images, first: int | None = None) -> Tensor:
+    """The outputs of an ensemble's members, or of the first ones: (members, batch, classes), as cheaply as it offers.
+
+    That is as much of one pass as they take (`first_members`), one pass (`forward_with_members`), or a pass of each.
+    """
+    if first is not None:
+        some = _answer(module, AnswersFirstMembers.first_members, x, first)
+        if isinstance(some, Tensor):
+            return some
+    match _answer(module, AnswersWithMembers.forward_with_members, x):
+        case (Tensor(), Tensor() as each):
+            return each[:first]
+    return torch.stack([member(x) for member in members(module)[:first]])
+
+
+def _answer(module: nn.Module, method: Callable[..., Any], *arguments: object) -> Any:
+    """What the module's method of this name answers; None where it has no method that takes these arguments."""
+    offered = getattr(module, method.__name__, None)
+    if isinstance(offered, nn.Module) or not callable(offered):
+        return None
+    try:
+        inspect.signature(offered).bind(*arguments)
+    except (TypeError, ValueError):  # ValueError: a builtin that does not tell
+        return None
+    return offered(*arguments)
+
+
+def _all_modules(found: Any) -> bool:
+    return all(isinstance(item, nn.Module) for item in found)
