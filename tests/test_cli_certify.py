@@ -196,21 +196,15 @@ def pausing(pause: float = 0.0):
     return module
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_killed_behind_a_defense_and_run_again_it_ends_as_one_that_was_not(tmp_path, how):
+def test_killed_behind_a_defense_and_run_again_it_ends_as_one_that_was_not(tmp_path):
     model = "python/tests.test_cli_certify.pausing:pause=0.05"
     folder, calm = tmp_path / "killed", tmp_path / "calm"
     command = [*RESUMED, "--model", model, "--out"]
-    with subprocess.Popen(
-        [sys.executable, "-m", "robustkit", *command, str(folder)], stderr=subprocess.PIPE, text=True
-    ) as process:
+    with subprocess.Popen([sys.executable, "-m", "robustkit", *command, str(folder)]) as process:
         while not list(folder.glob("journal/shard-*.npz")) and process.poll() is None:
             time.sleep(0.01)
-        process.send_signal(how)
-        err = process.communicate(timeout=60)[1]
-    assert process.returncode == (130 if how == signal.SIGINT else -how)
-    if how == signal.SIGINT:
-        assert f"what was computed is kept in {folder}; run the same command to continue" in err
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
     kept = {path: path.stat().st_mtime_ns for path in folder.glob("journal/shard-*.npz")}
     assert 1 <= len(kept) < 4
     assert not (folder / "certificate.json").exists()
@@ -242,21 +236,13 @@ def test_declared_probabilities_and_narrow_tiles_certify_the_same(data):
 
 def test_a_folder_in_which_nothing_came_to_be_is_taken_back(tmp_path):
     module, x, distance = linear()
-    finite_at_first = nn.Sequential(module, OnlyOnImages(x))
-    with pytest.raises(UsageError, match="not finite"):
-        evaluate_certificate(finite_at_first, (x, (distance > 0).long()), draws=10, out=tmp_path / "run")
+
+    def finite_in_few(images):  # in the examination's tiles of 128, not in a batch of noisy copies
+        return module(images) if len(images) <= 128 else module(images) * torch.nan
+
+    with pytest.raises(UsageError, match="noisy copies are not finite"):
+        evaluate_certificate(finite_in_few, (x, (distance > 0).long()), draws=200, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
-
-
-class OnlyOnImages(nn.Module):
-    """Finite logits on batches as small as the examination's, NaN on the many noisy copies."""
-
-    def __init__(self, x):
-        super().__init__()
-        self.most = 128
-
-    def forward(self, z):
-        return z if len(z) <= self.most else z * torch.nan
 
 
 def test_the_help_has_an_example_and_loads_no_torch():

@@ -73,9 +73,7 @@ def certify(
     batched, asked = Network(network, BATCH, x.device, x.dtype), _Smoothing(sigma, first, draws, alpha, seed)
     places = torch.arange(len(x)) if indices is None else indices
     found = [_certificate(batched, image, places[i : i + 1], asked) for i, image in enumerate(x)]
-    return Certificates(
-        torch.tensor([decision for decision, _ in found]), torch.tensor([radius for _, radius in found])
-    )
+    return Certificates(torch.tensor([one[0] for one in found]), torch.tensor([one[1] for one in found]))
 
 
 def _certificate(network: Network, image: Tensor, index: Tensor, asked: _Smoothing) -> tuple[int, float]:

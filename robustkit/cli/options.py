@@ -196,7 +196,7 @@ def evaluation(*, model_required: bool, sweeps: bool) -> Option:
 
 def resumable(parts: str) -> Option:
     """The options --out and --fresh of a run that keeps nothing by default, and continues by `parts` in a folder."""
-    about = f"The run's folder: killed and run again, it continues {parts}. FILE.json is for the record alone."
+    about = f"The run's folder: killed and run again, it continues {parts}. Or FILE.json, for the record alone."
     return _together(out(about), fresh)
 
 
