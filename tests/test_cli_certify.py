@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from scipy.stats import norm
 from torch import nn
 
+import robustkit
 from robustkit.certificates.smoothing import evaluate_certificate
 from robustkit.cli import main
 from robustkit.errors import UsageError
@@ -27,6 +28,10 @@ COMMAND = ["certify", "--model", "python/tests.test_cli_certify.network", "--dra
 
 def network():
     return linear()[0]
+
+
+def probabilities():
+    return nn.Sequential(network(), nn.Softmax(1))
 
 
 def noisy():
@@ -175,9 +180,69 @@ def test_interrupted_it_leaves_nothing_half_written(data, tmp_path):
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "nothing was written" in err
+    assert "nothing is kept" in err
     assert out == ""
     assert list(tmp_path.iterdir()) == []
+
+
+RESUMED = ["certify", "--dataset", "digits", "--defense", "bit-depth:bits=3", "--draws", "300", "-n", "4",
+           "--tile", "64", "--quiet"]  # fmt: skip
+
+
+def pausing(pause: float = 0.0):
+    """The digits network, which waits where it is asked to: the same weights and numbers, time to be killed in."""
+    module = robustkit.load_model("digits-cnn")[0]
+    module.register_forward_hook(lambda *_: time.sleep(pause))
+    return module
+
+
+def test_killed_behind_a_defense_and_run_again_it_ends_as_one_that_was_not(tmp_path):
+    model = "python/tests.test_cli_certify.pausing:pause=0.05"
+    folder, calm = tmp_path / "killed", tmp_path / "calm"
+    command = [*RESUMED, "--model", model, "--out"]
+    with subprocess.Popen([sys.executable, "-m", "robustkit", *command, str(folder)]) as process:
+        while not list(folder.glob("journal/shard-*.npz")) and process.poll() is None:
+            time.sleep(0.01)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    kept = {path: path.stat().st_mtime_ns for path in folder.glob("journal/shard-*.npz")}
+    assert 1 <= len(kept) < 4
+    assert not (folder / "certificate.json").exists()
+    for place in (folder, calm):
+        done = CliRunner().invoke(main, [*command, str(place)])
+        assert done.exit_code == 0, done.output
+        assert done.stdout.endswith(f"in {place}\n")
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept  # what was computed before the kill was taken
+    one, other = (json.loads((place / "certificate.json").read_text()) for place in (folder, calm))
+    assert one == other
+    assert (one["job"]["defense"], one["job"]["tile"]) == ("bit-depth:bits=3", 64)
+    refused = CliRunner().invoke(main, [*command, str(folder), "--sigma", "0.5"])
+    assert refused.exit_code == 2
+    assert "sigma differs: 0.25 there, 0.5 asked" in refused.stderr
+    fresh = CliRunner().invoke(main, [*command, str(folder), "--sigma", "0.5", "--fresh"])
+    assert fresh.exit_code == 0, fresh.output
+    assert json.loads((folder / "certificate.json").read_text())["job"]["sigma"] == 0.5
+    assert "is not finished" not in (shown := CliRunner().invoke(main, ["show", str(folder)])).stderr
+    assert "robustkit/certified/1" in shown.stderr
+
+
+def test_declared_probabilities_and_narrow_tiles_certify_the_same(data):
+    plain = json.loads(run(data, "--json", "-").stdout)
+    probs = ["--model", "python/tests.test_cli_certify.probabilities"]
+    for more in ([*probs, "--outputs", "probs"], ["--tile", "7"], ["--defense", "bit-depth:bits=16"]):
+        assert json.loads(run(data, *more, "--json", "-").stdout)["images"] == plain["images"]
+    assert "--outputs probs" in run(data, *probs, code=2).stderr
+
+
+def test_a_folder_in_which_nothing_came_to_be_is_taken_back(tmp_path):
+    module, x, distance = linear()
+
+    def finite_in_few(images):  # in the examination's tiles of 128, not in a batch of noisy copies
+        return module(images) if len(images) <= 128 else module(images) * torch.nan
+
+    with pytest.raises(UsageError, match="noisy copies are not finite"):
+        evaluate_certificate(finite_in_few, (x, (distance > 0).long()), draws=200, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_help_has_an_example_and_loads_no_torch():

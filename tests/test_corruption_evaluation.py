@@ -2,6 +2,10 @@
 
 import dataclasses
 import json
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -9,6 +13,8 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
+import robustkit
+from robustkit.cli import main
 from robustkit.datasets import Pair, load_dataset
 from robustkit.errors import UsageError
 
@@ -18,6 +24,7 @@ pytest.importorskip("torchvision")
 
 from robustkit.corruptions import ALEXNET, KINDS, CellDone, evaluate_corruptions
 from robustkit.records.corruption import load
+from tests import toys
 from tests.test_corruptions import N, imagenet_c, write_archive
 
 pytestmark = pytest.mark.usefixtures("no_data_around")
@@ -186,8 +193,6 @@ def test_grey_images_are_evaluated_without_saturation():
 
 
 def test_the_command_writes_json_progress_and_the_record(tmp_path):
-    from robustkit.cli import main
-
     run = CliRunner().invoke(
         main, ["corruptions", "--model", "digits-cnn", "--dataset", "digits", "--kind", "jpeg,contrast",
                "--severity", "1,5", "-n", "64", "--out", "base.json", "--json", "-"],
@@ -214,3 +219,94 @@ def test_the_command_writes_json_progress_and_the_record(tmp_path):
         refused = CliRunner().invoke(main, ["corruptions", "--model", "digits-cnn", "--dataset", "digits", *options])
         assert refused.exit_code == 2
         assert message in refused.stderr
+
+
+def probabilities(pause: float = 0.0):
+    """The digits network with a softmax, which waits where it is asked to: the same numbers, time to be killed in."""
+    module = nn.Sequential(robustkit.load_model("digits-cnn")[0], nn.Softmax(1))
+    module.register_forward_hook(lambda *_: time.sleep(pause))
+    return module
+
+
+def command(*more):
+    return [
+        "corruptions", "--model", "python/tests.test_corruption_evaluation.probabilities:pause=0.02", "--outputs",
+        "probs", "--defense", "bit-depth:bits=3", "--dataset", "digits", "--kind", "jpeg,gaussian-noise,contrast",
+        "--severity", "2,4", "-n", "200", "--tile", "16", *more,
+    ]  # fmt: skip
+
+
+def test_killed_behind_a_defense_and_run_again_it_ends_as_one_that_was_not(tmp_path):
+    folder, calm = tmp_path / "killed", tmp_path / "calm"
+    with subprocess.Popen([sys.executable, "-m", "robustkit", *command("--quiet", "--out", str(folder))]) as process:
+        while not list(folder.glob("journal/shard-*.npz")) and process.poll() is None:
+            time.sleep(0.01)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    kept = {path: path.stat().st_mtime_ns for path in folder.glob("journal/shard-*.npz")}
+    assert 1 <= len(kept) < 7
+    assert not (folder / "corruptions.json").exists()
+    for place in (folder, calm):
+        done = CliRunner().invoke(main, command("--out", str(place)))
+        assert done.exit_code == 0, done.output
+        assert [line.split("]")[0] for line in done.stderr.splitlines()] == [f"[{i + 1}/7" for i in range(7)]
+        assert "behind bit-depth:bits=3" in done.stdout
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept  # what was computed before the kill was taken
+    one, other = load(folder), load(calm)  # folders are read as the files in them are
+    assert dataclasses.asdict(one) == dataclasses.asdict(other)
+    plain = evaluate_corruptions(
+        "digits-cnn",
+        "digits",
+        ["jpeg", "gaussian-noise", "contrast"],
+        [2, 4],
+        defense="bit-depth:bits=3",
+        n=200,
+        tile=16,
+    )
+    assert one.cells == plain.cells
+    refused = CliRunner().invoke(main, command("--out", str(folder), "--seed", "1"))
+    assert refused.exit_code == 2
+    assert "seed differs: 0 there, 1 asked" in refused.stderr
+    again = evaluate_corruptions("digits-cnn", "digits", ["jpeg"], [2], n=20, out=folder, fresh=True)
+    assert load(folder) == dataclasses.replace(again, job=load(folder).job)
+    assert len(list((folder / "journal").iterdir())) == 2
+
+
+def test_interrupted_it_keeps_the_cells_that_are_done_and_says_so(tmp_path, monkeypatch):
+    from robustkit.cli import corruptions
+
+    def interrupted(event):
+        if event.done == 3:
+            raise KeyboardInterrupt
+        return ""
+
+    asked = ["corruptions", "--model", "digits-cnn", "--dataset", "digits", "--kind", "jpeg", "-n", "20"]
+    with monkeypatch.context() as patched:
+        patched.setattr(corruptions, "_line", interrupted)
+        stopped = CliRunner().invoke(main, [*asked, "--out", str(tmp_path / "run")])
+        lost = CliRunner().invoke(main, [*asked, "--out", str(tmp_path / "run.json")])
+    assert (stopped.exit_code, lost.exit_code) == (130, 130)
+    assert f"what was computed is kept in {tmp_path}/run; run the same command to continue" in stopped.stderr
+    assert "nothing is kept" in lost.stderr
+    assert len(list((tmp_path / "run/journal").iterdir())) == 3
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_draws_vote_on_a_randomised_model_and_a_tie_is_wrong():
+    data = greys([0.1, 0.45, 0.49, 0.51, 0.55, 0.9])
+    noisy = toys.Randomised(Threshold(), sigma=3.0)
+
+    def wrong(draws, seed=0):
+        record = evaluate_corruptions(noisy, data, ["brightness"], [1], draws=draws, seed=seed)
+        assert record.job["draws"] == draws
+        return record.clean.wrong + record.cells[0].wrong
+
+    assert wrong(1) == wrong(1)
+    shares = [sum(len(wrong(draws, seed)) for seed in range(12)) for draws in (1, 2, 31)]
+    # Two draws must both be right, of 31 most: the mean of many passes is nearer to what the image says.
+    assert shares[1] > shares[0] > shares[2]
+    assert "majority of 31 draws" in evaluate_corruptions(noisy, data, ["brightness"], [1], draws=31).summary()
+    still = evaluate_corruptions(Threshold(), data, ["brightness"], [1], draws=5)
+    assert still.job["draws"] == 0
+    with pytest.raises(UsageError, match="draws must be a whole number of at least 1"):
+        evaluate_corruptions(noisy, data, ["brightness"], draws=0)

@@ -80,6 +80,16 @@ def test_the_command_prints_what_is_there_and_exits_with_0_or_1(tmp_path, monkey
     assert CliRunner().invoke(main, ["doctor", "--model", "digits-cnnn"]).exit_code == 2
 
 
+def test_the_command_looks_at_the_model_behind_its_defenses():
+    asked = ["doctor", "--model", "digits-cnn", "-n", "64", "--tile", "16"]
+    plain, blind = (json.loads(CliRunner().invoke(main, [*asked, *more, "--json", "-"]).stdout)
+                    for more in ([], ["--defense", "bit-depth:bits=1"]))  # fmt: skip
+    assert blind["defense"] == ["bit-depth:bits=1"]
+    assert blind["diagnosis"]["trials"][0] != plain["diagnosis"]["trials"][0]
+    shown = CliRunner().invoke(main, [*asked, "--defense", "jpeg"])
+    assert "clean accuracy of digits-cnn behind jpeg" in shown.stdout
+
+
 def test_eval_can_do_without(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     asked = ["eval", "--model", WRONG, "--attack", "fgsm", "--eps", "0.05", "--quiet"]

@@ -29,8 +29,6 @@ CAPABILITIES = {
     "surrogates", "weights",
 }  # fmt: skip
 LONG = {
-    "certificates/smoothing.py:evaluate_certificate",
-    "corruptions/evaluation.py:evaluate_corruptions",
     "transfers/__init__.py:transfer",
 }
 

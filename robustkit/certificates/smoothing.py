@@ -4,8 +4,11 @@ Source: Cohen, Rosenfeld, Kolter 2019, arXiv:1902.02918, algorithm 2. It holds w
 image, over the noise; it is about the smoothed network, not about the network itself.
 """
 
+import os
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import torch
 from scipy.stats import beta, norm
@@ -15,15 +18,17 @@ from robustkit import datasets
 from robustkit.api import Dataset, Defense, Images
 from robustkit.datasets.choice import choose_samples
 from robustkit.engine import plan
+from robustkit.engine.request import check_counts
 from robustkit.errors import UsageError
-from robustkit.models import defended, sources
-from robustkit.models.examination import as_module, check_labels, examine, lent
-from robustkit.models.opening import choose_device, model_name
-from robustkit.models.sources.evaluating import evaluating
+from robustkit.models import defended
+from robustkit.models.opening import Model, load, open_model
+from robustkit.models.oracle import Network
 from robustkit.numerics.streams import SampleDraws, key_of
-from robustkit.records.certificate import ABSTAINED, Certified, CertifiedRecord, check_settings, parse_radii
+from robustkit.records.certificate import ABSTAINED, RESULT, Certified, CertifiedRecord, check_settings, parse_radii
+from robustkit.records.folder import resume
+from robustkit.records.schema import CERTIFIED
 
-BATCH = 256  # noisy copies at a time
+BATCH = 256  # noisy copies that are drawn together: the noise depends on it
 
 
 class Certificates(NamedTuple):
@@ -33,30 +38,31 @@ class Certificates(NamedTuple):
     radius: Tensor
 
 
+class _Smoothing(NamedTuple):
+    """The settings of `certify`."""
+
+    sigma: float
+    first: int
+    draws: int
+    alpha: float
+    seed: int
+
+
 def certify(
-    network: nn.Module,
-    x: Images,
-    *,
-    sigma: float = 0.25,
-    first: int = 100,
-    draws: int = 10_000,
-    alpha: float = 0.001,
-    seed: int = 0,
-    indices: Tensor | None = None,
-    on_image: Callable[[int], None] | None = None,
-) -> Certificates:
+    network: nn.Module, x: Images, *, sigma: float = 0.25, first: int = 100, draws: int = 10_000, alpha: float = 0.001,
+    seed: int = 0, indices: Tensor | None = None,
+) -> Certificates:  # fmt: skip
     """Certify a network smoothed with Gaussian noise.
 
     Args:
-        network: takes [0,1] images; the bare network, not one that adds noise itself.
-        x: images.
+        network: takes [0,1] images to logits; the bare network, not one that adds noise itself.
+        x: images, on the network's device and of its dtype.
         sigma: standard deviation of the noise.
         first: noisy copies that choose the class.
         draws: further copies that bound its probability from below.
         alpha: the share of certificates that may be wrong.
         seed: of the noise, which is an image's own whatever the others are.
         indices: each image's place in its dataset, by which its noise is drawn; by default 0, 1, 2 …
-        on_image: told of each image that is done.
 
     Raises:
         UsageError: for settings that make no sense, a network in training mode, or outputs that are not finite.
@@ -64,19 +70,19 @@ def certify(
     if any(part.training for part in network.modules()):
         raise UsageError("certify: the network is in training mode, where its answers are others; call network.eval()")
     check_settings(sigma, first, draws, alpha)
+    batched, asked = Network(network, BATCH, x.device, x.dtype), _Smoothing(sigma, first, draws, alpha, seed)
     places = torch.arange(len(x)) if indices is None else indices
-    decisions, radii = [], []
-    for i in range(len(x)):
-        noise = SampleDraws(key_of(seed, "certify"), places[i : i + 1])
-        counts = _counts(network, x[i], sigma, first, noise, 0)
-        best = int(counts.argmax())
-        votes = int(_counts(network, x[i], sigma, draws, noise, 1)[best])
-        lower = lower_bound(votes, draws, alpha)
-        decisions.append(best if lower > 0.5 else ABSTAINED)
-        radii.append(sigma * float(norm.ppf(lower)) if lower > 0.5 else 0.0)
-        if on_image is not None:
-            on_image(i)
-    return Certificates(torch.tensor(decisions), torch.tensor(radii))
+    found = [_certificate(batched, image, places[i : i + 1], asked) for i, image in enumerate(x)]
+    return Certificates(torch.tensor([one[0] for one in found]), torch.tensor([one[1] for one in found]))
+
+
+def _certificate(network: Network, image: Tensor, index: Tensor, asked: _Smoothing) -> tuple[int, float]:
+    """The smoothed decision on the image at `index`, shape (1), of its dataset, and its radius."""
+    noise = SampleDraws(key_of(asked.seed, "certify"), index)
+    best = int(_counts(network, image, asked.sigma, asked.first, noise.at(0)).argmax())
+    votes = int(_counts(network, image, asked.sigma, asked.draws, noise.at(1))[best])
+    lower = lower_bound(votes, asked.draws, asked.alpha)
+    return (best, asked.sigma * float(norm.ppf(lower))) if lower > 0.5 else (ABSTAINED, 0.0)
 
 
 def lower_bound(votes: int, draws: int, alpha: float) -> float:
@@ -84,20 +90,20 @@ def lower_bound(votes: int, draws: int, alpha: float) -> float:
     return float(beta.ppf(alpha, votes, draws - votes + 1)) if votes else 0.0
 
 
-def _counts(network: nn.Module, image: Tensor, sigma: float, n: int, noise: SampleDraws, stream: int) -> Tensor:
+def _counts(network: Network, image: Tensor, sigma: float, n: int, noise: SampleDraws) -> Tensor:
     """How often each class is decided for over n noisy copies."""
-    total: Tensor | None = None
-    with torch.no_grad():
-        for step, start in enumerate(range(0, n, BATCH)):
-            copies = min(BATCH, n - start)
-            added = noise.at(stream).normal((copies, *image.shape), step=step)[0].to(image)
-            logits = network(image + sigma * added)
+    decisions, classes = [], 0
+    for step, start in enumerate(range(0, n, BATCH)):
+        added = noise.normal((min(BATCH, n - start), *image.shape), step=step)[0].to(image)
+        # The rows as they are, without padding: n and the width alone decide which copies share a call.
+        for copies in torch.split(image + sigma * added, network.tile):
+            with torch.no_grad():
+                logits = network.call(copies).logits
             if not torch.isfinite(logits).all():
                 raise UsageError("certify: the network's outputs on noisy copies are not finite (NaN or inf)")
-            found = torch.bincount(logits.argmax(1), minlength=logits.shape[1])
-            total = found if total is None else total + found
-    assert total is not None
-    return total
+            decisions.append(logits.argmax(1))
+            classes = logits.shape[1]
+    return torch.cat(decisions).bincount(minlength=classes)
 
 
 class ImageDone(NamedTuple):
@@ -109,23 +115,16 @@ class ImageDone(NamedTuple):
 
 
 def evaluate_certificate(
-    model: str | nn.Module | Callable[[Tensor], Tensor],
+    model: Model,
     data: str | Dataset | tuple[Any, Any],
     *,
     defense: str | Defense | Sequence[str | Defense] = (),
-    sigma: float = 0.25,
-    first: int = 100,
-    draws: int = 10_000,
-    alpha: float = 0.001,
-    radii: str | None = None,
-    n: int | None = None,
-    indices: str | Sequence[int] | None = None,
-    seed: int = 0,
-    outputs: str = "logits",
-    trust: bool = False,
-    device: str = "auto",
+    sigma: float = 0.25, first: int = 100, draws: int = 10_000, alpha: float = 0.001, radii: str | None = None,
+    n: int | None = None, indices: str | Sequence[int] | None = None, seed: int = 0,
+    outputs: Literal["logits", "probs"] = "logits", trust: bool = False, device: str = "auto", tile: int | None = None,
+    out: str | os.PathLike[str] | None = None, fresh: bool = False,
     on_event: Callable[[ImageDone], None] | None = None,
-) -> CertifiedRecord:
+) -> CertifiedRecord:  # fmt: skip
     """Certify a network smoothed with Gaussian noise on the images of a dataset; see `certify`.
 
     Args:
@@ -140,62 +139,51 @@ def evaluate_certificate(
         n: the first n samples.
         indices: these samples, instead of n.
         seed: of the noise.
-        outputs: what the model returns, logits or probs.
+        outputs: what the model returns; probabilities must be declared.
         trust: unpickle checkpoints that are more than weights, which runs code from them.
         device: "auto" is the module's own, or CUDA if there is one for a model named by a spec.
+        tile: most noisy copies that the model sees at once; None is 256.
+        out: a folder that is continued, image by image, if it holds this very run; None writes nothing.
+        fresh: forget what `out` holds.
         on_event: told of each image that is done.
 
     Raises:
         UsageError: for anything that cannot be run as given; a model that is randomised already.
     """
     check_settings(sigma, first, draws, alpha)
-    told = parse_radii(radii, sigma, draws, alpha)
-    dataset = datasets.resolve(data)
-    defenses = defended.resolve(defense)
-    with evaluating(dataset.name, "l2"):
-        module = sources.load_model(model, trust=trust)[0] if isinstance(model, str) else as_module(model)
-    where = choose_device(device, module, named=isinstance(model, str))
-    if isinstance(model, str):
-        module.to(where)
-    name = model if isinstance(model, str) else model_name(module)
-    chosen = choose_samples(dataset, n, indices)
-    with lent(module):
-        module = defended.protect(module, defenses)
-        with lent(module):
-            x, y = chosen.first()
-            subject = examine(
-                module, x, y, classes=dataset.classes or None, outputs=outputs, tile=None, seed=seed, device=where
-            )
-            check_labels(chosen.labels, subject.facts.classes)
-            if subject.facts.randomised:
-                raise UsageError("certify: the model draws random numbers itself; certify the network behind the noise")
-            images: list[Certified] = []
-            for i, index in enumerate(chosen.indices):
-                x, y = chosen.batch(i, i + 1)
-                found = certify(
-                    module, x.to(where, subject.reference.dtype), sigma=sigma, first=first, draws=draws, alpha=alpha,
-                    seed=seed, indices=torch.tensor([index], device=where),
-                )  # fmt: skip
-                images.append(Certified(index, int(y), int(found.decision), float(found.radius)))
-                if on_event is not None:
-                    on_event(ImageDone(images[-1], len(images), len(chosen.indices)))
-    job = {
-        "model": name,
-        "defense": defended.text(defenses),
-        "model_sha256": subject.weights_sha256,
-        "probe_sha256": subject.probe_sha256,
-        "data": data if isinstance(data, str) else dataset.name,
-        "data_sha256": chosen.sha256,
-        "indices": list(chosen.indices),
-        "sigma": sigma,
-        "first": first,
-        "draws": draws,
-        "alpha": alpha,
-        "seed": seed,
-        "outputs": outputs,
-        "device": where.type,
-        "threads": torch.get_num_threads(),
-        "copies_at_once": BATCH,
-        "versions": plan.versions(),
-    }
-    return CertifiedRecord(job, plan.environment(where), tuple(images), told)
+    check_counts(tile=tile)
+    asked, told = _Smoothing(sigma, first, draws, alpha, seed), parse_radii(radii, sigma, draws, alpha)
+    dataset, defenses = datasets.resolve(data), defended.resolve(defense)
+    loaded = load(model, dataset.name, "l2", outputs=outputs, trust=trust, device=device)
+    samples = choose_samples(dataset, n, indices)
+    with open_model(loaded, samples, defenses=defenses, tile=tile, seed=seed) as opened:
+        if opened.subject.facts.randomised:
+            raise UsageError("certify: the model draws random numbers itself; certify the network behind the noise")
+        network = replace(opened.subject.reference, tile=min(tile or BATCH, BATCH))
+        room = {"certificates": plan.package_sha256("robustkit", ("certificates/*.py",))}
+        job = {
+            **opened.identity,
+            **asked._asdict(),
+            "data": data if isinstance(data, str) else dataset.name,
+            "copies_at_once": BATCH,
+            "tile": network.tile,
+            "sources": {**plan.source_hashes((), opened.defenses), **room},
+            "versions": plan.versions(),
+        }
+
+        def certified(position: int) -> dict[str, Any]:
+            x, y = samples.batch(position, position + 1)
+            place = torch.tensor([samples.indices[position]], device=opened.device)
+            decision, radius = _certificate(network, x[0].to(opened.device, network.dtype), place, asked)
+            # A float32, as `certify` gives it.
+            return asdict(Certified(samples.indices[position], int(y), decision, float(torch.tensor(radius))))
+
+        images: list[Certified] = []
+        for facts in resume(out, CERTIFIED, RESULT, job, len(samples), certified, fresh=fresh):
+            images.append(Certified(**facts))
+            if on_event is not None:
+                on_event(ImageDone(images[-1], len(images), len(samples)))
+        record = CertifiedRecord(job, plan.environment(opened.device), tuple(images), told)
+    if out is not None:
+        record.save(Path(out) / RESULT)
+    return record

@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 @options.outputs
 @options.trust
 @options.device()
+@options.tile
 @options.threads
-@options.out("Write the record there, as JSON.", file=True)
+@options.resumable("image by image")
 @options.json_to("the record")
 @options.offline
 @options.quiet
@@ -38,33 +39,21 @@ def certify(
 
     \b
     robustkit certify --model digits-cnn --sigma 0.25 -n 100
-    robustkit certify --model python/my.net --dataset cifar10 --sigma 0.5 -n 500 --radii 0,0.5,1 --json cert.json
+    robustkit certify --model python/my.net --dataset cifar10 --sigma 0.5 -n 500 --radii 0,0.5,1 --out ./certificates
     \b
     A network trained without noise is seldom right on noisy copies: little can be certified of it.
     A copy is one forward pass: first + draws of them for each image.
-    Exit codes: 0 done, 2 bad usage, 130 interrupted (nothing is written).
+    Exit codes: 0 done, 2 bad usage, 130 interrupted (with --out DIR everything so far is kept).
     """  # noqa: D301
-    try:
-        record = _measure(model, dataset, threads=threads, quiet=quiet, asked=asked)
-    except KeyboardInterrupt:
-        raise output.Interrupted("interrupted; nothing was written") from None
-    if out is not None:
-        record.save(out)
-    output.tell(record.to_json(), record.summary(), json_to)
 
+    def measure(folder: Path | None) -> Any:
+        from robustkit.certificates.smoothing import evaluate_certificate
 
-def _measure(model: str, dataset: str | None, *, threads: int | None, quiet: bool, asked: dict[str, Any]) -> Any:
-    from robustkit.records.certificate import check_settings, parse_radii
+        data = options.dataset_of(model, dataset)
+        with output.line(quiet=quiet) as say, output.computing(threads=threads, quiet=quiet):
+            return evaluate_certificate(model, data, **asked, out=folder, on_event=lambda event: say(_line(event)))
 
-    settings = (asked["sigma"], asked["draws"], asked["alpha"])
-    check_settings(asked["sigma"], asked["first"], *settings[1:])
-    parse_radii(asked["radii"], *settings)
-
-    from robustkit.certificates.smoothing import evaluate_certificate
-
-    data = options.dataset_of(model, dataset)
-    with output.line(quiet=quiet) as say, output.computing(threads=threads, quiet=quiet):
-        return evaluate_certificate(model, data, **asked, on_event=lambda event: say(_line(event)))
+    output.tell_run(measure, out, json_to)
 
 
 def _line(event: "ImageDone") -> str:

@@ -20,14 +20,16 @@ if TYPE_CHECKING:
 @click.option("--severity", default="1,2,3,4,5", show_default=True, metavar="1,3,5")
 @click.option(
     "--baseline", metavar="alexnet|FILE",
-    help="What mCE is relative to: a record written by --out; for imagenet-c AlexNet's published errors.",
+    help="What mCE is relative to: what another --out has written; for imagenet-c AlexNet's published errors.",
 )  # fmt: skip
-@options.samples(seeds="Of random corruptions made here.")
+@options.defense()
+@options.samples(seeds="Of random corruptions made here, and of a randomised model.")
 @options.outputs
+@options.draws("Of a randomised model, how many passes vote on an image.", default=1)
 @options.trust
 @options.device()
 @options.tile
-@options.out("Write the record there, as JSON.", file=True)
+@options.resumable("cell by cell")
 @options.json_to("the record")
 @options.offline
 @options.quiet
@@ -38,26 +40,27 @@ def corruptions(
     """Measure a model's accuracy under common corruptions, and its mean corruption error.
 
     \b
-    robustkit corruptions --model digits-cnn --dataset digits --severity 1,3,5
-    robustkit corruptions --model robustbench/Standard --dataset cifar10-c --out standard.json
-    robustkit corruptions --model digits-cnn-at --dataset digits --baseline standard.json --kind jpeg
+    robustkit corruptions --model digits-cnn --dataset digits --kind jpeg --out ./base
+    robustkit corruptions --model robustbench/Standard --dataset cifar10-c --out ./standard
+    robustkit corruptions --model digits-cnn-at --dataset digits --baseline ./base --kind jpeg
     \b
     What is corrupted here does not compare with what is in the archives: its kinds are fewer and partly others.
     """  # noqa: D301
-    from robustkit.corruptions import evaluate_corruptions
-
     try:
         severities = tuple(int(part) for part in severity.split(","))
     except ValueError:
         raise UsageError(f"--severity {severity!r} must be whole numbers from 1 to 5, such as 1,3,5") from None
-    named = [kind for part in kinds for kind in part.split(",")]
-    with output.line(quiet=quiet) as say, output.computing(quiet=quiet):
-        record = evaluate_corruptions(
-            model, dataset, named or None, severities, on_event=lambda event: say(_line(event)), **asked
-        )
-    if out is not None:
-        record.save(out)
-    output.tell(record.to_json(), record.summary(), json_to)
+    named = [kind for part in kinds for kind in part.split(",")] or None
+
+    def measure(folder: Path | None) -> Any:
+        from robustkit.corruptions import evaluate_corruptions
+
+        with output.line(quiet=quiet) as say, output.computing(quiet=quiet):
+            return evaluate_corruptions(
+                model, dataset, named, severities, **asked, out=folder, on_event=lambda event: say(_line(event))
+            )
+
+    output.tell_run(measure, out, json_to)
 
 
 def _line(event: "CellDone") -> str:

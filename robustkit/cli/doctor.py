@@ -1,6 +1,7 @@
 """The command `robustkit doctor`: what is on this machine, and whether a model gets the input it was trained on."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +19,13 @@ if TYPE_CHECKING:
 @click.command()
 @options.model(required=False)
 @options.dataset()
+@options.defense()
 @options.first_n("N images, from all over it.", default=256)
 @options.norm(about="Of a robustbench model.")
 @options.outputs
 @options.trust
 @options.device()
+@options.tile
 @options.offline
 @options.json_to("what was found")
 def doctor(model: str | None, json_to: str | None, **asked: Any) -> None:
@@ -42,11 +45,12 @@ def doctor(model: str | None, json_to: str | None, **asked: Any) -> None:
     with output.computing():
         found = machine()
         diagnosis = _diagnosis(model, **asked) if model and not found.broken_plugins else None
-    data = {"machine": found.to_json(), "model": model, "diagnosis": diagnosis.to_json() if diagnosis else None}
+    data = {"machine": found.to_json(), "model": model, "defense": list(asked["defense"]),
+            "diagnosis": diagnosis.to_json() if diagnosis else None}  # fmt: skip
     if json_to == "-":
         click.echo(output.as_json(data))
     else:
-        _show(found, model, diagnosis)
+        _show(found, " behind ".join([model or "", *asked["defense"]]), diagnosis)
         if json_to:
             Path(json_to).write_text(output.as_json(data) + "\n", encoding="utf-8")
     if found.broken_plugins or (diagnosis and not diagnosis.healthy):
@@ -54,23 +58,21 @@ def doctor(model: str | None, json_to: str | None, **asked: Any) -> None:
 
 
 def _diagnosis(
-    model: str, *, dataset: str | None, n: int, norm: str, outputs: str, trust: bool, device: str
+    model: str, *, dataset: str | None, defense: Sequence[str], n: int, norm: str, tile: int | None, **asked: Any
 ) -> "Diagnosis":
     from robustkit import datasets
     from robustkit.doctor import diagnose, spread
-    from robustkit.models import sources
-    from robustkit.models.opening import choose_device
-    from robustkit.models.sources.evaluating import evaluating
+    from robustkit.models import defended
+    from robustkit.models.opening import load
 
-    data = datasets.resolve(options.dataset_of(model, dataset))
-    with evaluating(data.name, norm):
-        module, card = sources.load_model(model, trust=trust)
-    module.to(choose_device(device, module, named=True))
+    data, defenses = datasets.resolve(options.dataset_of(model, dataset)), defended.resolve(defense)
+    loaded = load(model, data.name, norm, **asked)
     x, y = data.batch(spread(len(data), n))
-    return diagnose(module, x, y, card, outputs=outputs, thorough=True)
+    module = defended.protect(loaded.module, defenses)
+    return diagnose(module, x, y, loaded.card, outputs=loaded.outputs, tile=tile, thorough=True)
 
 
-def _show(found: "Machine", model: str | None, diagnosis: "Diagnosis | None") -> None:
+def _show(found: "Machine", model: str, diagnosis: "Diagnosis | None") -> None:
     from rich.console import Console
 
     from robustkit.doctor.machine import install
@@ -87,7 +89,7 @@ def _show(found: "Machine", model: str | None, diagnosis: "Diagnosis | None") ->
         console.print(f"{name:<9} {text or 'none'}")
     if diagnosis is not None:
         console.print()
-        _show_diagnosis(console, model or "", diagnosis)
+        _show_diagnosis(console, model, diagnosis)
 
 
 def _show_diagnosis(console: "Console", model: str, diagnosis: "Diagnosis") -> None:

@@ -194,6 +194,12 @@ def evaluation(*, model_required: bool, sweeps: bool) -> Option:
     )  # fmt: skip
 
 
+def resumable(parts: str) -> Option:
+    """The options --out and --fresh of a run that keeps nothing by default, and continues by `parts` in a folder."""
+    about = f"The run's folder: killed and run again, it continues {parts}. Or FILE.json, for the record alone."
+    return _together(out(about), fresh)
+
+
 def out(about: str, *names: str, required: bool = False, file: bool = False) -> Option:
     """The option --out, or of further `names` too: a folder, or a file."""
     return click.option(*names, "--out", required=required, type=click.Path(path_type=Path, dir_okay=not file),

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from robustkit.errors import RobustkitError
+from robustkit.errors import RobustkitError, UsageError
 
 RUNS = Path("robustkit-runs")
 
@@ -30,8 +30,9 @@ def interruptible(folders: Sequence[Path]) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        kept = next((f"; what was computed is kept in {folder}" for folder in folders if folder.is_dir()), "")
-        raise Interrupted(f"interrupted{kept}; run the same command to continue") from None
+        kept = next((folder for folder in folders if folder.is_dir()), None)
+        text = f"what was computed is kept in {kept}; run the same command to continue" if kept else "nothing is kept"
+        raise Interrupted(f"interrupted; {text}") from None
 
 
 @contextlib.contextmanager
@@ -74,6 +75,19 @@ def tell(data: Any, text: str, json_to: str | None) -> None:
     click.echo(as_json(data) if json_to == "-" else text)
     if json_to and json_to != "-":
         Path(json_to).write_text(as_json(data) + "\n", encoding="utf-8")
+
+
+def tell_run(measure: Callable[[Path | None], Any], out: Path | None, json_to: str | None) -> None:
+    """Make a record with the folder of its run, see `options.resumable`, or write it to FILE.json; then tell it."""
+    file = out if out is not None and out.suffix == ".json" and not out.is_dir() else None
+    folder = None if file else out
+    if file is not None and not file.parent.is_dir():
+        raise UsageError(f"--out {file}: there is no folder {file.parent}")
+    with interruptible([folder] if folder else []):
+        record = measure(folder)
+    if file is not None:
+        record.save(file)
+    tell(record.to_json(), record.summary() + (f"\nin {folder}" if folder else ""), json_to)
 
 
 def folder_name(words: str, id_: str) -> str:

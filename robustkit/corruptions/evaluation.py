@@ -1,25 +1,28 @@
 """The accuracy of a network under each corruption, in the same checked and tiled calls as an attack's judge makes."""
 
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
-
-import torch
-from torch import Tensor, nn
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from robustkit import datasets
-from robustkit.api import Dataset
+from robustkit.api import Dataset, Defense
 from robustkit.corruptions.images import SEVERITIES, check_severity, kind_named
-from robustkit.datasets.choice import choose_indices
+from robustkit.datasets.choice import choose_samples
 from robustkit.engine import plan
+from robustkit.engine.request import check_counts
+from robustkit.engine.voting import ask
 from robustkit.errors import UsageError
-from robustkit.models import sources
-from robustkit.models.examination import as_module, check_labels, examine, lent
-from robustkit.models.opening import choose_device, model_name
+from robustkit.models import defended
+from robustkit.models.examination import check_labels
+from robustkit.models.opening import Model, Opened, load, open_model
 from robustkit.models.oracle import Network
-from robustkit.models.sources.evaluating import evaluating
-from robustkit.records.corruption import ALEXNET, STANDARD, Cell, CorruptionRecord, load
+from robustkit.records.corruption import ALEXNET, RESULT, STANDARD, Cell, CorruptionRecord
+from robustkit.records.corruption import load as load_record
+from robustkit.records.folder import resume
+from robustkit.records.schema import CORRUPTIONS
+from robustkit.records.votes import lost
 from robustkit.stats import Proportion
 
 AT_ONCE = 64  # images in memory
@@ -56,21 +59,19 @@ class CellDone(NamedTuple):
 
 
 def evaluate_corruptions(
-    model: str | nn.Module | Callable[[Tensor], Tensor],
+    model: Model,
     data: str | Dataset | tuple[Any, Any],
     kinds: Sequence[str] | None = None,
     severities: Sequence[int] = SEVERITIES,
     *,
-    n: int | None = None,
-    indices: str | Sequence[int] | None = None,
-    seed: int = 0,
-    outputs: str = "logits",
+    defense: str | Defense | Sequence[str | Defense] = (),
+    n: int | None = None, indices: str | Sequence[int] | None = None, seed: int = 0,
+    outputs: Literal["logits", "probs"] = "logits", draws: int = 1,
     baseline: str | Path | CorruptionRecord | None = None,
-    trust: bool = False,
-    device: str = "auto",
-    tile: int | None = None,
+    trust: bool = False, device: str = "auto", tile: int | None = None,
+    out: str | os.PathLike[str] | None = None, fresh: bool = False,
     on_event: Callable[[CellDone], None] | None = None,
-) -> CorruptionRecord:
+) -> CorruptionRecord:  # fmt: skip
     """Measure a network's accuracy under corruptions.
 
     Args:
@@ -78,90 +79,92 @@ def evaluate_corruptions(
         data: cifar10-c, cifar100-c or imagenet-c; or any dataset, which is then corrupted on the fly.
         kinds: of corruption; None is the standard ones of an archive, or all that can be made here.
         severities: from 1 to 5.
+        defense: what stands before the model at inference, as for `robustkit.evaluate`.
         n: the first n samples.
         indices: these samples, instead of n.
-        seed: of the random kinds made here.
-        outputs: what the model returns, logits or probs.
+        seed: of the random kinds made here, and of a randomised model.
+        outputs: what the model returns; probabilities must be declared.
+        draws: of a randomised model, how many passes vote on an image; a tie counts as wrong.
         baseline: what mCE is relative to: "alexnet" (published; ImageNet-C at all severities only, and the default
-            there), or a record or its file, with the same kinds and severities. Without one, mCE is not normalised.
+            there), or a record, its file or folder, with the same kinds and severities. Without one, mCE is not
+            normalised.
         trust: unpickle checkpoints that are more than weights, which runs code from them.
         device: "auto" is the module's own, or CUDA if there is one for a model named by a spec.
         tile: width of the batches the model sees; None chooses by image size.
+        out: a folder that is continued, cell by cell, if it holds this very run; None writes nothing.
+        fresh: forget what `out` holds.
         on_event: told of each cell that is done.
 
     Raises:
         UsageError: for anything that cannot be run as given.
     """
-    base = datasets.resolve(data)
+    check_counts(tile=tile, draws=draws)
+    base, defenses = datasets.resolve(data), defended.resolve(defense)
     corrupted = base if isinstance(base, CorruptionSet) else _made_here(base, seed)
-    wanted = _wanted_kinds(corrupted, kinds)
-    for severity in severities:
-        check_severity(severity)
-    levels = tuple(sorted(set(severities)))
-    if not levels:
-        raise UsageError("no severity was named; there are 1, 2, 3, 4 and 5")
-    name, reference = _reference(baseline, corrupted.name, wanted, levels, explicit=baseline is not None)
+    todo = _cells(corrupted, kinds, severities)
+    name, reference = _reference(baseline, corrupted.name, [cell for cell in todo if cell[0]])
     clean_name = corrupted.clean.name if corrupted.clean is not None else corrupted.name.removesuffix("-c")
-    with evaluating(clean_name, "corruptions"):
-        module = sources.load_model(model, trust=trust)[0] if isinstance(model, str) else as_module(model)
-    where = choose_device(device, module, named=isinstance(model, str))
-    if isinstance(model, str):
-        module.to(where)
-    todo = [(kind, severity) for kind in wanted for severity in levels]
-    first_set = corrupted.clean or corrupted.at(*todo[0])
-    chosen = choose_indices(first_set, n, indices)
-    with lent(module):
-        first = first_set.batch(chosen[:AT_ONCE])
-        subject = examine(
-            module, *first, classes=first_set.classes or None, outputs=outputs, tile=tile, seed=seed, device=where
-        )
-        tell = on_event or (lambda event: None)
-        total = len(todo) + (corrupted.clean is not None)
-        cells: list[Cell] = []
-        clean = None
-        for kind, severity in [("", 0)] * (corrupted.clean is not None) + todo:
-            images = corrupted.at(kind, severity) if kind else first_set
-            network = subject.reference
-            if network.noise is not None:
-                network = network.seeded(seed, "corruptions", kind, severity)
-            cell = _cell(network, images, chosen, kind, severity)
-            if kind:
-                cells.append(cell)
-            else:
-                clean = cell
-            share = Proportion(len(chosen) - len(cell.wrong), len(chosen))
-            tell(CellDone(kind, severity, share, len(cells) + (clean is not None), total))
+    loaded = load(model, clean_name, "corruptions", outputs=outputs, trust=trust, device=device)
+    samples = choose_samples(_images(corrupted, *todo[0]), n, indices)
+    cells: list[Cell] = []
+    with open_model(loaded, samples, defenses=defenses, tile=tile, seed=seed) as opened:
+        room = {"corruptions": plan.package_sha256("robustkit", ("corruptions/*.py",))}
         job = {
-            "model": model if isinstance(model, str) else model_name(module),
-            "model_sha256": subject.weights_sha256,
-            "probe_sha256": subject.probe_sha256,
+            **opened.identity,
             "data": data if isinstance(data, str) else base.name,
             "seed": getattr(corrupted, "seed", seed),
-            "outputs": outputs,
-            "device": subject.reference.device.type,
-            "threads": torch.get_num_threads(),
-            "tile": subject.reference.tile,
+            "model_seed": seed,
+            "draws": draws if opened.subject.facts.randomised else 0,
             "made_here": corrupted.clean is not None,
+            "cells": [list(cell) for cell in todo],
+            "sources": {**plan.source_hashes((), opened.defenses), **room},
             "versions": plan.versions(),
         }
-    return CorruptionRecord(job, plan.environment(where), chosen, tuple(cells), clean, name, reference)
+
+        def measured(number: int) -> dict[str, Any]:
+            kind, severity = todo[number]
+            networks = _draws(opened.subject.reference, job["draws"], (seed, "corruptions", kind, severity))
+            return _cell(opened, networks, _images(corrupted, kind, severity), kind, severity)._asdict()
+
+        for facts in resume(out, CORRUPTIONS, RESULT, job, len(todo), measured, fresh=fresh):
+            cells.append(Cell(**{**facts, "wrong": tuple(facts["wrong"])}))
+            share = Proportion(len(samples) - len(cells[-1].wrong), len(samples))
+            if on_event is not None:
+                on_event(CellDone(*todo[len(cells) - 1], share, len(cells), len(todo)))
+        environment = plan.environment(opened.device)
+    clean = None if todo[0][0] else cells.pop(0)
+    record = CorruptionRecord(job, environment, samples.indices, tuple(cells), clean, name, reference)
+    if out is not None:
+        record.save(Path(out) / RESULT)
+    return record
 
 
-def _cell(network: Network, images: Dataset, chosen: Sequence[int], kind: str, severity: int) -> Cell:
-    """The samples that a network gets wrong."""
+def _draws(network: Network, draws: int, key: tuple[Any, ...]) -> list[Network]:
+    """Of a randomised network one a draw, each with noise of its own; the network itself where there are no draws."""
+    return [network.seeded(*key, *([draw] if draw else [])) for draw in range(draws)] or [network]
+
+
+def _cell(opened: Opened, networks: Sequence[Network], images: Dataset, kind: str, severity: int) -> Cell:
+    """The samples that most of the networks get wrong."""
+    chosen = opened.samples.indices
     wrong: list[int] = []
     seen = hashlib.sha256()
     for start in range(0, len(chosen), AT_ONCE):
         some = chosen[start : start + AT_ONCE]
         x, y = datasets.check_images(*images.batch(some), images.name, images.classes or None)
         seen.update(x.contiguous().numpy().tobytes() + y.numpy().tobytes())
-        logits = network.logits(x)
-        if not torch.isfinite(logits).all():
-            raise UsageError(f"the model's outputs are not finite under {kind} at severity {severity}")
-        check_labels(y, logits.shape[1])
-        missed = (logits.argmax(1).cpu() != y).tolist()
+        check_labels(y, opened.subject.facts.classes)
+        answers = ask(networks.__getitem__, len(networks), x.to(opened.device), y.to(opened.device), None)[0]
+        if not answers.sound.all():
+            raise UsageError(f"the model's outputs are not finite under {kind or 'nothing'} at severity {severity}")
+        missed = lost(answers.wrong.sum(0), len(networks)).tolist()
         wrong += [index for index, miss in zip(some, missed, strict=True) if miss]
     return Cell(kind, severity, tuple(wrong), seen.hexdigest())
+
+
+def _images(corrupted: CorruptionSet, kind: str, severity: int) -> Dataset:
+    """The images of a cell; without a kind the clean ones."""
+    return corrupted.at(kind, severity) if kind or corrupted.clean is None else corrupted.clean
 
 
 def _made_here(base: Dataset, seed: int) -> CorruptionSet:
@@ -170,7 +173,12 @@ def _made_here(base: Dataset, seed: int) -> CorruptionSet:
     return Corrupted(base, seed=seed)
 
 
-def _wanted_kinds(corrupted: CorruptionSet, kinds: Sequence[str] | None) -> tuple[str, ...]:
+def _cells(
+    corrupted: CorruptionSet, kinds: Sequence[str] | None, severities: Sequence[int]
+) -> list[tuple[str, int]]:  # fmt: skip
+    """The kind and severity of each cell, the clean images first where there are any: no kind, severity 0."""
+    for severity in severities:
+        check_severity(severity)
     if kinds is not None:
         wanted = tuple(dict.fromkeys(kind_named(kind, corrupted.kinds) for kind in kinds))
     elif corrupted.clean is not None:
@@ -179,29 +187,28 @@ def _wanted_kinds(corrupted: CorruptionSet, kinds: Sequence[str] | None) -> tupl
         wanted = tuple(kind for kind in STANDARD if kind in corrupted.kinds) or corrupted.kinds
     if not wanted:
         raise UsageError(f"no corruption was named; {corrupted.name} has: {', '.join(corrupted.kinds)}")
-    return wanted
+    if not severities:
+        raise UsageError("no severity was named; there are 1, 2, 3, 4 and 5")
+    clean = [("", 0)] if corrupted.clean is not None else []
+    return [*clean, *((kind, severity) for kind in wanted for severity in sorted(set(severities)))]
 
 
 def _reference(
-    baseline: str | Path | CorruptionRecord | None,
-    data: str,
-    kinds: Sequence[str],
-    severities: tuple[int, ...],
-    *,
-    explicit: bool,
+    baseline: str | Path | CorruptionRecord | None, data: str, cells: Sequence[tuple[str, int]]
 ) -> tuple[str, dict[str, float] | None]:
     """The baseline's name and its error for each kind; empty and None without one."""
+    kinds, severities = (tuple(dict.fromkeys(column)) for column in zip(*cells, strict=True))
     if baseline is None or baseline == "alexnet":
         fits = data == "imagenet-c" and severities == SEVERITIES and all(kind in ALEXNET for kind in kinds)
-        if explicit and not fits:
+        if baseline and not fits:
             raise UsageError(
                 "AlexNet's errors are published for imagenet-c, its 15 standard kinds and all five severities; "
                 "elsewhere give the record of a network of yours: --baseline FILE"
             )
         return ("AlexNet", {kind: ALEXNET[kind] for kind in kinds}) if fits else ("", None)
-    record = baseline if isinstance(baseline, CorruptionRecord) else load(Path(baseline))
+    record = baseline if isinstance(baseline, CorruptionRecord) else load_record(Path(baseline))
     has = {(cell.kind, cell.severity) for cell in record.cells}
-    lacking = [(kind, severity) for kind in kinds for severity in severities if (kind, severity) not in has]
+    lacking = [cell for cell in cells if cell not in has]
     if lacking or record.severities != severities:
         kind, severity = lacking[0] if lacking else (kinds[0], record.severities[-1])
         raise UsageError(
@@ -211,4 +218,4 @@ def _reference(
     errors = {kind: record.errors()[kind] for kind in kinds}
     if perfect := [kind for kind, error in errors.items() if error == 0]:
         raise UsageError(f"the baseline makes no error under {perfect[0]}, so that nothing is relative to it")
-    return str(record.job["model"]), errors
+    return record.model, errors

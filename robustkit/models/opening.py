@@ -6,6 +6,7 @@ This is the one prologue of all that measures a model: `evaluate`, the audit, tr
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +59,17 @@ class Opened:
     def defense(self) -> str:
         """The defenses' names as one spec; empty without any."""
         return defended.text(self.defenses)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What of a job's identity is known once a model is open, as JSON data."""
+        subject = self.subject
+        return {
+            "model": self.name, "model_sha256": subject.weights_sha256, "probe_sha256": subject.probe_sha256,
+            "noisy_sha256": subject.noisy_sha256, "defense": self.defense, "outputs": self.outputs,
+            "data_sha256": self.samples.sha256, "indices": list(self.samples.indices), "tile": subject.reference.tile,
+            "device": self.device.type, "threads": torch.get_num_threads(),
+        }  # fmt: skip
 
     def on(self, samples: Samples) -> "Opened":
         """The same model for other samples of the same data."""

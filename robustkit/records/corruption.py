@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from robustkit.errors import UsageError
+from robustkit.records.folder import write_text
 from robustkit.records.schema import CORRUPTIONS
 from robustkit.stats import Proportion
 
@@ -35,6 +36,7 @@ ALEXNET: Mapping[str, float] = {
     "pixelate": 0.717840,
     "jpeg-compression": 0.606500,
 }
+RESULT = "corruptions.json"  # in the folder of a run
 STANDARD = tuple(ALEXNET)  # the fifteen kinds that mCE is defined on; the archives' other kinds are extras
 
 
@@ -79,6 +81,12 @@ class CorruptionRecord:
     clean: Cell | None = None
     baseline: str = ""
     reference: Mapping[str, float] | None = None
+
+    @property
+    def model(self) -> str:
+        """The model's name, and what stands before it."""
+        behind = self.job.get("defense")  # a record of an older version has none
+        return f"{self.job['model']} behind {behind}" if behind else str(self.job["model"])
 
     @property
     def n(self) -> int:
@@ -157,12 +165,13 @@ class CorruptionRecord:
         }
 
     def save(self, file: Path) -> None:
-        """Write the record as JSON."""
-        file.write_text(json.dumps(self.to_json(), allow_nan=False) + "\n", encoding="utf-8")
+        """Write the record as JSON, whole or not at all."""
+        write_text(file, json.dumps(self.to_json(), allow_nan=False) + "\n")
 
     def summary(self) -> str:
         """A table of accuracies in percent, and the figures."""
-        lines = [f"{self.job['model']} · {self.job['data']} · n = {self.n}"]
+        vote = f" · majority of {draws} draws" if (draws := self.job.get("draws", 0)) > 1 else ""
+        lines = [f"{self.model} · {self.job['data']} · n = {self.n}{vote}"]
         if self.clean:
             lines.append(f"clean accuracy      {self.accuracy(self.clean)}")
         lines.append(f"{'corruption':<18}  " + "  ".join(f"sev {s}" for s in self.severities) + "   mean")
@@ -186,11 +195,12 @@ def sum_of(reference: Mapping[str, float], kinds: Sequence[str]) -> float:
 
 
 def load(file: Path) -> CorruptionRecord:
-    """A record that `save` wrote.
+    """A record that `save` wrote, also in the folder of its run.
 
     Raises:
         UsageError: if the file is none.
     """
+    file = file / RESULT if file.is_dir() else file
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
         if data["schema"] != CORRUPTIONS:

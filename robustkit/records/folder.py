@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,16 @@ from robustkit.errors import UsageError
 from robustkit.records.findings import stored
 from robustkit.records.run import RunRecord
 from robustkit.records.schema import RUN, Columns
+from robustkit.spec import digest
 
-JOB, JOURNAL = "job.json", "journal"
+JOB, JOURNAL, RESULT = "job.json", "journal", "run.json"
 _OURS = (
-    JOB, JOURNAL, "run.json", "samples.parquet", "attacks.parquet", "report.md", "report.html", "tables.tex",
+    JOB, JOURNAL, RESULT, "samples.parquet", "attacks.parquet", "report.md", "report.html", "tables.tex",
     "tables.csv", "adversarial.safetensors",
 )  # fmt: skip
 
 
-def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, then move it there, durably."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     os.close(handle)
@@ -46,11 +47,7 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
-    write_atomic(path, lambda part: _write_text(part, text))
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+    write_atomic(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -87,14 +84,14 @@ _KINDS = {"F32": "<f4", "F64": "<f8", "I64": "<i8"}  # of what a run keeps, as s
 
 
 class RunFolder:
-    """The folder of one run. `schema` says of which kind, and `files` what such a run leaves in it.
+    """The folder of one run. `schema` says of which kind, `files` what such a run leaves in it, `result` which is last.
 
     Raises:
         UsageError: if the folder holds something else, or a run of another job.
     """
 
-    def __init__(self, path: Path, schema: str = RUN, files: Sequence[str] = _OURS) -> None:
-        self.path, self.schema, self.files = path, schema, files
+    def __init__(self, path: Path, schema: str = RUN, files: Sequence[str] = _OURS, result: str = RESULT) -> None:
+        self.path, self.schema, self.files, self.result = path, schema, files, result
 
     def open(self, job: Mapping[str, Any], plan: Mapping[str, Any], *, fresh: bool) -> dict[str, Any]:
         """Start or continue the job's run here; returns the plan that holds (the one it was started with)."""
@@ -134,11 +131,11 @@ class RunFolder:
 
     def finished(self) -> bool:
         """Whether a whole result is here."""
-        return (self.path / "run.json").exists()
+        return (self.path / self.result).exists()
 
     def begin(self) -> None:
         """Forget an older result: until the new one is whole there is none."""
-        (self.path / "run.json").unlink(missing_ok=True)
+        (self.path / self.result).unlink(missing_ok=True)
 
     def _read_job(self) -> dict[str, Any]:
         file = self.path / JOB
@@ -185,7 +182,44 @@ class RunFolder:
 
             arrays = dict(record.adversarial)
             write_atomic(self.path / "adversarial.safetensors", lambda part: save_file(arrays, part))
-        write_text(self.path / "run.json", dumps(record.to_json()))
+        write_text(self.path / RESULT, dumps(record.to_json()))
+
+
+def resume(
+    out: str | os.PathLike[str] | None, schema: str, result: str, job: Mapping[str, Any], parts: int,
+    make: Callable[[int], Mapping[str, Any]], *, fresh: bool,
+) -> Iterator[Mapping[str, Any]]:  # fmt: skip
+    """The facts of a run's parts, one after another: from the journal of its folder where it has them, else made.
+
+    Args:
+        out: the folder; None keeps nothing.
+        schema: of the run's kind.
+        result: the file that the caller writes when all is there; an older one is forgotten first.
+        job: all that decides the facts, as JSON data.
+        parts: how many there are.
+        make: the facts of one part, numbers, texts or lists of numbers by name; called only for those that lack.
+        fresh: forget what the folder holds.
+
+    Raises:
+        UsageError: if the folder holds something else, or a run of another job.
+    """
+    if out is None:
+        yield from map(make, range(parts))
+        return
+    folder = RunFolder(Path(out), schema, (JOB, JOURNAL, result), result)
+    folder.open({**job, "id": digest(job)}, {}, fresh=fresh)
+    folder.begin()
+    try:
+        for number in range(parts):
+            known = folder.read_part(number, 0)
+            if known is None:
+                known = {name: np.asarray(value) for name, value in make(number).items()}
+                folder.write_part(number, 0, known)
+            yield {name: value.tolist() for name, value in known.items()}
+    except UsageError:
+        if not folder.has_parts():
+            folder.discard()
+        raise
 
 
 def read_json(file: Path, keys: tuple[str, ...], schema: str = RUN) -> dict[str, Any]:
@@ -215,9 +249,10 @@ def load_run(path: str | Path) -> RunRecord:
     folder = Path(path)
     if not folder.is_dir():
         raise UsageError(f"no run folder at {folder}")
-    if not (folder / "run.json").exists() and (folder / JOB).exists():
+    if not (folder / RESULT).exists() and (folder / JOB).exists():
+        read_json(folder / JOB, ("job",))  # which refuses the folder of another kind of run
         raise UsageError(f"the run in {folder} is not finished; run its command again to continue it")
-    data = read_json(folder / "run.json", ("job", "environment", "flags", "errors"))
+    data = read_json(folder / RESULT, ("job", "environment", "flags", "errors"))
     return RunRecord(
         job=data["job"],
         environment=data["environment"],
