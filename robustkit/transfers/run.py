@@ -17,10 +17,10 @@ from torch import Tensor
 
 from robustkit.api import Case, Images, Labels, ThreatModel
 from robustkit.datasets.choice import Samples
+from robustkit.engine.attempt import first_line
 from robustkit.engine.costs import cost_of
 from robustkit.engine.memory import out_of_memory
 from robustkit.engine.plan import targets_for
-from robustkit.engine.shard import first_line
 from robustkit.errors import RobustkitError, UsageError
 from robustkit.events import Guard
 from robustkit.models.examination import restore, snapshot
