@@ -31,7 +31,6 @@ CAPABILITIES = {
 LONG = {
     "certificates/smoothing.py:evaluate_certificate",
     "corruptions/evaluation.py:evaluate_corruptions",
-    "transfers/__init__.py:transfer",
 }
 
 

@@ -69,18 +69,9 @@ def attempt(
     attack: Attack, opened: Opened, batch: Batch, oracle: ModelOracle, *, threat: ThreatModel, key: tuple[int, int],
     submit: Callable[[Tensor, Any], Mask], conclude: Callable[[Any], Result], guard: Guard,
 ) -> Attempt[Result]:  # fmt: skip
-    """Run an attack on a batch.
+    """Run an attack on a batch of the model that its oracle is of; `key` is that of its random numbers.
 
-    Args:
-        attack: what is run.
-        opened: the model that the oracle is of; it is looked at afterwards.
-        batch: the samples.
-        oracle: see `oracle_for`.
-        threat: what the adversary may change.
-        key: of the random numbers.
-        submit: what `Case.submit` answers for candidates while the attack works.
-        conclude: what is made of its answer.
-        guard: knows an error of the caller's own.
+    `submit` answers `Case.submit`, `conclude` takes what the attack returns, `guard` knows an error of the caller's own.
 
     Raises:
         UsageError: of the attack, which is for the caller to read.
