@@ -71,7 +71,7 @@ def attempt(
 ) -> Attempt[Result]:  # fmt: skip
     """Run an attack on a batch of the model that its oracle is of; `key` is that of its random numbers.
 
-    `submit` answers `Case.submit`, `conclude` takes what the attack returns, `guard` knows an error of the caller's own.
+    `submit` answers `Case.submit`, `conclude` takes what the attack returns, `guard` knows the caller's own errors.
 
     Raises:
         UsageError: of the attack, which is for the caller to read.
