@@ -1,6 +1,6 @@
 """From the facts of a transfer run to the columns of its record."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -26,43 +26,26 @@ def samples(bench: Bench, found: Found) -> Facts:
 
 def attacks(bench: Bench, found: Found) -> Facts:
     """One row a (surrogate set, attack, sample)."""
-    index = np.array(bench.samples.indices, dtype=np.int64)
     names = ("target", "violated", "distance", "forwards", "backwards")
-    return _stacked(
-        [
-            {
-                "index": index,
-                "surrogates": _repeated(surrogates, len(index)),
-                "attack": _repeated(attack, len(index)),
-                **{name: facts[name] for name in names},
-            }
-            for (surrogates, attack), facts in found["adversarials"].items()
-        ]
-    )
+    return _stacked(bench, {key: {n: facts[n] for n in names} for key, facts in found["adversarials"].items()})
 
 
 def transfer(bench: Bench, found: Found) -> Facts:
     """One row a (surrogate set, attack, victim, sample)."""
-    index, label = np.array(bench.samples.indices, dtype=np.int64), bench.samples.labels.numpy()
-    blocks = []
+    label = bench.samples.labels.numpy()
+    blocks: dict[tuple[str, ...], Facts] = {}
     for (surrogates, attack, victim), facts in found["answers"].items():
         made, prediction = found["adversarials"][surrogates, attack], facts["prediction"]
         hit = prediction == made["target"] if bench.target else prediction != label
         outcome = np.where(hit, SUCCESS, RESISTED).astype(np.object_)
         outcome[prediction == UNDECIDED] = VIOLATED
-        blocks.append(
-            {
-                "index": index,
-                "surrogates": _repeated(surrogates, len(index)),
-                "attack": _repeated(attack, len(index)),
-                "victim": _repeated(victim, len(index)),
-                "outcome": outcome,
-                "clean_wrong": found["clean"][victim,]["prediction"] != label,
-                "prediction": prediction,
-                "distance": made["distance"],
-            }
-        )
-    return _stacked(blocks)
+        blocks[surrogates, attack, victim] = {
+            "outcome": outcome,
+            "clean_wrong": found["clean"][victim,]["prediction"] != label,
+            "prediction": prediction,
+            "distance": made["distance"],
+        }
+    return _stacked(bench, blocks)
 
 
 def seconds(found: Found) -> dict[str, dict[str, float]]:
@@ -93,15 +76,12 @@ def errors(bench: Bench, found: Found) -> list[dict[str, Any]]:
 
 def flags(bench: Bench) -> list[dict[str, Any]]:
     """What a reader must know of the models and the samples."""
-    rests = "one draw for" if bench.draws == 1 else f"the vote of {bench.draws} draws on"
-    randomised = (
-        f"gives different outputs for the same image; its rates rest on {rests} each image, the same for all attacks"
-    )
-    found: list[dict[str, Any]] = [
-        {"kind": "randomised", "model": name, "message": f"{name} {randomised}"}
-        for name, model in bench.models.items()
-        if model.subject.facts.randomised
-    ]
+    on = "one draw for" if bench.draws == 1 else f"the vote of {bench.draws} draws on"
+    noisy = f"gives different outputs for the same image; its rates rest on {on} each image, the same for all attacks"
+    found: list[dict[str, Any]] = []
+    for name, model in bench.models.items():
+        if model.subject.facts.randomised:
+            found.append({"kind": "randomised", "model": name, "message": f"{name} {noisy}"})
     for name, model in bench.models.items():
         found += [{**flag, "model": name, "message": f"{name}: {flag['message']}"} for flag in model.subject.flags
                   if flag["kind"] == "image-size"]  # fmt: skip
@@ -112,9 +92,11 @@ def flags(bench: Bench) -> list[dict[str, Any]]:
     return found
 
 
-def _repeated(text: str, n: int) -> np.ndarray:
-    return np.full(n, text, dtype=np.object_)
-
-
-def _stacked(blocks: Sequence[Facts]) -> Facts:
-    return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+def _stacked(bench: Bench, blocks: Mapping[tuple[str, ...], Facts]) -> Facts:
+    """The columns of all parts, one below the other, behind the sample's index and the names in the part's key."""
+    index = np.array(bench.samples.indices, dtype=np.int64)
+    each = []
+    for key, columns in blocks.items():
+        names = zip(("surrogates", "attack", "victim"), key, strict=False)
+        each.append({"index": index, **{n: np.full(len(index), of, dtype=np.object_) for n, of in names}, **columns})
+    return {name: np.concatenate([block[name] for block in each]) for name in each[0]}

@@ -33,7 +33,7 @@ from robustkit.transfers.progress import Progress
 
 UNDECIDED = -1  # the prediction where there is none
 Facts = dict[str, np.ndarray]
-Known = Callable[[Kind, str, int, Sequence[str]], Facts | None]
+Known = Callable[[Kind, str, int, Sequence[str]], Facts | None]  # None too where the identity is empty
 
 
 class Part(NamedTuple):
@@ -75,6 +75,8 @@ class _Shard(NamedTuple):
     number: int
     start: int
     batch: Batch
+    known: Known
+    watch: Progress
 
 
 def attack_shard(bench: Bench, number: int, known: Known, watch: Progress) -> Iterator[Part]:
@@ -88,21 +90,21 @@ def attack_shard(bench: Bench, number: int, known: Known, watch: Progress) -> It
     stop = min(len(bench.samples), start + bench.shard_size)
     x, y = (t.to(device) for t in bench.samples.batch(start, stop))
     indices = torch.tensor(bench.samples.indices[start:stop], dtype=torch.int64, device=device)
-    shard = _Shard(number, start, Batch(indices, x, y, None))
+    shard = _Shard(number, start, Batch(indices, x, y, None), known, watch)
     for name, model in bench.models.items():
-        yield _clean(bench, name, model, shard, known, watch)
+        yield _clean(bench, name, model, shard)
     for row in bench.rows:
-        made, images = _made(bench, row, shard, known, watch)
+        made, images = _made(bench, row, shard)
         yield made
         for name, model in bench.models.items():
-            yield _answers(bench, row, name, model, made, shard, images, known, watch)
+            yield _answers(bench, row, name, model, shard, made.facts, images)
 
 
-def _clean(bench: Bench, name: str, model: Opened, shard: _Shard, known: Known, watch: Progress) -> Part:
+def _clean(bench: Bench, name: str, model: Opened, shard: _Shard) -> Part:
     identity = digest([bench.identity, answering(model, bench.draws)]) if repeatable(model) else ""
-    facts = before = known("clean", identity, shard.number, ())
+    facts = before = shard.known("clean", identity, shard.number, ())
     if facts is None:
-        watch.judging(None, name)
+        shard.watch.judging(None, name)
         prediction = _predictions(bench, model, shard.batch.x, shard.start)
         if (bad := (prediction == UNDECIDED).nonzero()[0]).size:
             index = int(shard.batch.indices[int(bad[0])])
@@ -112,18 +114,17 @@ def _clean(bench: Bench, name: str, model: Opened, shard: _Shard, known: Known, 
 
 
 def _answers(
-    bench: Bench, row: Row, name: str, model: Opened, made: Part, shard: _Shard, images: Callable[[], Images],
-    known: Known, watch: Progress,
-) -> Part:  # fmt: skip
+    bench: Bench, row: Row, name: str, model: Opened, shard: _Shard, made: Facts, images: Callable[[], Images]
+) -> Part:
     """What a model says of the adversarials; of a violated one, nothing."""
     kept = bool(row.identity) and repeatable(model)
     identity = digest([row.identity, answering(model, bench.draws)]) if kept else ""
-    facts, content = known("answers", identity, shard.number, ()), made.facts["sha256"]
+    facts, content = shard.known("answers", identity, shard.number, ()), made["sha256"]
     new = facts is None or facts["of"] != content
     if facts is None or new:
-        watch.judging(row, name)
+        shard.watch.judging(row, name)
         prediction = _predictions(bench, model, images(), shard.start)
-        prediction[made.facts["violated"]] = UNDECIDED
+        prediction[made["violated"]] = UNDECIDED
         facts = {"prediction": prediction, "of": content}
     return Part("answers", (*row.key, name), shard.number, identity, facts, new)
 
@@ -138,36 +139,32 @@ def _predictions(bench: Bench, model: Opened, x: Images, start: int) -> np.ndarr
     if network.noise is None:
         logits = network.logits(x)[None]
     else:
-        tiles = torch.split(x, network.tile)
-        places = range(start // network.tile, start // network.tile + len(tiles))
-        keyed = [network.seeded(bench.seed, "transfer victim", place) for place in places]
-        logits = torch.stack(  # each call of a seeded network is another draw
-            [
-                torch.cat([each.logits(tile) for each, tile in zip(keyed, tiles, strict=True)])
-                for _ in range(bench.draws)
-            ]
-        )
+        tiles, first = torch.split(x, network.tile), start // network.tile
+        keyed = [network.seeded(bench.seed, "transfer victim", first + place) for place in range(len(tiles))]
+        # Each call of a seeded network is another draw.
+        drawn = [[each.logits(tile) for _ in range(bench.draws)] for each, tile in zip(keyed, tiles, strict=True)]
+        logits = torch.cat([torch.stack(each) for each in drawn], 1)
     decided = torch.isfinite(logits).all(2).all(0)
     votes = F.one_hot(logits.argmax(2), logits.shape[2]).sum(0)
     return torch.where(decided, votes.argmax(1), UNDECIDED).cpu().numpy()
 
 
-def _made(bench: Bench, row: Row, shard: _Shard, known: Known, watch: Progress) -> tuple[Part, Callable[[], Images]]:
+def _made(bench: Bench, row: Row, shard: _Shard) -> tuple[Part, Callable[[], Images]]:
     """The part of a row's adversarials, known or computed, and how to get the images.
 
     One with a violation is computed again: what ran out of memory then may not now.
     """
-    facts = known("adversarials", row.identity, shard.number, ("adv",))
+    facts = shard.known("adversarials", row.identity, shard.number, ("adv",))
     new = facts is None or bool(facts["violated"].any())
     if facts is None or new:
-        facts = _make(bench, row, shard, watch)
+        facts = _make(bench, row, shard)
         adv = torch.from_numpy(facts["adv"]).to(shard.batch.x.device)
         return Part("adversarials", row.key, shard.number, row.identity, facts, True), lambda: adv
-    watch.made(row, facts, new=False)
+    shard.watch.made(row, facts, new=False)
 
     @cache  # read once, if any model is to be shown them
     def stored() -> Images:
-        whole = known("adversarials", row.identity, shard.number, ())
+        whole = shard.known("adversarials", row.identity, shard.number, ())
         if whole is None:
             raise RobustkitError("the adversarials were removed from the run's folder meanwhile; run it again")
         return torch.from_numpy(whole["adv"]).to(shard.batch.x.device)
@@ -175,19 +172,19 @@ def _made(bench: Bench, row: Row, shard: _Shard, known: Known, watch: Progress) 
     return Part("adversarials", row.key, shard.number, row.identity, facts, False), stored
 
 
-def _make(bench: Bench, row: Row, shard: _Shard, watch: Progress) -> Facts:
+def _make(bench: Bench, row: Row, shard: _Shard) -> Facts:
     """The adversarials of a shard, and what is known of them."""
     began, whole = time.perf_counter(), shard.batch
 
     def run(rows: Tensor) -> Facts:
         some = slice(int(rows[0]), int(rows[-1]) + 1)
         batch = Batch(whole.indices[some], whole.x[some], whole.y[some], None)
-        return _batch(bench, row, shard.start + some.start, batch, watch)
+        return _batch(bench, row, shard.start + some.start, batch, shard.watch)
 
     parts: list[Facts] = []
     tile = row.surrogates.opened.subject.reference.tile
     for _, facts in in_batches(torch.arange(len(whole.x)), row.in_flight, tile, run):
-        watch.made(row, facts, new=True)
+        shard.watch.made(row, facts, new=True)
         parts.append(facts)
     found = {name: np.concatenate([each[name] for each in parts]) for name in parts[0]}
     content = hashlib.sha256(found["adv"].tobytes() + found["violated"].tobytes()).hexdigest()
