@@ -11,6 +11,7 @@ import torch
 import robustkit
 from robustkit import plugins
 from robustkit.errors import UsageError
+from robustkit.models.oracle import Network
 from robustkit.records.transfer_folder import load_transfer
 from robustkit.stats import Proportion
 from tests import toys
@@ -260,6 +261,73 @@ def test_a_randomised_victim_is_flagged_and_its_answers_repeat():
     assert not np.array_equal(one.samples[clean], run(1).samples[clean])
 
 
+@pytest.mark.parametrize("draws", [1, 5])
+def test_a_randomised_model_decides_on_what_most_of_its_draws_do(draws):
+    module, tile = toys.Randomised(Digits(), 0.5), 16
+    record = robustkit.transfer({"s": Digits()}, {"noisy": module, "v": Digits()}, PLAIN, "digits", n=60, eps=0.1,
+                                tile=tile, draws=draws, device="cpu")  # fmt: skip
+    x, _ = robustkit.load_dataset("digits").batch(range(60))
+    network, votes = Network(module, tile, torch.device("cpu")), []
+    for place, part in enumerate(torch.split(x, tile)):
+        keyed = network.seeded(0, "transfer victim", place)
+        said = torch.stack([keyed.logits(part).argmax(1) for _ in range(draws)])
+        votes += [np.bincount(each.numpy()).argmax() for each in said.T]
+        assert draws == 1 or (said != said[0]).any()
+    assert record.samples["clean:noisy"].tolist() == votes
+    assert record.samples["clean:v"].tolist() == Digits()(x).argmax(1).tolist()
+    assert record.job["draws"] == draws
+    assert ("one draw for each" if draws == 1 else "the vote of 5 draws on each") in record.summary()
+
+
+def test_more_draws_or_a_defense_take_the_adversarials_from_the_folder(tmp_path):
+    def parts(**more):
+        record = robustkit.transfer({"s": toys.Randomised(Digits())}, {"v": Digits()}, "pgd:steps=2", "digits", n=40,
+                                    eps=0.3, tile=16, out=tmp_path, **more)  # fmt: skip
+        return record, {path: path.stat().st_mtime_ns for path in (tmp_path / "journal").iterdir()}
+
+    kinds = [{"adversarials": 1, "answers": 2, "clean": 2}, {"answers": 1, "clean": 1}, {"answers": 1, "clean": 1}]
+    known, bare = {}, None
+    for more, wanted in zip(({}, {"draws": 3}, {"defense": "bit-depth:bits=1"}), kinds, strict=True):
+        record, found = parts(**more)
+        assert found.items() >= known.items(), "what was there is not written again"
+        new = [path.name.partition("-")[0] for path in found.keys() - known.keys()]
+        assert {kind: new.count(kind) for kind in set(new)} == wanted, more
+        known, bare = found, bare or record
+    assert record.job["defense"] == record.job["models"]["v"]["defense"] == "bit-depth:bits=1"
+    assert record.job["models"]["s"]["defense"] == ""
+    (part,) = (tmp_path / "journal").glob("adversarials-*.npz")
+    adv = torch.from_numpy(np.load(part)["adv"])
+    here = record.transfer["victim"] == "v"
+    behind = plugins.load("defenses", "bit-depth")(bits=1).protect(Digits())(adv).argmax(1)
+    assert record.transfer["prediction"][here].tolist() == behind.tolist()
+    assert bare.transfer["prediction"][here].tolist() == Digits()(adv).argmax(1).tolist() != behind.tolist()
+
+
+def test_declared_probabilities_are_what_their_logits_are(tmp_path):
+    a, b, v = (toys.Linear(seed=seed, scale=0.5) for seed in range(3))
+    x, y = torch.rand(20, 1, 4, 4, generator=toys.seeded()), torch.arange(20) % 5
+
+    def made(surrogates, victim, out, **more):
+        sets = {"one": ["b"], "both": ["a", "b"]}
+        record = robustkit.transfer(
+            surrogates, {"v": victim}, "pgd:steps=3", (x, y), eps=EPS, sets=sets, out=out, **more
+        )
+        parts = sorted(np.load(part)["adv"].tobytes() for part in (out / "journal").glob("adversarials-*.npz"))
+        return record, parts
+
+    soft = [torch.nn.Sequential(model, torch.nn.Softmax(1)) for model in (b, v)]
+    plain, images = made({"a": a, "b": b}, v, tmp_path / "logits")
+    record, same_images = made(
+        {"a": a, "b": soft[0]}, soft[1], tmp_path / "probs", outputs={"b": "probs", "v": "probs"}
+    )
+    assert images == same_images
+    same(plain, record)
+    assert [model["outputs"] for model in record.job["models"].values()] == ["probs", "logits", "probs"]
+    soft.append(torch.nn.Sequential(a, torch.nn.Softmax(1)))
+    record, same_images = made({"a": soft[2], "b": soft[0]}, soft[1], tmp_path / "all", outputs="probs")
+    assert images == same_images
+
+
 def test_a_randomised_surrogate_gives_the_same_in_any_batch():
     def run(**more):
         return robustkit.transfer(
@@ -412,6 +480,16 @@ X, Y = torch.rand(8, 1, 4, 4, generator=toys.seeded()), torch.arange(8) % 5
         ({"n": 9}, "8 samples"),
         ({"device": "tpu"}, "unknown device"),
         ({"shard_size": 0}, "at least 1"),
+        ({"draws": 0}, "draws must be a whole number of at least 1"),
+        ({"outputs": "probits"}, "there are: logits, probs"),
+        ({"outputs": {"x": "probs"}}, "no model called 'x'"),
+        ({"outputs": {"v": "probs"}}, "v: outputs='probs' was said"),
+        (
+            {"victims": {"v": torch.nn.Sequential(toys.Linear(), torch.nn.Softmax(1))}},
+            "v: the model's outputs are prob",
+        ),
+        ({"defense": "jpg"}, "did you mean jpeg"),
+        ({"defense": "jpeg", "surrogates": "digits-cnn", "victims": "digits-cnn"}, "a name of its own"),
         ({"surrogates": {"s": toys.Linear(), "t": toys.Linear(seed=4).double()}}, "different precision"),
     ],
     ids=lambda a: str(list(a))[:40] if isinstance(a, dict) else a[:30],

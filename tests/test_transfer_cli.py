@@ -96,6 +96,11 @@ def test_a_config_gives_what_the_command_line_does_not(tmp_path, monkeypatch):
         ([*CLI[1:], "--attack", "pgd", "--surrogates", "x=digits-cnn-at"], "in no set"),
         ([*CLI[1:], "--attack", "pgd", "--surrogates", "x=cnn+digits-cnnn"], "did you mean"),
         ([*CLI[1:], "--attack", "cw"], "nearest adversarial"),
+        ([*CLI[1:], "--attack", "pgd", "--outputs", "cn=probs"], "did you mean cnn"),
+        ([*CLI[1:], "--attack", "pgd", "--outputs", "prob"], "there are: logits, probs"),
+        ([*CLI[1:], "--attack", "pgd", "--outputs", "logits", "--outputs", "at=probs"], "no model called 'logits'"),
+        ([*CLI[1:], "--attack", "pgd", "--outputs", "at=probs"], "at: outputs='probs' was said"),
+        ([*CLI[1:], "--attack", "pgd", "--defense", "median", "--victim", "cnn=digits-cnn"], "a name of its own"),
         ([*CLI[1:], "--attack", "pgd", "--out", "foreign"], "no robustkit run"),
         ([*CLI[1:], "--attack", "pgd", "--out", "another"], "has schema"),
     ],
@@ -132,10 +137,21 @@ SLOW = [
 ]  # fmt: skip
 
 
+GAINS = [
+    "--surrogate", "soft=python/softened.net", "--surrogates", "soft=cnn+soft", "--outputs", "soft=probs",
+    "--defense", "random-resize-pad", "--draws", "3",
+]  # fmt: skip
+
+
 @pytest.fixture
 def inside(tmp_path, monkeypatch):
     """A folder with images.npz, to stand in; a file is read faster than the digits of scikit-learn."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "softened", raising=False)
+    Path("softened.py").write_text(
+        "import torch, robustkit\n\n"
+        "def net():\n    return torch.nn.Sequential(robustkit.load_model('digits-cnn')[0], torch.nn.Softmax(1))\n"
+    )
     x, y = robustkit.load_dataset("digits").batch(range(150))
     np.savez("images.npz", x=x.numpy(), y=y.numpy())
     return tmp_path
@@ -152,14 +168,14 @@ def start(*more):
 
 def test_killed_at_any_moment_it_ends_with_the_record_of_an_undisturbed_run(inside):
     def finish(folder):
-        done = CliRunner().invoke(main, [*SLOW, "--out", folder])
+        done = CliRunner().invoke(main, [*SLOW, *GAINS, "--out", folder])
         assert done.exit_code == 0, done.output
         return load_transfer(folder)
 
     calm, journal = finish("calm"), inside / "killed/journal"
     moment, cut = random.Random(5), 0
     for kill in range(2):
-        had, process = len(list(journal.glob("*.npz"))), start("--out", "killed")
+        had, process = len(list(journal.glob("*.npz"))), start(*GAINS, "--out", "killed")
         while process.poll() is None and len(list(journal.glob("*.npz"))) < had + 1 + 3 * kill:
             time.sleep(0.005)
         time.sleep(moment.uniform(0, 0.1))
@@ -172,6 +188,9 @@ def test_killed_at_any_moment_it_ends_with_the_record_of_an_undisturbed_run(insi
     assert len(parts) > 5
     assert {path: path.stat().st_mtime_ns for path in parts} == parts
     same(calm, resumed)
+    victim, soft = (resumed.job["models"][name] for name in ("digits-cnn-at", "soft"))
+    assert (victim["defense"], victim["randomised"], resumed.job["draws"]) == ("random-resize-pad", True, 3)
+    assert (soft["defense"], soft["outputs"]) == ("", "probs")
     first, second = calm.to_json(), resumed.to_json()
     for record in (first, second):
         record.pop("seconds")

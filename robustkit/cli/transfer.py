@@ -104,6 +104,13 @@ def surrogate_sets(
     return surrogates, sets
 
 
+def outputs_of(texts: tuple[str, ...]) -> str | dict[str, str]:
+    """What the models return: one word for all of them, or NAME=WORD of some."""
+    if len(texts) == 1 and not _split(texts[0])[0]:
+        return texts[0]
+    return named(texts) if texts else "logits"
+
+
 @click.command("transfer")
 @click.option("--config", type=click.Path(path_type=Path), is_eager=True, callback=_config, expose_value=False,
               help="A TOML file whose keys are these options; what the command line gives goes first.")  # fmt: skip
@@ -115,6 +122,10 @@ def surrogate_sets(
 )  # fmt: skip
 @click.option("--victim", multiple=True, metavar="[NAME=]SPEC", shell_complete=completion.model,
               help="A model to judge them on; repeat it.")  # fmt: skip
+@click.option("--outputs", multiple=True, metavar="[NAME=]logits|probs",
+              help="What the models return, or the one of that name; repeat it.")  # fmt: skip
+@options.defense("Stands before every victim, while surrogates stay bare: jpeg:quality=50; the last one is outermost.")
+@options.draws("Of a randomised model, how many fresh draws vote on an image.", default=1)
 @options.attack(several=True)
 @options.dataset("digits, cifar10:path=…, ./images.npz")
 @options.threat()
@@ -130,8 +141,8 @@ def surrogate_sets(
 @options.quiet
 def transfer(
     surrogate: tuple[str, ...], surrogates: tuple[str, ...], victim: tuple[str, ...], attack: tuple[str, ...],
-    dataset: str | None, out: Path | None, heatmap: Path | None, json_to: str | None, quiet: bool,
-    threads: int | None, **asked: Any,
+    outputs: tuple[str, ...], dataset: str | None, out: Path | None, heatmap: Path | None, json_to: str | None,
+    quiet: bool, threads: int | None, **asked: Any,
 ) -> None:  # fmt: skip
     """Measure how adversarials made on surrogates transfer to victims. Killed and run again, it continues.
 
@@ -164,7 +175,7 @@ def transfer(
         folder.append(out or output.RUNS / _folder_name(job))
         return folder[0]
 
-    arguments = {**asked, "dataset": dataset, "sets": sets, "out": place}
+    arguments = {**asked, "outputs": outputs_of(outputs), "dataset": dataset, "sets": sets, "out": place}
     with output.interruptible(folder):
         record = _measure(sources, named(victim), attacks, arguments, quiet=quiet, threads=threads)
     if heatmap:

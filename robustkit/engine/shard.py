@@ -6,24 +6,23 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from robustkit.api import Case, ForeignAttack, Goal, Images, Labels, ThreatModel
+from robustkit.api import ForeignAttack, Goal, Images, Labels, ThreatModel
+from robustkit.engine.attempt import Batch, attempt, in_batches, oracle_for
 from robustkit.engine.judge import BROKEN, SURVIVED, VIOLATED, Judge
-from robustkit.engine.memory import out_of_memory
 from robustkit.engine.plan import Named, targets_for
 from robustkit.engine.progress import Progress
 from robustkit.engine.voting import VotingJudge, clean, clean_by_vote
-from robustkit.errors import RobustkitError, UsageError
-from robustkit.models.examination import restore
+from robustkit.errors import UsageError
 from robustkit.models.opening import Opened
-from robustkit.models.oracle import Counts, ModelOracle, Network
-from robustkit.numerics.streams import SampleDraws, key_of
+from robustkit.models.oracle import Counts, Network
+from robustkit.numerics.streams import key_of
 from robustkit.records import schema
 
 CLEAN = 0  # the step before the first attack
@@ -162,27 +161,17 @@ def _attack(
     pending = _pending(shards, facts)
     grown = set()
     watch.begin(step, sum(len(s.x) for s in shards), sum(int(s.standing.sum()) for s in shards), len(pending), facts)
-    in_flight = bench.in_flight
-    while len(pending):
-        now, rest = pending[:in_flight], pending[in_flight:]
+
+    def run(rows: Tensor) -> tuple[Facts, float]:
         began = time.perf_counter()
-        try:
-            fresh = _batch(bench, named, *_rows_of(shards, now), watch)
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            tile = bench.opened.subject.reference.tile
-            if not out_of_memory(error):
-                raise
-            if len(now) <= tile:
-                raise RobustkitError(f"out of memory with one tile of {tile} samples; choose a smaller tile") from error
-            in_flight = max(1, min(in_flight, len(now)) // 2 // tile) * tile
-            continue
-        seconds = time.perf_counter() - began
+        return _batch(bench, named, _rows_of(shards, rows), watch), time.perf_counter() - began
+
+    for now, (fresh, seconds) in in_batches(pending, bench.in_flight, bench.opened.subject.reference.tile, run):
         for place, own in _by_shard(fresh, now, seconds):
             facts[place] = _merged(facts[place], own)
             grown.add(place)
             yield Part(shards[place].number, step, facts[place], new=True)
         watch.batch_done(fresh)
-        pending = rest
     watch.end()
     for place, shard in enumerate(shards):
         if place not in grown:
@@ -223,14 +212,14 @@ def _pending(shards: Sequence[_Shard], facts: Sequence[Facts]) -> Tensor:
     return torch.cat(found)
 
 
-def _rows_of(shards: Sequence[_Shard], rows: Tensor) -> tuple[Tensor, Images, Labels, Labels | None]:
-    """The indices, images, labels and targets of some (place, position), in their order."""
+def _rows_of(shards: Sequence[_Shard], rows: Tensor) -> Batch:
+    """The samples at some (place, position), in their order."""
     chosen = [(shard, rows[rows[:, 0] == place, 1].to(shard.x.device)) for place, shard in enumerate(shards)]
     picked = [(shard, at) for shard, at in chosen if len(at)]
     target = None
     if shards[0].target is not None:
         target = torch.cat([shard.target[at] for shard, at in picked if shard.target is not None])
-    return (
+    return Batch(
         torch.cat([shard.indices[at] for shard, at in picked]),
         torch.cat([shard.x[at] for shard, at in picked]),
         torch.cat([shard.y[at] for shard, at in picked]),
@@ -252,47 +241,33 @@ def _by_shard(fresh: Facts, rows: Tensor, seconds: float) -> Iterator[tuple[int,
         yield int(one), facts
 
 
-def _batch(
-    bench: Bench, named: Named, indices: Tensor, x: Images, y: Labels, target: Labels | None, watch: Progress
-) -> Facts:
+def _batch(bench: Bench, named: Named, batch: Batch, watch: Progress) -> Facts:
     """Attack one batch and judge what comes back: a crash, a cheat or a lie of the attack is a fact about it."""
     _, attack, place = named
-    first, subject = int(indices[0]), bench.opened.subject
-    judge = bench.judge(x, y, target, attack.goal, place, first)
-    counts = Counts(len(x), x.device)
-    counts.on_call = watch.guard.watching(lambda: watch.at_work(counts, judge))
-    everyone = torch.arange(len(x), device=x.device)
-    facts = subject.facts
-    # What an attack is lent is a copy: nothing that it writes to is read again.
-    oracle = ModelOracle(
-        bench.network(place, first), counts, everyone.clone(), facts.classes, facts.randomised, facts.differentiable,
-        watch=judge.saw if isinstance(judge, VotingJudge) else None,
+    first, everyone = int(batch.indices[0]), batch.rows
+    judge = bench.judge(batch.x, batch.y, batch.target, attack.goal, place, first)
+    oracle = oracle_for(
+        bench.opened, bench.network(place, first), batch, watch.guard, lambda counts: watch.at_work(counts, judge),
+        saw=judge.saw if isinstance(judge, VotingJudge) else None,
     )  # fmt: skip
-    lent = judge.lent()
-    draws = SampleDraws(key_of(bench.seed, place), indices.clone())
-    try:
-        adv = attack(Case(oracle, *lent, replace(bench.threat), draws, judge.submit, everyone.clone()))
+
+    def conclude(adv: object) -> None:
         rows = ~judge.broken if attack.goal == "bounded" else torch.ones_like(judge.broken)
         judge.submit(everyone[rows], _rows(adv, rows))
-    except UsageError:
-        raise
-    except (Exception, SystemExit) as error:  # the one deliberate catch-all: a crash is a fact about the attack
-        watch.guard.raise_callers()
-        if out_of_memory(error) and len(x) > subject.reference.tile:
-            raise
-        judge.violate(everyone, f"{type(error).__name__}: {first_line(error)}")
-    finally:
-        counts.on_call = None  # it leads back to the counts and the judge: a ring that would keep their images
-    if not judge.unchanged(*lent):
-        judge.violate(everyone, "changed the images or labels it was lent")
-    if not subject.untouched(bench.opened.weights):
+
+    done = attempt(
+        attack, bench.opened, batch, oracle, threat=bench.threat, key=key_of(bench.seed, place), submit=judge.submit,
+        conclude=conclude, guard=watch.guard,
+    )  # fmt: skip
+    for failure in done.failures:
+        judge.violate(everyone, failure)
+    if done.changed_model:
         judge.revoke("changed the model")
-        restore(subject.reference.module, bench.opened.weights)
     elif isinstance(judge, VotingJudge):
         judge.settle(lambda draw: bench.network("vote", place, first, draw))
     else:
         judge.confirm_again()
-    return _facts(bench, judge, counts, _quantized(bench, judge, place, first))
+    return _facts(bench, judge, oracle.counts, _quantized(bench, judge, place, first))
 
 
 def _facts(bench: Bench, judge: Judge, counts: Counts, quantized: Tensor) -> Facts:
@@ -350,8 +325,3 @@ def _merged(known: Facts, fresh: Facts) -> Facts:
     }
     order = np.argsort(both["position"], kind="stable")
     return {name: values[order] if name in _ROWS else values for name, values in both.items()}
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text, cut to what a table can hold."""
-    return (str(error).strip().splitlines() or [""])[0][:300]

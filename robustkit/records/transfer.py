@@ -195,7 +195,7 @@ class TransferRecord:
         return (known["weights_sha256"], known["probe_sha256"]) if known["probe_sha256"] else model
 
     def randomised(self, model: str) -> bool:
-        """Whether a model gives different outputs for the same image; its rates rest on one draw for each image."""
+        """Whether a model gives different outputs for the same image; its rates rest on the job's `draws`."""
         return bool(self.job["models"][model]["randomised"])
 
     def to_json(self) -> dict[str, Any]:

@@ -17,7 +17,10 @@ def heading(record: "TransferRecord") -> str:
     target = f", target {job['target']}" if job["target"] else ""
     data = job["data"].partition(":")[0]  # without options: a table that is published names no folder of somebody's
     data = Path(data).name if data[:1] in (".", "/", "~") else data
-    return f"transfer on {data} (n = {record.n}), {job['norm']} eps {job['eps']:.6g}{target}, seed {job['seed']}"
+    behind = f", victims behind {job['defense']}" if job.get("defense") else ""
+    return (
+        f"transfer on {data} (n = {record.n}), {job['norm']} eps {job['eps']:.6g}{target}{behind}, seed {job['seed']}"
+    )
 
 
 def denominator(record: "TransferRecord", of: "Of") -> str:

@@ -1,51 +1,32 @@
 """Transfer runs: adversarials made once on surrogates, judged on every victim. `transfer` is the way in."""
 
-import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
-from robustkit import datasets, spec
-from robustkit.api import Attack, Dataset, ThreatModel
+from robustkit import datasets
+from robustkit.api import Attack, Dataset, Defense
 from robustkit.datasets.choice import choose_samples
-from robustkit.engine.memory import samples_in_flight
-from robustkit.engine.plan import Named, environment, parse_target, source_hashes
-from robustkit.errors import UsageError
-from robustkit.models.examination import check_labels, lent
+from robustkit.engine.plan import parse_target
+from robustkit.engine.request import Execution, check_counts, threat_of
+from robustkit.models import defended
 from robustkit.records.transfer import TransferRecord
-from robustkit.records.transfer_folder import TransferFolder
-from robustkit.report import files
-from robustkit.transfers import assemble, events, plan
-from robustkit.transfers.run import Run
-
-SHARD = 128
+from robustkit.transfers import events, plan
+from robustkit.transfers.measure import SHARD, Out, measure
 
 
 def transfer(
-    surrogates: plan.Models,
-    victims: plan.Models,
+    surrogates: plan.Models, victims: plan.Models,
     attacks: str | Attack | Sequence[str | Attack] | Mapping[str, str | Attack],
     data: str | Dataset | tuple[Any, Any],
     *,
-    sets: Mapping[str, Sequence[str]] | None = None,
-    norm: Literal["linf", "l2", "l1", "l0"] = "linf",
-    eps: float | str | None = None,
-    seed: int = 0,
-    target: int | str | None = None,
-    n: int | None = None,
-    indices: str | Sequence[int] | None = None,
-    trust: bool = False,
-    device: str = "auto",
-    batch_size: int | Literal["auto"] = "auto",
-    shard_size: int = SHARD,
-    tile: int | None = None,
-    out: str | os.PathLike[str] | Callable[[Mapping[str, Any]], Path] | None = None,
-    fresh: bool = False,
+    sets: Mapping[str, Sequence[str]] | None = None, defense: str | Defense | Sequence[str | Defense] = (),
+    outputs: Literal["logits", "probs"] | Mapping[str, Literal["logits", "probs"]] = "logits", draws: int = 1,
+    norm: Literal["linf", "l2", "l1", "l0"] = "linf", eps: float | str | None = None, seed: int = 0,
+    target: int | str | None = None, n: int | None = None, indices: str | Sequence[int] | None = None,
+    trust: bool = False, device: str = "auto", batch_size: int | Literal["auto"] = "auto", shard_size: int = SHARD,
+    tile: int | None = None, out: Out = None, fresh: bool = False,
     on_event: Callable[[events.Event], None] | None = None,
-) -> TransferRecord:
+) -> TransferRecord:  # fmt: skip
     """Measure how adversarials that are made on surrogates transfer to victims.
 
     Each attack makes the adversarials of all samples once for each surrogate set, without asking a victim. They are
@@ -58,6 +39,9 @@ def transfer(
             one, several, or a mapping from labels.
         data: a spec, a Dataset, or a pair (x, y) of tensors or arrays, x (n, channels, height, width) in [0,1].
         sets: names of surrogate sets, each with the names of its surrogates; None is one set of all.
+        defense: what stands before every victim, as for `evaluate`; surrogates stay bare.
+        outputs: what the models return, of all or by their names; probabilities must be declared.
+        draws: of a randomised model, how many fresh draws vote on an image: it decides on their most frequent class.
         norm: of the threat model.
         eps: its radius in [0,1] units, 8/255 or "8/255"; None as for `evaluate`.
         seed: of all random numbers.
@@ -77,80 +61,23 @@ def transfer(
     Raises:
         UsageError: for anything that cannot be run as given, before any adversarial is made.
     """
-    if eps is None:
-        eps = spec.DEFAULT_EPS.get(norm, "")
-    threat = ThreatModel(norm, spec.number(eps) if isinstance(eps, str) and eps else float(eps or 0))
-    for what, value in (("batch_size", batch_size), ("shard_size", shard_size), ("tile", tile)):
-        if value not in ("auto", None) and not (isinstance(value, int) and value >= 1):
-            raise UsageError(f"{what} must be a whole number of at least 1, not {value!r}")
-    sources, named_victims = plan.name_models(surrogates, "surrogate"), plan.name_models(victims, "victim")
-    models = plan.check_same(sources, named_victims)
-    groups = plan.parse_sets(sets, sources)
-    named = plan.parse_attacks(attacks, threat)
-    dataset = datasets.resolve(data)
-    target_text = parse_target(target, dataset.classes or None)
-    chosen = choose_samples(dataset, n, indices, target_text)
-    modules, shapes, where = plan.load(models, dataset, norm, device, trust=trust)
+    threat = threat_of(norm, eps)
+    check_counts(tile=tile, draws=draws)
+    execution = Execution(batch_size, shard_size, fresh=fresh)
     tell = on_event or (lambda event: None)
-    with ExitStack() as stack:
-        for module in {id(module): module for module in modules.values()}.values():
-            stack.enter_context(lent(module))
-        first = chosen.batch(0, min(len(chosen.indices), 64))
-        settings = {
-            "classes": dataset.classes or None, "outputs": "logits", "tile": tile, "seed": seed, "device": where,
-        }  # fmt: skip
-        known = plan.examine_all(models, modules, shapes, first, **settings)
-        one = next(iter(known.values())).subject
-        check_labels(chosen.labels, one.facts.classes)
-        parse_target(target, one.facts.classes)
-        ready = plan.surrogate_sets(groups, known, named, first, **settings)
-        width = one.reference.tile
-        common = plan.base(chosen, threat, target_text, seed, width, where.type)
-        called = data if isinstance(data, str) else dataset.name
-        job = plan.job(common, called, ready, list(named_victims), named, known)
-        folder, shard = None, -(-shard_size // width) * width
-        path = out({**job, "base": common["id"]}) if callable(out) else Path(out) if out is not None else None
-        if path is not None:
-            folder = TransferFolder(path)
-            shard = folder.open(common, shard, fresh=fresh)
-        title = f"transfer from {' | '.join(groups)} · {called} · {norm} {eps}"
-        tell(events.Started(title, len(chosen.indices), folder is not None and folder.has_parts()))
-        run = Run(
-            sets=ready,
-            models=known,
-            samples=chosen,
-            attacks=named,
-            threat=threat,
-            target=target_text,
-            seed=seed,
-            in_flight={group.name: _in_flight(batch_size, group, first[0]) for group in ready},
-            shard_size=shard,
-            identity={"base": common["id"], "code": job["code"]},
-            sources={each.name: source_hashes([Named(each.name, each.attack)]) for each in named},
-            folder=folder,
-            tell=tell,
-        )
-        if folder is not None:
-            folder.begin()
-        run.execute()
-        record = TransferRecord(
-            job=job,
-            environment=environment(where),
-            samples=assemble.samples(run),
-            attacks=assemble.attacks(run),
-            transfer=assemble.transfer(run),
-            seconds=assemble.seconds(run),
-            flags=assemble.flags(run, len(chosen.indices), chosen.left_out),
-            errors=assemble.errors(run),
-            folder=str(path) if path else None,
-        )
-    if folder is not None:
-        folder.save(record, files.of_transfer(record))
-    tell(events.Finished(str(path) if path else None))
+    sources, named_victims = plan.name_models(surrogates, "surrogate"), plan.name_models(victims, "victim")
+    defenses = defended.resolve(defense)
+    models = plan.check_same(sources, named_victims, defenses)
+    returned = plan.parse_outputs(outputs, models)
+    groups, named = plan.parse_sets(sets, sources), plan.parse_attacks(attacks, threat)
+    dataset = datasets.resolve(data)
+    request = plan.Request(
+        tuple(named_victims), groups, named, threat, data if isinstance(data, str) else dataset.name,
+        eps if isinstance(eps, str) else "", parse_target(target, dataset.classes or None), seed, defenses, draws,
+    )  # fmt: skip
+    samples = choose_samples(dataset, n, indices, request.target)
+    loaded = plan.load_all(models, dataset.name, norm, outputs=returned, trust=trust, device=device)
+    with plan.open_all(loaded, samples, request, tile=tile) as (opened, ready):
+        record = measure(opened, ready, samples, request, execution, out, tell)
+    tell(events.Finished(record.folder))
     return record
-
-
-def _in_flight(batch_size: int | Literal["auto"], group: plan.SurrogateSet, x: torch.Tensor) -> int:
-    """Samples that an attack works on at once; a randomised surrogate one tile, for its noise belongs to a tile."""
-    subject = group.subject
-    return subject.reference.tile if subject.facts.randomised else samples_in_flight(batch_size, subject, x)

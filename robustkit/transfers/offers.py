@@ -24,14 +24,14 @@ class Offers:
         self.margin = torch.full_like(y, torch.inf, dtype=torch.float64)
 
     def keep(self, samples: Tensor, adv: Any) -> Tensor:
-        """What `Case.submit` answers for these rows: nothing is confirmed."""
+        """What `Case.submit` answers for these rows: nothing is confirmed, for no attack here can ask its victim."""
         if len(samples):
             checked = check(self.threat, self.x[samples], adv)
             margin = self._margin(samples, checked)
             better = margin < self.margin[samples]
             self.adv[samples] = rows.pick(better, checked.adv, self.adv[samples])
             self.margin[samples] = torch.where(better, margin, self.margin[samples])
-        return confirm_none(samples, adv)
+        return torch.zeros_like(samples, dtype=torch.bool)
 
     def best(self, returned: Checked) -> Checked:
         """What the attack returned, with a better offer in the place of what is allowed."""
@@ -49,8 +49,3 @@ class Offers:
         target = None if self.target is None else self.target[samples]
         margin = rows.margin(logits, self.y[samples], target)
         return torch.where(checked.violated | margin.isnan(), torch.inf, margin)
-
-
-def confirm_none(samples: Tensor, adv: Any) -> Tensor:
-    """What `Case.submit` answers where an attack's own choice stands: a transfer attack cannot ask its victim."""
-    return torch.zeros_like(samples, dtype=torch.bool)

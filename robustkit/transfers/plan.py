@@ -1,7 +1,7 @@
 """From what the caller named to what a transfer run needs: models by name, surrogate sets, attacks, identities."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -9,58 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from robustkit import plugins, spec
-from robustkit.api import Attack, Dataset, Images, Labels, ModelFacts, Suite, ThreatModel
+from robustkit.api import Attack, ModelFacts, Suite, ThreatModel
 from robustkit.datasets.choice import Samples
 from robustkit.engine.plan import Named, make_attack, package_sha256, resolve_attacks, source_hashes, versions
 from robustkit.errors import UsageError
-from robustkit.models import sources
+from robustkit.models import defended
 from robustkit.models.ensembles import Ensemble
-from robustkit.models.examination import Subject, as_module, examine
-from robustkit.models.opening import choose_device, model_name
-from robustkit.models.sources.evaluating import evaluating
+from robustkit.models.examination import as_module
+from robustkit.models.opening import Loaded, Model, Opened, choose_device, load, model_name, open_model
+from robustkit.models.wrapping import Prepared
 
-Model = str | nn.Module | Callable[[Tensor], Tensor]
 Models = Model | Sequence[Model] | Mapping[str, Model]
 _CODE = ("transfers/*.py", "models/ensembles.py", "models/sources/ensemble.py")  # what it has a part in besides
-
-
-@dataclass(frozen=True, slots=True)
-class Known:
-    """A model, made ready and examined."""
-
-    name: str
-    spec: str
-    module: nn.Module
-    subject: Subject
-
-    def to_json(self) -> dict[str, Any]:
-        """What identifies it; kept under `models` of a record's job."""
-        return {
-            "spec": self.spec,
-            "weights_sha256": self.subject.weights_sha256,
-            "probe_sha256": self.subject.probe_sha256,
-            "noisy_sha256": self.subject.noisy_sha256,
-            "gradient_signs": self.subject.gradient_signs,
-            "precision": str(self.subject.reference.dtype).removeprefix("torch."),
-            "classes": self.subject.facts.classes,
-            "randomised": self.subject.facts.randomised,
-        }
-
-    @property
-    def repeats(self) -> bool:
-        """Whether its answers can be had again: not of noise that seeding does not fix; nothing shows its settings."""
-        return bool(self.subject.probe_sha256 or self.subject.noisy_sha256)
-
-
-@dataclass(frozen=True, slots=True)
-class SurrogateSet:
-    """Some surrogates as the one model that an attack is given."""
-
-    name: str
-    members: tuple[str, ...]
-    subject: Subject
-    identity: Sequence[Mapping[str, Any]]
-    repeats: bool
 
 
 class Labelled(NamedTuple):
@@ -69,6 +29,57 @@ class Labelled(NamedTuple):
     label: str
     name: str
     attack: Attack
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """All that decides a transfer run's numbers, besides the models and samples.
+
+    `sets` has the names of each set's surrogates, `defenses` stand before the victims alone, `draws` vote on an image
+    of a randomised model; `target` is empty, "random", "least-likely" or a class; `data` and `eps` are as written.
+    """
+
+    victims: tuple[str, ...]
+    sets: Mapping[str, tuple[str, ...]]
+    attacks: Sequence[Labelled]
+    threat: ThreatModel
+    data: str
+    eps: str
+    target: str
+    seed: int
+    defenses: Sequence[defended.Named]
+    draws: int
+
+
+@dataclass(frozen=True, slots=True)
+class SurrogateSet:
+    """Some surrogates as the one model that an attack is given."""
+
+    name: str
+    members: tuple[str, ...]
+    opened: Opened
+    identity: Sequence[Mapping[str, Any]]
+    repeats: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row of the matrix: an attack on a surrogate set.
+
+    `identity` is empty where the adversarials cannot be had again; `cost` is the most that a sample takes, in passes of
+    single surrogates.
+    """
+
+    surrogates: SurrogateSet
+    named: Labelled
+    in_flight: int
+    identity: str
+    cost: int
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """The names of the set and of the attack."""
+        return self.surrogates.name, self.named.label
 
 
 def name_models(models: Models, role: str) -> dict[str, Model]:
@@ -99,13 +110,18 @@ def _called(model: Any) -> str:
     return model if isinstance(model, str) else model_name(as_module(model))
 
 
-def check_same(surrogates: Mapping[str, Model], victims: Mapping[str, Model]) -> dict[str, Model]:
+def check_same(
+    surrogates: Mapping[str, Model], victims: Mapping[str, Model], defenses: Sequence[defended.Named] = ()
+) -> dict[str, Model]:
     """All models by name, the victims first; one that is both is one.
 
     Raises:
-        UsageError: if a surrogate and a victim share a name and are not the same.
+        UsageError: if a surrogate and a victim share a name and are not the same, as where defenses protect victims.
     """
-    for name in surrogates.keys() & victims.keys():
+    for name in sorted(surrogates.keys() & victims.keys()):
+        if defenses:
+            text = f"{name!r} is a surrogate, which stays bare, and a victim behind {defended.text(defenses)}"
+            raise UsageError(f"{text}; give the victim a name of its own")
         if surrogates[name] is not victims[name] and surrogates[name] != victims[name]:
             raise UsageError(f"a surrogate and another model among the victims are both called {name!r}; rename one")
     return {**victims, **surrogates}
@@ -166,32 +182,42 @@ def _texts(item: Any) -> list[tuple[str, Any]]:
     return [(text, text) for text in plugins.specs("attacks", item)] if isinstance(item, str) else [("", item)]
 
 
-def load(
-    models: Mapping[str, Model], data: Dataset, norm: str, device: str, *, trust: bool
-) -> tuple[dict[str, nn.Module], dict[str, tuple[int, ...]], torch.device]:
-    """The modules by name, all on one device, and the image shapes that their cards name.
+def parse_outputs(outputs: Any, models: Mapping[str, Model]) -> dict[str, str]:
+    """What each model returns, of one word for all, or a mapping from names; logits where it says nothing.
+
+    Raises:
+        UsageError: for a name that no model has.
+    """
+    given = outputs if isinstance(outputs, Mapping) else dict.fromkeys(models, outputs)
+    for name in given:
+        if name not in models:
+            raise UsageError("outputs: " + spec.suggest(str(name), models, "model"))
+    return {name: given.get(name, "logits") for name in models}
+
+
+def load_all(
+    models: Mapping[str, Model], data: str, norm: str, *, outputs: Mapping[str, str], trust: bool, device: str
+) -> dict[str, Loaded]:
+    """The models by name, all on one device; see `models.opening.load`.
 
     Raises:
         UsageError: for a model that cannot be loaded, or models on different devices.
     """
-    modules, shapes = {}, {}
-    for name, model in models.items():
-        with _about(name), evaluating(data.name, norm):
-            module, card = (
-                sources.load_model(model, trust=trust) if isinstance(model, str) else (as_module(model), None)
-            )
-        modules[name], shapes[name] = module, card.input_shape if card else ()
-    given = [name for name, model in models.items() if not isinstance(model, str)]
-    placed = [name for name in given if [*modules[name].parameters(), *modules[name].buffers()]]
-    homes = {name: choose_device(device, modules[name], named=False) for name in placed}
-    where = homes[placed[0]] if placed else choose_device(device, nn.Module(), named=True)
+    given = {name: as_module(model) for name, model in models.items() if not isinstance(model, str)}
+    homes = {
+        name: choose_device(device, module, named=False)
+        for name, module in given.items()
+        if [*module.parameters(), *module.buffers()]
+    }
+    where = next(iter(homes.values()), None) or choose_device(device, nn.Module(), named=True)
     for name, home in homes.items():
         if home != where:
             raise UsageError(f"{name} is on {home} but another model on {where}; move them to one device")
+    found = {}
     for name, model in models.items():
-        if isinstance(model, str):
-            modules[name].to(where)
-    return modules, shapes, where
+        with _about(name):
+            found[name] = load(model, data, norm, outputs=outputs[name], trust=trust, device=str(where))
+    return found
 
 
 @contextmanager
@@ -203,94 +229,127 @@ def _about(name: str) -> Iterator[None]:
         raise UsageError(f"{name}: {error}") from error
 
 
-def examine_all(
-    models: Mapping[str, Model],
-    modules: Mapping[str, nn.Module],
-    shapes: Mapping[str, Sequence[int]],
-    first: tuple[Images, Labels],
-    **settings: Any,
-) -> dict[str, Known]:
-    """Each model examined on the first images.
+@contextmanager
+def open_all(
+    loaded: Mapping[str, Loaded], samples: Samples, request: Request, *, tile: int | None
+) -> Iterator[tuple[dict[str, Opened], list[SurrogateSet]]]:
+    """All models by name, the victims behind the defenses, and the surrogate sets, ready for these samples.
 
     Raises:
-        UsageError: if one does not accept the images or returns no logits, or if their classes differ in number.
+        UsageError: for a model that cannot be measured on them, models with different numbers of classes, or surrogates
+            without gradients where an attack needs them, or of different precision.
     """
-    known: dict[str, Known] = {}
-    for name, module in modules.items():
-        with _about(name):
-            subject = examine(module, *first, input_shape=shapes[name], **settings)
-        known[name] = Known(name, _called(models[name]), module, subject)
-    classes = {name: each.subject.facts.classes for name, each in known.items()}
+    with ExitStack() as stack:
+        models: dict[str, Opened] = {}
+        for name, each in loaded.items():
+            defenses = request.defenses if name in request.victims else ()
+            with _about(name):
+                opening = open_model(each, samples, defenses=defenses, tile=tile, seed=request.seed)
+                models[name] = stack.enter_context(opening)
+        _check_classes(models)
+        sets = []
+        for name, members in request.sets.items():
+            some = {member: models[member] for member in members}
+            _check_surrogates(some, request.attacks)
+            whole = some[members[0]]
+            if len(members) > 1:
+                module = Ensemble([_in_logits(each) for each in some.values()]).eval()
+                ensemble = Loaded(name, module, None, whole.device, "logits")
+                whole = stack.enter_context(open_model(ensemble, samples, tile=tile, seed=request.seed))
+            identity, repeats = [describe(each) for each in some.values()], all(map(repeatable, some.values()))
+            sets.append(SurrogateSet(name, members, whole, identity, repeats))
+        yield models, sets
+
+
+def _check_classes(models: Mapping[str, Opened]) -> None:
+    classes = {name: each.subject.facts.classes for name, each in models.items()}
     one = next(iter(classes))
     for name, count in classes.items():
         if count != classes[one]:
             raise UsageError(f"{one} has {classes[one]} classes but {name} has {count}; all models must have the same")
-    return known
 
 
-def surrogate_sets(
-    sets: Mapping[str, Sequence[str]],
-    known: Mapping[str, Known],
-    attacks: Sequence[Labelled],
-    first: tuple[Images, Labels],
-    **settings: Any,
-) -> list[SurrogateSet]:
-    """The sets with the module that an attack is given, examined.
-
-    Raises:
-        UsageError: for a surrogate without gradients where an attack needs them, or of another precision.
-    """
+def _check_surrogates(members: Mapping[str, Opened], attacks: Sequence[Labelled]) -> None:
     needing = [label for label, _, attack in attacks if attack.access in ("white-box", "transfer")]
-    found = []
-    for name, members in sets.items():
-        for member in members:
-            subject = known[member].subject
-            if needing and not subject.facts.differentiable:
-                raise UsageError(f"no gradient flows through the surrogate {member}, which {needing[0]} needs")
-            if subject.reference.dtype != known[members[0]].subject.reference.dtype:
-                raise UsageError(f"the surrogates {members[0]} and {member} are of different precision")
-        whole = known[members[0]].subject
-        if len(members) > 1:
-            whole = examine(Ensemble([known[member].module for member in members]).eval(), *first, **settings)
-        repeats = all(known[member].repeats for member in members)
-        found.append(SurrogateSet(name, tuple(members), whole, [known[m].to_json() for m in members], repeats))
-    return found
+    first = next(iter(members))
+    for name, each in members.items():
+        if needing and not each.subject.facts.differentiable:
+            raise UsageError(f"no gradient flows through the surrogate {name}, which {needing[0]} needs")
+        if each.subject.reference.dtype != members[first].subject.reference.dtype:
+            raise UsageError(f"the surrogates {first} and {name} are of different precision")
 
 
-def base(samples: Samples, threat: ThreatModel, target: str, seed: int, tile: int, device: str) -> dict[str, Any]:
+class _Logarithm(nn.Module):
+    """Logits of probabilities, as a `Network` takes them."""
+
+    def forward(self, probabilities: Tensor) -> Tensor:
+        return probabilities.clamp_min(torch.finfo(probabilities.dtype).tiny).log()
+
+
+def _in_logits(opened: Opened) -> nn.Module:
+    """The module as a member of an ensemble, which averages logits."""
+    return opened.module if opened.outputs == "logits" else Prepared(opened.module, _Logarithm()).eval()
+
+
+def describe(opened: Opened) -> dict[str, Any]:
+    """What identifies a model; kept under `models` of a record's job."""
+    subject = opened.subject
+    return {
+        "spec": opened.name,
+        "weights_sha256": subject.weights_sha256,
+        "probe_sha256": subject.probe_sha256,
+        "noisy_sha256": subject.noisy_sha256,
+        "gradient_signs": subject.gradient_signs,
+        "precision": str(subject.reference.dtype).removeprefix("torch."),
+        "classes": subject.facts.classes,
+        "randomised": subject.facts.randomised,
+        "outputs": opened.outputs,
+        "defense": opened.defense,
+    }
+
+
+def repeatable(opened: Opened) -> bool:
+    """Whether its answers can be had again: not of noise that seeding does not fix; nothing shows its settings."""
+    return bool(opened.subject.probe_sha256 or opened.subject.noisy_sha256)
+
+
+def answering(opened: Opened, draws: int) -> list[Any]:
+    """What decides a model's answers to given images."""
+    voting = draws if opened.subject.facts.randomised else 0
+    return [describe(opened), voting, source_hashes((), opened.defenses)]
+
+
+def base(models: Mapping[str, Opened], samples: Samples, request: Request) -> dict[str, Any]:
     """What everything in a run's folder shares, and its hash under `id`."""
+    reference = next(iter(models.values())).subject.reference
     data = {
         "data_sha256": samples.sha256,
         "indices": list(samples.indices),
-        "norm": threat.norm,
-        "eps": threat.eps,
-        "target": target,
-        "seed": seed,
-        "tile": tile,
-        "device": device,
+        "norm": request.threat.norm,
+        "eps": request.threat.eps,
+        "target": request.target,
+        "seed": request.seed,
+        "tile": reference.tile,
+        "device": reference.device.type,
         "threads": torch.get_num_threads(),
     }
     return {**data, "id": spec.digest(data)}
 
 
-def code() -> dict[str, Any]:
-    """sha256 of the harness's part in a number, and the versions that decide one."""
-    return {**source_hashes(()), "transfer": package_sha256("robustkit", _CODE), "versions": versions()}
-
-
-def job(
-    common: Mapping[str, Any], data: str, sets: Sequence[SurrogateSet], victims: Sequence[str],
-    attacks: Sequence[Labelled], known: Mapping[str, Known],
-) -> dict[str, Any]:  # fmt: skip
+def job(common: Mapping[str, Any], models: Mapping[str, Opened], request: Request) -> dict[str, Any]:
     """All that decides a run's numbers, as JSON data, with its own hash under `id`."""
+    named = [Named(attack.name, attack.attack) for attack in request.attacks]
     found = {
         **{name: value for name, value in common.items() if name != "id"},
-        "data": data,
-        "surrogates": {each.name: list(each.members) for each in sets},
-        "victims": list(victims),
-        "attacks": {attack.label: attack.name for attack in attacks},
-        "attack_sources": source_hashes([Named(attack.name, attack.attack) for attack in attacks]),
-        "models": {name: model.to_json() for name, model in known.items()},
-        "code": code(),
+        "data": request.data,
+        "surrogates": {name: list(members) for name, members in request.sets.items()},
+        "victims": list(request.victims),
+        "defense": defended.text(request.defenses),
+        "draws": request.draws if any(each.subject.facts.randomised for each in models.values()) else 0,
+        "attacks": {attack.label: attack.name for attack in request.attacks},
+        "attack_sources": source_hashes(named, request.defenses),
+        "models": {name: describe(model) for name, model in models.items()},
+        # sha256 of the harness's part in a number, and the versions that decide one.
+        "code": {**source_hashes(()), "transfer": package_sha256("robustkit", _CODE), "versions": versions()},
     }
     return {**found, "id": spec.digest(found)}

@@ -1,0 +1,129 @@
+"""An attack's attempt on a batch: it is lent copies, its crash is a fact about it, and what it changed is put back.
+
+All that calls an attack does it here: measurements, whose judge confirms breaks, and transfer runs, where nobody does.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from robustkit.api import Attack, Case, Images, Labels, Logits, Mask, ThreatModel
+from robustkit.engine.memory import out_of_memory
+from robustkit.errors import RobustkitError, UsageError
+from robustkit.events import Guard
+from robustkit.models.examination import restore
+from robustkit.models.opening import Opened
+from robustkit.models.oracle import Counts, ModelOracle, Network
+from robustkit.numerics.streams import SampleDraws
+
+Result = TypeVar("Result")
+
+
+class Batch(NamedTuple):
+    """The samples of a batch: their indices in the dataset, images, labels, and wanted classes if there are."""
+
+    indices: Tensor
+    x: Images
+    y: Labels
+    target: Labels | None
+
+    @property
+    def rows(self) -> Tensor:
+        """The positions of all samples in the batch."""
+        return torch.arange(len(self.x), device=self.x.device)
+
+    def copy(self) -> "Batch":
+        """The same in memory of its own."""
+        target = None if self.target is None else self.target.clone()
+        return Batch(self.indices.clone(), self.x.clone(), self.y.clone(), target)
+
+
+class Attempt(NamedTuple, Generic[Result]):
+    """What was concluded from an attack's answer, None after a crash; why it does not count, in the order found.
+
+    `changed_model` says that the model was not what it was before; it has been restored.
+    """
+
+    result: Result | None
+    failures: tuple[str, ...]
+    changed_model: bool
+
+
+def oracle_for(
+    opened: Opened, network: Network, batch: Batch, guard: Guard, at_work: Callable[[Counts], None], *,
+    passes: int = 1, saw: Callable[[Tensor, Images, Logits], None] | None = None,
+) -> ModelOracle:  # fmt: skip
+    """The oracle of a batch, which counts its passes; `at_work` is told after each call. See `ModelOracle`."""
+    counts = Counts(len(batch.x), batch.x.device)
+    counts.on_call = guard.watching(lambda: at_work(counts))
+    facts = opened.subject.facts
+    return ModelOracle(
+        network, counts, batch.rows, facts.classes, facts.randomised, facts.differentiable, passes, watch=saw
+    )
+
+
+def attempt(
+    attack: Attack, opened: Opened, batch: Batch, oracle: ModelOracle, *, threat: ThreatModel, key: tuple[int, int],
+    submit: Callable[[Tensor, Any], Mask], conclude: Callable[[Any], Result], guard: Guard,
+) -> Attempt[Result]:  # fmt: skip
+    """Run an attack on a batch of the model that its oracle is of; `key` is that of its random numbers.
+
+    `submit` answers `Case.submit`, `conclude` takes what the attack returns, `guard` knows the caller's own errors.
+
+    Raises:
+        UsageError: of the attack, which is for the caller to read.
+        Exception: of the caller's callback; or out of memory, where fewer samples may fit.
+    """
+    lent = batch.copy()  # nothing that an attack writes to is read again
+    draws = SampleDraws(key, lent.indices)
+    case = Case(oracle, lent.x, lent.y, lent.target, replace(threat), draws, submit, batch.rows)
+    result: Result | None = None
+    failures = []
+    try:
+        result = conclude(attack(case))
+    except UsageError:
+        raise
+    except (Exception, SystemExit) as error:  # the one deliberate catch-all: a crash is a fact about the attack
+        guard.raise_callers()
+        if out_of_memory(error) and len(batch.x) > opened.subject.reference.tile:
+            raise
+        failures.append(f"{type(error).__name__}: {first_line(error)}")
+    finally:
+        oracle.counts.on_call = None  # it leads back to the counts and the judge: a ring that would keep their images
+    if not all(a is None or b is None or torch.equal(a, b) for a, b in zip(lent[1:], batch[1:], strict=True)):
+        failures.append("changed the images or labels it was lent")
+    changed = not opened.subject.untouched(opened.weights)
+    if changed:
+        restore(opened.subject.reference.module, opened.weights)
+    return Attempt(result, tuple(failures), changed)
+
+
+def in_batches(rows: Tensor, in_flight: int, tile: int, run: Callable[[Tensor], Result]) -> Iterator[
+    tuple[Tensor, Result]
+]:  # fmt: skip
+    """What `run` makes of some rows, at most `in_flight` at once; where memory runs out, in batches of half as many.
+
+    Raises:
+        RobustkitError: if not even one tile fits.
+    """
+    while len(rows):
+        now = rows[:in_flight]
+        try:
+            result = run(now)
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            if len(now) <= tile:
+                raise RobustkitError(f"out of memory with one tile of {tile} samples; choose a smaller tile") from error
+            in_flight = max(1, min(in_flight, len(now)) // 2 // tile) * tile
+            continue
+        rows = rows[len(now) :]
+        yield now, result
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, cut to what a table can hold."""
+    return (str(error).strip().splitlines() or [""])[0][:300]
