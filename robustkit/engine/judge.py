@@ -11,8 +11,7 @@ from robustkit.api import Goal, Images, Labels, Mask, ThreatModel
 from robustkit.models.oracle import Network
 from robustkit.numerics import rows
 from robustkit.records import schema
-from robustkit.tasks.classification import CLASSIFICATION
-from robustkit.tasks.task import Task
+from robustkit.tasks import CLASSIFICATION, Task
 
 SURVIVED, BROKEN, VIOLATED = schema.SURVIVED_CODE, schema.BROKE_CODE, schema.VIOLATED_CODE
 
@@ -118,7 +117,7 @@ class Judge:
         """Ask the model about the candidates that are allowed, and keep the best; true where it is a valid break."""
         target = None if self.target is None else self.target[samples]
         logits = self.reference.logits(torch.where(rows.spread(allowed, adv), adv, self.x[samples]))
-        sound = torch.isfinite(logits).all(1)
+        sound = torch.isfinite(rows.flat(logits)).all(1)
         self.violate(samples[allowed & ~sound], "the model's outputs are not finite")
         fooled = allowed & sound & self.task.reached(logits, self.y[samples], target)
         margin = self.task.margin(logits, self.y[samples], target).double()

@@ -24,6 +24,7 @@ from robustkit.models.opening import Opened
 from robustkit.models.oracle import Counts, Network
 from robustkit.numerics.streams import key_of
 from robustkit.records import schema
+from robustkit.tasks import CLASSIFICATION, Task
 
 CLEAN = 0  # the step before the first attack
 Facts = dict[str, np.ndarray]
@@ -69,6 +70,7 @@ class Bench:
     in_flight: int
     shard_size: int
     carried: Mapping[int, Carried]
+    task: Task = CLASSIFICATION
 
     def network(self, *key: object) -> Network:
         """The reference network; of a randomised one, with noise of its own for this key."""
@@ -78,8 +80,8 @@ class Bench:
     def judge(self, x: Images, y: Labels, target: Labels | None, goal: Goal, *key: object) -> Judge:
         """The judge of a batch, its noise keyed by what is judged."""
         if self.draws:
-            return VotingJudge(self.network(*key, "judge"), self.threat, x, y, target, goal, self.draws)
-        return Judge(self.network(*key, "judge"), self.threat, x, y, target, goal)
+            return VotingJudge(self.network(*key, "judge"), self.threat, x, y, target, goal, self.draws, self.task)
+        return Judge(self.network(*key, "judge"), self.threat, x, y, target, goal, self.task)
 
     def packs(self, named: Named) -> bool:
         """Whether survivors of several shards may share a batch: not where a result depends on who is beside it."""
@@ -137,9 +139,9 @@ def _opened(bench: Bench, number: int, known: Facts | None) -> tuple[Part, _Shar
 
 def _clean(bench: Bench, start: int, x: Images, y: Labels, indices: Tensor) -> Facts:
     if bench.draws:
-        seen = clean_by_vote(lambda draw: bench.network("clean", start, draw), bench.draws, x, y)
+        seen = clean_by_vote(lambda draw: bench.network("clean", start, draw), bench.draws, x, y, bench.task)
     else:
-        seen = clean(bench.network(), x, y)
+        seen = clean(bench.network(), x, y, bench.task)
     if not seen.sound.all():
         bad = int(indices[(~seen.sound).nonzero()[0, 0]])
         raise UsageError(f"the model's outputs on clean sample {bad} are not finite")

@@ -15,6 +15,7 @@ from robustkit.engine.judge import Judge
 from robustkit.models.oracle import Network
 from robustkit.numerics import rows
 from robustkit.records.votes import lost, reevaluations
+from robustkit.tasks import CLASSIFICATION, Task
 
 FIRST = 4  # draws that a candidate must fail, all of them, before more are spent on it
 MORE = 10  # and then so many more
@@ -30,13 +31,18 @@ class Answers(NamedTuple):
 
 
 def ask(
-    networks: Callable[[int], Network], draws: int, images: Images, y: Labels, target: Labels | None
+    networks: Callable[[int], Network],
+    draws: int,
+    images: Images,
+    y: Labels,
+    target: Labels | None,
+    task: Task = CLASSIFICATION,
 ) -> tuple[Answers, Tensor]:
     """The answers of `draws` calls, the network of each from `networks`, and the logits (draws, batch, classes)."""
     logits = torch.stack([networks(draw).logits(images) for draw in range(draws)])
-    wrong = torch.stack([rows.reached(each, y, target) for each in logits])
-    margin = torch.stack([rows.margin(each, y, target).double() for each in logits]).mean(0)
-    return Answers(wrong, torch.isfinite(logits).all(2).all(0), margin), logits
+    wrong = torch.stack([task.reached(each, y, target) for each in logits])
+    margin = torch.stack([task.margin(each, y, target).double() for each in logits]).mean(0)
+    return Answers(wrong, torch.isfinite(logits.flatten(2)).all(2).all(0), margin), logits
 
 
 class Clean(NamedTuple):
@@ -50,18 +56,19 @@ class Clean(NamedTuple):
     draws: list[str]
 
 
-def clean(network: Network, x: Images, y: Labels) -> Clean:
+def clean(network: Network, x: Images, y: Labels, task: Task) -> Clean:
     """By one pass."""
     logits = network.logits(x)
-    sound = torch.isfinite(logits).all(1)
-    return Clean(~rows.reached(logits, y), logits.argmax(1), rows.margin(logits, y).double(), logits, sound, [])
+    sound = torch.isfinite(rows.flat(logits)).all(1)
+    margin = task.margin(logits, y, None).double()
+    return Clean(~task.reached(logits, y, None), task.decision(logits), margin, logits, sound, [])
 
 
-def clean_by_vote(networks: Callable[[int], Network], draws: int, x: Images, y: Labels) -> Clean:
+def clean_by_vote(networks: Callable[[int], Network], draws: int, x: Images, y: Labels, task: Task) -> Clean:
     """Of a randomised model: right if most of `draws` are; the prediction is what they say most often."""
-    answers, logits = ask(networks, reevaluations(draws), x, y, None)
+    answers, logits = ask(networks, reevaluations(draws), x, y, None, task)
     correct = ~lost(answers.wrong[:draws].sum(0), draws)
-    prediction = logits[:draws].argmax(2).mode(0).values
+    prediction = task.decision(logits[:draws]).mode(0).values
     return Clean(correct, prediction, answers.margin, logits.mean(0), answers.sound, as_text(answers.wrong))
 
 
@@ -76,9 +83,9 @@ class VotingJudge(Judge):
 
     def __init__(
         self, reference: Network, threat: ThreatModel, x: Images, y: Labels, target: Labels | None, goal: Goal,
-        draws: int,
+        draws: int, task: Task = CLASSIFICATION,
     ) -> None:  # fmt: skip
-        super().__init__(reference, threat, x, y, target, goal)
+        super().__init__(reference, threat, x, y, target, goal, task)
         self.draws = draws
         self.share = torch.full_like(self.margin, -1)  # how often the candidate kept was wrong; −1: there is none
         self.ever = torch.zeros_like(self.broken)  # wrong in any pass, of the attack or of the judge, inside the ball
@@ -89,7 +96,7 @@ class VotingJudge(Judge):
         if x.shape != self.x[samples].shape:
             return
         target = None if self.target is None else self.target[samples]
-        at = rows.reached(logits, self.y[samples], target).nonzero()[:, 0]
+        at = self.task.reached(logits, self.y[samples], target).nonzero()[:, 0]
         if len(at):
             self.ever[samples[at]] |= self.threat.contains(self.x[samples[at]], x[at].detach())
 
@@ -117,7 +124,7 @@ class VotingJudge(Judge):
 
     def _ask(self, samples: Tensor, images: Images, draws: int) -> Answers:
         target = None if self.target is None else self.target[samples]
-        return ask(lambda draw: self.reference, draws, images, self.y[samples], target)[0]
+        return ask(lambda draw: self.reference, draws, images, self.y[samples], target, self.task)[0]
 
     def _keep_by_share(
         self, samples: Tensor, adv: Images, distance: Tensor, margin: Tensor, share: Tensor, allowed: Mask, fooled: Mask
@@ -146,13 +153,13 @@ class VotingJudge(Judge):
         Args:
             fresh: the network of each draw, with noise that nothing else has.
         """
-        answers, logits = ask(fresh, len(self.wrong), self.adv, self.y, self.target)
+        answers, logits = ask(fresh, len(self.wrong), self.adv, self.y, self.target, self.task)
         kept = self.share >= 0
         self.violate((kept & ~answers.sound).nonzero()[:, 0], "the model's outputs are not finite")
         near = kept & answers.sound & (self.distance <= self.threat.limit)
         self.wrong = answers.wrong & kept & answers.sound
         self.margin = torch.where(kept, answers.margin, self.margin)
-        said = logits[: self.draws].argmax(2).mode(0).values  # what the draws that vote say most often
+        said = self.task.decision(logits[: self.draws]).mode(0).values  # what the draws that vote say most often
         self.decision = torch.where(kept & answers.sound, said, self.decision)
         voted = lost(self.wrong[: self.draws].sum(0), self.draws)
         self.fooled = voted & kept

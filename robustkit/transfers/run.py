@@ -19,7 +19,7 @@ from torch import Tensor
 from robustkit.api import Images, ThreatModel
 from robustkit.datasets.choice import Samples
 from robustkit.engine.attempt import Batch, attempt, in_batches, oracle_for
-from robustkit.engine.plan import targets_for
+from robustkit.engine.plan import targets_for, without_budget
 from robustkit.errors import RobustkitError, UsageError
 from robustkit.models.opening import Opened
 from robustkit.models.oracle import Counts, Network
@@ -203,8 +203,9 @@ def _batch(bench: Bench, row: Row, start: int, batch: Batch, watch: Progress) ->
     )  # fmt: skip
     offers = Offers(oracle, bench.threat, batch.x, batch.y, batch.target)
     done = attempt(
-        named.attack, surrogates.opened, batch, oracle, threat=bench.threat, key=key_of(bench.seed, named.name),
-        submit=offers.keep, conclude=lambda adv: offers.best(check(bench.threat, batch.x, adv)), guard=watch.guard,
+        named.attack, surrogates.opened, batch, oracle, threat=bench.threat,
+        key=key_of(bench.seed, without_budget(named.name)), submit=offers.keep,
+        conclude=lambda adv: offers.best(check(bench.threat, batch.x, adv)), guard=watch.guard,
     )  # fmt: skip
     failures = [*done.failures, *(["changed the surrogates"] if done.changed_model else [])]
     kept = done.result if done.result is not None and not failures else refused(batch.x, failures[-1])
