@@ -89,7 +89,7 @@ class Judge:
         self.fooled = torch.zeros_like(self.broken)  # misclassified inside the box, at any distance
         self.distance = torch.full((n,), torch.nan, dtype=torch.float64, device=x.device)
         self.margin = torch.full((n,), torch.nan, dtype=torch.float64, device=x.device)
-        self.decision = torch.full_like(self.y, -1)  # the class that the model decides on the candidate kept
+        self.decision = torch.full((n,), -1, device=x.device)  # the class that the model decides on the candidate kept
         self.adv = self.x.clone()
         self.reasons: dict[str, Tensor] = {}
 
@@ -188,7 +188,7 @@ class Judge:
 
     def verdicts(self) -> Verdicts:
         """The outcome of each sample so far: a valid break outweighs a violation, a violation outweighs survival."""
-        outcome = torch.full_like(self.y, SURVIVED)
+        outcome = torch.full_like(self.decision, SURVIVED)
         outcome[self.violated] = VIOLATED
         outcome[self.broken] = BROKEN
         # A violation leaves no candidate of its own: distance and margin stay those of the last valid one.

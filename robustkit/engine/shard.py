@@ -150,7 +150,7 @@ def _clean(bench: Bench, start: int, x: Images, y: Labels, indices: Tensor) -> F
         "correct": seen.correct.cpu().numpy(),
         "prediction": seen.prediction.cpu().numpy(),
         "margin": seen.margin.cpu().numpy(),
-        "target": (torch.full_like(y, -1) if target is None else target).cpu().numpy(),
+        "target": (torch.full_like(indices, -1) if target is None else target).cpu().numpy(),
         **({"draws": np.array(seen.draws, dtype=np.str_)} if bench.draws else {}),
     }
 
@@ -296,7 +296,7 @@ def _facts(bench: Bench, judge: Judge, counts: Counts, quantized: Tensor) -> Fac
 
 def _quantized(bench: Bench, judge: Judge, place: str, first: int) -> Tensor:
     """The outcome after rounding each adversarial to the asked grid; an image that leaves the ball is no break."""
-    outcome = torch.full_like(judge.y, SURVIVED)
+    outcome = torch.full_like(judge.decision, SURVIVED)
     at = judge.broken.nonzero()[:, 0]
     if bench.quantize and len(at):
         rounded = (judge.adv[at] * 255).round() / 255

@@ -31,7 +31,7 @@ def probed_gradient(network: Network, x: Images) -> Tensor | None:
         if not logits.requires_grad:
             return None
         weights = SampleDraws(key_of("robustkit gradient probe"), torch.arange(x.shape[0], device=x.device))
-        cotangent = weights.normal((logits.shape[1],)).to(logits)
+        cotangent = weights.normal(tuple(logits.shape[1:])).to(logits)
         grad: Tensor | None = torch.autograd.grad(logits, tile.x, cotangent, allow_unused=True)[0]
     except torch.OutOfMemoryError:
         raise
