@@ -21,12 +21,12 @@ from torch import nn
 
 import robustkit
 from benchmarks.readme import write_between
+from robustkit.events import EpochDone
 from robustkit.models.sources import load_model
 from robustkit.models.sources.zoo.architectures import CifarResNet
 from robustkit.records.run import RunRecord
 from robustkit.records.transfer import CLEAN, SUCCESS, TransferRecord
 from robustkit.stats import Proportion
-from robustkit.training.events import EpochDone
 from robustkit.training.recipes import Schedule
 from robustkit.training.run import Request, train
 from tests import kit

@@ -1,6 +1,6 @@
-"""What the engine tells while it works; the command line turns it into a live table."""
+"""What measurements and trainings tell while they work, as plain data; the command line turns it into a display."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from robustkit.stats import Proportion
@@ -101,4 +101,62 @@ class Guard:
             raise self.failure
 
 
+@dataclass(frozen=True, slots=True)
+class Making:
+    """A transfer run makes adversarials: the share of the run's work that is done, and the row's passes so far."""
+
+    surrogates: str
+    attack: str
+    fraction: float
+    passes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Judging:
+    """A model is shown the adversarials of a row of a transfer run, or the clean images (both names empty)."""
+
+    surrogates: str
+    attack: str
+    victim: str
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingStarted:
+    """A training is ready: what is trained, for how many epochs, and the epochs that were done before."""
+
+    title: str
+    epochs: int
+    done: int
+
+
+@dataclass(frozen=True, slots=True)
+class BatchDone:
+    """A batch of a training is done: the epoch (from 1), the share of it, and the mean loss of the epoch so far."""
+
+    epoch: int
+    share: float
+    loss: float
+
+
+@dataclass(frozen=True, slots=True)
+class EpochDone:
+    """An epoch of a training is done (counted from 1).
+
+    Attributes:
+        losses: what the recipe reports, as means over the epoch's images, `loss` among them.
+        clean: accuracy on test images that were not trained on; of how many, the training's settings say.
+        robust: accuracy on the first of them under a few steps of PGD: progress, not a robust accuracy to report.
+        seconds: that the epoch took, its evaluation included (of a continued one the part since then).
+    """
+
+    epoch: int
+    rate: float
+    losses: Mapping[str, float]
+    clean: float
+    robust: float
+    seconds: float
+
+
 Event = Started | Noted | Predicted | CleanDone | Progress | Auditing | Checked | Finished
+TransferEvent = Started | Making | Judging | Finished
+TrainingEvent = TrainingStarted | BatchDone | EpochDone

@@ -18,10 +18,10 @@ from robustkit import plugins
 from robustkit.cli import main
 from robustkit.datasets import Pair, load_dataset
 from robustkit.errors import UsageError
+from robustkit.events import EpochDone, TrainingStarted
 from robustkit.models.sources import load_model, trained, untrained
 from robustkit.training import run
 from robustkit.training.data import augmented, batches, held
-from robustkit.training.events import EpochDone, Started
 from robustkit.training.folder import weights_bytes
 from robustkit.training.loop import Checkpoint, Loop, Watch, rate
 from robustkit.training.recipes import OneNetwork, Schedule, Task, Training
@@ -475,7 +475,7 @@ from pathlib import Path
 import torch
 from robustkit.training.recipes import Schedule
 from robustkit.training import folder, run
-from robustkit.training.events import EpochDone
+from robustkit.events import EpochDone
 
 out, recipe, moment = sys.argv[1:]
 die = lambda: os.kill(os.getpid(), signal.SIGKILL)
@@ -532,5 +532,5 @@ def test_started_says_what_was_done_before(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run.train(request, tmp_path / "net", on_event=stop)
     run.train(request, tmp_path / "net", on_event=seen.append)
-    assert [event.done for event in seen if isinstance(event, Started)] == [0, 1]
+    assert [event.done for event in seen if isinstance(event, TrainingStarted)] == [0, 1]
     assert [event.epoch for event in seen if isinstance(event, EpochDone)] == [1, 2, 2]

@@ -2,11 +2,12 @@
 
 import time
 from types import TracebackType
-from typing import Any
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+
+from robustkit import events
 
 
 class Progress:
@@ -28,33 +29,31 @@ class Progress:
         if self.live is not None:
             self.live.stop()
 
-    def __call__(self, event: Any) -> None:
+    def __call__(self, event: events.Event) -> None:
         """Show one event."""
         if self.live is None and self.console.is_terminal:  # not earlier: a download may draw its bar before the run
             self.live = Live(console=self.console, refresh_per_second=8, transient=True)
             self.live.start()
-        kind = type(event).__name__
-        if kind == "Started":
-            self.title, self.n = event.title, event.n
-            self._say(f"{event.title} · n = {event.n}" + (" · continued" if event.resumed else ""))
-        elif kind == "Noted":
-            self.console.print(f"note: {event.message}", highlight=False, markup=False, soft_wrap=True)
-        elif kind == "Predicted":
-            self.console.print(cost(event), highlight=False, markup=False, soft_wrap=True)
-        elif kind == "CleanDone":
-            self.rows["clean"] = ["", str(event.clean), "", "", ""]
-        elif kind == "Progress":
-            self._progress(event)
-        elif kind == "Auditing":
-            text = f"audit of {event.n} samples, {cost(event)}"
-            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
-        elif kind == "Checked" and event.outcome in ("suspect", "invalid"):
-            text = f"audit, {event.name}: {event.outcome.upper()}: {event.text}"
-            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        match event:
+            case events.Started():
+                self.title, self.n = event.title, event.n
+                self._say(f"{event.title} · n = {event.n}" + (" · continued" if event.resumed else ""))
+            case events.Noted():
+                self._print(f"note: {event.message}")
+            case events.Predicted():
+                self._print(cost(event))
+            case events.CleanDone():
+                self.rows["clean"] = ["", str(event.clean), "", "", ""]
+            case events.Progress():
+                self._progress(event)
+            case events.Auditing():
+                self._print(f"audit of {event.n} samples, {cost(event)}")
+            case events.Checked(outcome="suspect" | "invalid"):
+                self._print(f"audit, {event.name}: {event.outcome.upper()}: {event.text}")
         if self.live is not None:
             self.live.update(self._table())
 
-    def _progress(self, event: Any) -> None:
+    def _progress(self, event: events.Progress) -> None:
         left = event.seconds * (1 - event.fraction) / event.fraction if event.fraction > 0.01 else None
         eta = "done" if event.fraction >= 1 else "…" if left is None else clock(left)
         share = event.robust_accuracy
@@ -81,10 +80,13 @@ class Progress:
 
     def _say(self, text: str) -> None:
         if self.live is None:
-            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+            self._print(text)
+
+    def _print(self, text: str) -> None:
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-def cost(event: Any) -> str:
+def cost(event: events.Predicted | events.Auditing) -> str:
     """A prediction in words."""
     passes = f"{event.forwards:,} forwards, {event.backwards:,} backwards"
     return f"if nothing breaks: {passes}, about {clock(event.seconds)} (less for every sample that does)"

@@ -1,11 +1,11 @@
 """Progress of a training on the terminal: a bar and a line an epoch. Goes to stderr."""
 
 from types import TracebackType
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from robustkit import events
 from robustkit.report.live import clock
 
 
@@ -30,18 +30,17 @@ class TrainingProgress:
     ) -> None:
         self.bar.stop()
 
-    def __call__(self, event: Any) -> None:
+    def __call__(self, event: events.TrainingEvent) -> None:
         """Show one event."""
-        kind = type(event).__name__
-        if kind == "Started":
+        if isinstance(event, events.TrainingStarted):
             self.epochs = event.epochs
             more = f" · {event.done} done before" if event.done else ""
             self._say(f"{event.title} · {event.epochs} epochs{more}")
             self.task = self.bar.add_task("training", total=event.epochs, completed=event.done)
-        elif kind == "Progress" and self.task is not None:
+        elif isinstance(event, events.BatchDone) and self.task is not None:
             text = f"epoch {event.epoch}/{self.epochs} loss {event.loss:.4f}"
             self.bar.update(self.task, description=text, completed=event.epoch - 1 + event.share)
-        elif kind == "EpochDone" and self.task is not None:
+        elif isinstance(event, events.EpochDone) and self.task is not None:
             self.bar.update(self.task, completed=event.epoch)
             losses = ", ".join(f"{name} {value:.4f}" for name, value in event.losses.items())
             self._say(

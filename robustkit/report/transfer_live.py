@@ -2,12 +2,12 @@
 
 import time
 from types import TracebackType
-from typing import Any
 
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from robustkit import events
 from robustkit.report.live import clock
 
 PLAIN_EVERY_S = 15.0
@@ -31,18 +31,17 @@ class Line:
         if self.live is not None:
             self.live.stop()
 
-    def __call__(self, event: Any) -> None:
+    def __call__(self, event: events.TransferEvent) -> None:
         """Show one event."""
-        kind = type(event).__name__
-        if kind == "Started":
+        if isinstance(event, events.Started):
             self.began = time.monotonic()
             self._plain(f"{event.title} · n = {event.n}" + (" · continued" if event.resumed else ""))
             if self.console.is_terminal:
                 self.live = Live(console=self.console, refresh_per_second=8, transient=True)
                 self.live.start()
-        elif kind == "Making":
+        elif isinstance(event, events.Making):
             self._say(f"{event.surrogates} · {event.attack}: {event.passes:,} passes · {self._clock(event.fraction)}")
-        elif kind == "Judging" and self.live is not None:
+        elif isinstance(event, events.Judging) and self.live is not None:
             row = f"{event.surrogates} · {event.attack}" if event.attack else "clean images"
             self.live.update(Text(f"{row}: judged on {event.victim}", no_wrap=True, overflow="ellipsis"))
 

@@ -2,12 +2,13 @@
 
 import time
 from types import TracebackType
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from robustkit import events
 from robustkit.report.live import clock
+from robustkit.study.events import CellDone, CellStarted, Event, Started, Within
 
 
 class Display:
@@ -30,24 +31,23 @@ class Display:
         if self.progress is not None:
             self.progress.stop()
 
-    def __call__(self, event: Any) -> None:
+    def __call__(self, event: Event) -> None:
         """Show one event."""
         if self.quiet:
             return
-        kind = type(event).__name__
-        if kind == "Started":
+        if isinstance(event, Started):
             self._start(event)
-        elif kind == "CellStarted":
+        elif isinstance(event, CellStarted):
             self.cell_began, self.steps = time.monotonic(), {}
             if self.progress is not None:
                 title = f"{event.number}/{self.total} {event.title}"
                 self.progress.reset(self.cell, description=title[:100], total=100, left="")
-        elif kind == "Within":
+        elif isinstance(event, Within):
             self._within(event.event)
-        elif kind == "CellDone":
+        elif isinstance(event, CellDone):
             self._done(event)
 
-    def _start(self, event: Any) -> None:
+    def _start(self, event: Started) -> None:
         self.total = event.total
         self._say(f"{event.title}: {event.total} cells")
         if self.console.is_terminal:
@@ -57,20 +57,19 @@ class Display:
             self.whole = self.progress.add_task("cells", total=event.total, left="")
             self.cell = self.progress.add_task("", total=100, left="")
 
-    def _within(self, event: Any) -> None:
-        kind = type(event).__name__
-        if kind == "Started":
-            self.attacks = max(1, len(getattr(event, "attacks", ())))
+    def _within(self, event: events.Event | events.TransferEvent) -> None:
+        if isinstance(event, events.Started):
+            self.attacks = max(1, len(event.attacks))
             if self.progress is not None:  # not earlier: a download of the cell's model draws a bar of its own
                 self.progress.start()
-        elif kind == "Progress" and self.progress is not None:
+        elif isinstance(event, events.Progress) and self.progress is not None:
             self.steps[event.attack] = event.fraction
             share = f"{event.attack}: robust so far {event.robust_accuracy}"
             self.progress.update(self.cell, completed=round(100 * sum(self.steps.values()) / self.attacks), left=share)
-        elif kind == "Making" and self.progress is not None:
+        elif isinstance(event, events.Making) and self.progress is not None:
             self.progress.update(self.cell, completed=round(100 * event.fraction), left=event.attack)
 
-    def _done(self, event: Any) -> None:
+    def _done(self, event: CellDone) -> None:
         if event.computed:
             self.fresh, self.spent = self.fresh + 1, self.spent + time.monotonic() - self.cell_began
         left = self.total - event.number

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from robustkit import events
 from robustkit.errors import RobustkitError
 from robustkit.evaluation import evaluate
 from robustkit.records.run import RunRecord
@@ -89,7 +90,7 @@ class _Watch:
         self.folder, self.tell, self.computed = folder, tell, False
 
     def __call__(self, event: Any) -> None:
-        self.computed |= type(event).__name__ not in ("Started", "Noted", "Finished")
+        self.computed |= not isinstance(event, events.Started | events.Noted | events.Finished)
         self.tell(Within(event))
 
     def place(self, job: Job) -> Path:

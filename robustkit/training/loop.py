@@ -16,10 +16,10 @@ from torch import nn
 
 from robustkit.api import Images, Labels
 from robustkit.errors import UsageError
+from robustkit.events import BatchDone, EpochDone, TrainingEvent
 from robustkit.numerics.streams import SampleDraws, key_of
 from robustkit.training.adversarial import pgd, summed_cross_entropy, uniform_start
 from robustkit.training.data import Held, batches
-from robustkit.training.events import EpochDone, Event, Progress
 from robustkit.training.recipes import Recipe, Schedule, Task, Training, in_eval_mode
 
 QUICK_STEPS = 10
@@ -65,7 +65,7 @@ class Loop:
     bf16: bool = False
     save: Save | None = None
     save_every: float = 60.0
-    on_event: Callable[[Event], None] = lambda event: None
+    on_event: Callable[[TrainingEvent], None] = lambda event: None
 
     def train(self, start: Checkpoint | None = None) -> tuple[nn.Module, list[dict[str, float]]]:
         """The trained classifier in eval mode and its curves, a row an epoch; goes on from `start` if there is one.
@@ -115,7 +115,7 @@ class Loop:
             if at - told > 1:  # reading a number waits for the device
                 told = at
                 seen = min(now.batch * schedule.batch, len(data))
-                self.on_event(Progress(now.epoch + 1, now.batch / count, float(sums["loss"]) / seen))
+                self.on_event(BatchDone(now.epoch + 1, now.batch / count, float(sums["loss"]) / seen))
             if at - kept > self.save_every and now.batch < count:
                 now.sums, kept = {name: float(value) for name, value in sums.items()}, at
                 self._keep(training, now)

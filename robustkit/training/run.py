@@ -13,11 +13,11 @@ import torch
 from robustkit import plugins
 from robustkit.datasets import load_dataset
 from robustkit.errors import UsageError
+from robustkit.events import TrainingEvent, TrainingStarted
 from robustkit.models.opening import choose_device
 from robustkit.models.sources import load_model, trained, untrained
 from robustkit.spec import parse, settings, text_of
 from robustkit.training.data import Held, held
-from robustkit.training.events import Event, Started
 from robustkit.training.folder import TrainingFolder, sha256, weights_bytes
 from robustkit.training.loop import Loop, Watch
 from robustkit.training.recipes import Recipe, Schedule, Task
@@ -150,7 +150,7 @@ def prepare(request: Request) -> Prepared:
 
 
 def train(
-    request: Request, out: Path, *, fresh: bool = False, on_event: Callable[[Event], None] = lambda event: None
+    request: Request, out: Path, *, fresh: bool = False, on_event: Callable[[TrainingEvent], None] = lambda event: None
 ) -> Mapping[str, Any]:
     """Train, or go on with a training that was begun in `out`; returns the card of the model in that folder.
 
@@ -164,9 +164,9 @@ def train(
         title = f"{ready.recipe_text} on {ready.data_spec}, {ready.arch}"
         epochs = request.schedule.epochs
         if folder.finished:
-            on_event(Started(title, epochs, epochs))
+            on_event(TrainingStarted(title, epochs, epochs))
             return trained.read_card(out / trained.CARD)
-        on_event(Started(title, epochs, start.epoch if start else 0))
+        on_event(TrainingStarted(title, epochs, start.epoch if start else 0))
         loop = Loop(
             ready.recipe, ready.task, ready.data, request.schedule,
             Watch(ready.test, ready.eps, request.check, request.check_robust),

@@ -3,14 +3,14 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-from robustkit import datasets
+from robustkit import datasets, events
 from robustkit.api import Attack, Dataset, Defense
 from robustkit.datasets.choice import choose_samples
 from robustkit.engine.plan import parse_target
 from robustkit.engine.request import Execution, check_counts, threat_of
 from robustkit.models import defended
 from robustkit.records.transfer import TransferRecord
-from robustkit.transfers import events, plan
+from robustkit.transfers import plan
 from robustkit.transfers.measure import SHARD, Out, measure
 
 
@@ -25,7 +25,7 @@ def transfer(
     target: int | str | None = None, n: int | None = None, indices: str | Sequence[int] | None = None,
     trust: bool = False, device: str = "auto", batch_size: int | Literal["auto"] = "auto", shard_size: int = SHARD,
     tile: int | None = None, out: Out = None, fresh: bool = False,
-    on_event: Callable[[events.Event], None] | None = None,
+    on_event: Callable[[events.TransferEvent], None] | None = None,
 ) -> TransferRecord:  # fmt: skip
     """Measure how adversarials that are made on surrogates transfer to victims.
 
@@ -56,7 +56,7 @@ def transfer(
         out: a folder that is continued if it is of these images and this threat model, or a function from what
             identifies them to a folder; what it holds of adversarials and answers is not computed again.
         fresh: forget what `out` holds.
-        on_event: told of progress, see `robustkit.transfers.events`.
+        on_event: told of progress, see `robustkit.events`.
 
     Raises:
         UsageError: for anything that cannot be run as given, before any adversarial is made.

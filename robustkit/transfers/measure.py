@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from robustkit import events
 from robustkit.datasets.choice import Samples
 from robustkit.engine.costs import cost_of
 from robustkit.engine.memory import samples_in_flight
@@ -18,13 +19,13 @@ from robustkit.records.transfer_folder import Part as Kind
 from robustkit.records.transfer_folder import TransferFolder
 from robustkit.report import files
 from robustkit.spec import digest
-from robustkit.transfers import assemble, events, plan
+from robustkit.transfers import assemble, plan
 from robustkit.transfers.progress import Progress
 from robustkit.transfers.run import Bench, Facts, attack_shard
 
 SHARD = 128
 Out = str | os.PathLike[str] | Callable[[Mapping[str, Any]], Path] | None
-Tell = Callable[[events.Event], None]
+Tell = Callable[[events.TransferEvent], None]
 
 
 def measure(
@@ -48,7 +49,8 @@ def measure(
         shard_size = folder.open(common, shard_size, fresh=execution.fresh)
     threat = request.threat
     title = f"transfer from {' | '.join(request.sets)} · {request.data} · {threat.norm} {request.eps or threat.eps}"
-    tell(events.Started(title, len(samples), folder is not None and folder.has_parts()))
+    resumed = folder is not None and folder.has_parts()
+    tell(events.Started(title, len(samples), tuple(each.label for each in request.attacks), resumed))
     identity = {"base": common["id"], "code": job["code"]}
     rows = _rows(sets, samples, request, execution, identity)
     bench = Bench(

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from robustkit import events
 from robustkit.events import Guard
 from robustkit.models.oracle import Counts
-from robustkit.transfers import events
 from robustkit.transfers.plan import Row
 
 TELL_EVERY_S = 0.25
@@ -17,7 +17,7 @@ TELL_EVERY_S = 0.25
 class Progress:
     """Tells how far the adversarials of all rows are. Progress is counted in passes of single surrogates."""
 
-    def __init__(self, rows: Sequence[Row], n: int, tell: Callable[[events.Event], None]) -> None:
+    def __init__(self, rows: Sequence[Row], n: int, tell: Callable[[events.TransferEvent], None]) -> None:
         self._tell, self._total = tell, n * sum(row.cost for row in rows)
         self._done, self._told = 0, 0.0
         self._passes: Counter[tuple[str, str]] = Counter()

@@ -6,10 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from robustkit.events import TrainingEvent
 from robustkit.models.sources.trained import WEIGHTS
 from robustkit.records.folder import dumps, write_text
 from robustkit.spec import parse
-from robustkit.training.events import Event
 from robustkit.training.recipes import Schedule
 from robustkit.training.run import Request, train
 
@@ -94,7 +94,7 @@ def make_trained(
     name: str,
     folder: Path,
     request: Request,
-    on_event: Callable[[Event], None],
+    on_event: Callable[[TrainingEvent], None],
     work: Path = WORK,
     *,
     fresh: bool = False,
