@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustkit.api import Images, Labels, ThreatModel
+from robustkit.api import Images, Labels, Mask, ThreatModel
 from robustkit.models.oracle import ModelOracle
 from robustkit.numerics import rows
 from robustkit.transfers.check import Checked, check
@@ -27,7 +27,7 @@ class Offers:
         """What `Case.submit` answers for these rows: nothing is confirmed, for no attack here can ask its victim."""
         if len(samples):
             checked = check(self.threat, self.x[samples], adv)
-            margin = self._margin(samples, checked)
+            margin = self._margin(samples, checked.adv, checked.violated)
             better = margin < self.margin[samples]
             self.adv[samples] = rows.pick(better, checked.adv, self.adv[samples])
             self.margin[samples] = torch.where(better, margin, self.margin[samples])
@@ -35,17 +35,19 @@ class Offers:
 
     def best(self, returned: Checked) -> Checked:
         """What the attack returned, with a better offer in the place of what is allowed."""
-        if not bool(self.margin.isfinite().any()):
+        offered = self.margin.isfinite().nonzero()[:, 0]  # a sample without an offer pays no pass, whoever is beside it
+        if not len(offered):
             return returned
-        everyone = torch.arange(len(self.x), device=self.x.device)
-        better = ~returned.violated & (self.margin < self._margin(everyone, returned))
+        ended = torch.full_like(self.margin, torch.inf)
+        ended[offered] = self._margin(offered, returned.adv[offered], returned.violated[offered])
+        better = ~returned.violated & (self.margin < ended)
         found = check(self.threat, self.x, rows.pick(better, self.adv, returned.adv))
         return returned._replace(
             adv=found.adv, distance=torch.where(returned.violated, returned.distance, found.distance)
         )
 
-    def _margin(self, samples: Tensor, checked: Checked) -> Tensor:
-        logits = self.oracle.select(samples).outputs(checked.adv).logits.double()
+    def _margin(self, samples: Tensor, adv: Images, violated: Mask) -> Tensor:
+        logits = self.oracle.select(samples).outputs(adv).logits.double()
         target = None if self.target is None else self.target[samples]
         margin = rows.margin(logits, self.y[samples], target)
-        return torch.where(checked.violated | margin.isnan(), torch.inf, margin)
+        return torch.where(violated | margin.isnan(), torch.inf, margin)
