@@ -11,8 +11,9 @@ import torch
 from robustkit import datasets, spec
 from robustkit.api import Attack, Dataset, ThreatModel
 from robustkit.datasets.choice import choose_samples
+from robustkit.engine.identity import source_hashes
 from robustkit.engine.memory import samples_in_flight
-from robustkit.engine.plan import Named, environment, parse_target, source_hashes
+from robustkit.engine.plan import Named, environment, parse_target
 from robustkit.errors import UsageError
 from robustkit.models.examination import check_labels, lent
 from robustkit.records.transfer import TransferRecord

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from robustkit import plugins, spec
 from robustkit.api import Attack, Dataset, Images, Labels, ModelFacts, Suite, ThreatModel
 from robustkit.datasets.choice import Samples
-from robustkit.engine.plan import Named, make_attack, package_sha256, resolve_attacks, source_hashes, versions
+from robustkit.engine.identity import harness_sha256, source_hashes
+from robustkit.engine.plan import Named, make_attack, resolve_attacks, versions
 from robustkit.errors import UsageError
 from robustkit.models import sources
 from robustkit.models.ensembles import Ensemble
@@ -21,7 +22,7 @@ from robustkit.models.sources.evaluating import evaluating
 
 Model = str | nn.Module | Callable[[Tensor], Tensor]
 Models = Model | Sequence[Model] | Mapping[str, Model]
-_CODE = ("transfers/*.py", "models/ensembles.py", "models/sources/ensemble.py")  # what it has a part in besides
+_CODE = ("robustkit.transfers.*", "robustkit.models.ensembles", "robustkit.models.sources.ensemble")
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,7 +276,7 @@ def base(samples: Samples, threat: ThreatModel, target: str, seed: int, tile: in
 
 def code() -> dict[str, Any]:
     """sha256 of the harness's part in a number, and the versions that decide one."""
-    return {**source_hashes(()), "transfer": package_sha256("robustkit", _CODE), "versions": versions()}
+    return {**source_hashes(()), "transfer": harness_sha256(*_CODE), "versions": versions()}
 
 
 def job(
