@@ -25,7 +25,6 @@ HARNESS, DEFENSE = "robustkit", "defense "  # among the names of `source_hashes`
 ENGINE = ("robustkit.engine.*", "robustkit.models.wrapping", "robustkit.records.votes")
 # Imported by what decides, and deciding nothing that the hashes of weights, answers and images would not show.
 _APART = ("cache", "cli", "datasets", "errors", "events", "models.sources", "plugins", "records", "report")
-_FALSE = ("TYPE_CHECKING", "typing.TYPE_CHECKING")
 
 
 class _Source(NamedTuple):
@@ -136,7 +135,10 @@ def _imported(body: Iterable[ast.AST], package: str) -> Iterator[str]:
             local = base.partition(".")[0] == package.partition(".")[0]  # no other's modules are looked for
             for alias in node.names:
                 yield f"{base}.{alias.name}" if local and _file(f"{base}.{alias.name}") else base
-        elif isinstance(node, ast.If) and ast.unparse(node.test) in _FALSE:
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" in (
+            getattr(node.test, "id", ""),
+            getattr(node.test, "attr", ""),
+        ):
             yield from _imported(node.orelse, package)
         else:
             for inner in ("body", "orelse", "handlers", "finalbody", "cases"):
