@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 
 import robustkit
+from benchmarks import kit, masking_zoo
 from robustkit.audit.run import audit
 from robustkit.datasets import resolve
-from tests import kit, masking_zoo
 
 CACHE = Path(".benchmarks")
 N = 128

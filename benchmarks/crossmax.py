@@ -16,11 +16,11 @@ from robustkit_defenses.fit_probes import Fit, fit_probes
 from robustkit_defenses.probes import save_probes
 
 import robustkit
+from benchmarks import kit
 from benchmarks.readme import write_between
 from robustkit import datasets
 from robustkit.records.folder import load_run
 from robustkit.records.run import RunRecord
-from tests import kit
 
 HERE = Path(__file__).parent.parent / "reports/paper/crossmax"
 BEGIN, END = "<!-- table: written by benchmarks/crossmax.py -->", "<!-- end of table -->"
@@ -51,8 +51,8 @@ def cases(probes: Path) -> dict[str, Case]:
 
     Few samples survive the long suites: there a narrow tile pays for little padding.
     """
-    one = f"python/tests.kit.model:name={BACKBONE}"
-    four = "+".join(f"(python/tests.kit.model:name=cifar10_resnet{depth}_std)" for depth in (20, 32, 44, 56))
+    one = f"python/benchmarks.kit.model:name={BACKBONE}"
+    four = "+".join(f"(python/benchmarks.kit.model:name=cifar10_resnet{depth}_std)" for depth in (20, 32, 44, 56))
     layered = f"probes:weights={probes}"
     direct = "apgd:steps=30"
     adaptive, autoattack = "adaptive:budget=quick", "autoattack:steps=20,targets=2,queries=200"

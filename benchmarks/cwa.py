@@ -23,13 +23,13 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 import robustkit
+from benchmarks import kit
 from benchmarks.readme import write_between
 from robustkit.records.folder import write_text
 from robustkit.records.transfer import TransferRecord
 from robustkit.records.transfer_text import denominator
 from robustkit.report import transfer as report
 from robustkit.report.transfer_live import Line
-from tests import kit
 
 HERE = Path(__file__).parent.parent / "reports/paper/cwa"
 BEGIN, END = "<!-- tables: written by benchmarks/cwa.py -->", "<!-- end of tables -->"
@@ -69,7 +69,7 @@ def fast(name: str) -> nn.Module:
 
 def measure(indices: range, budget: int, attacks: list[str], out: Path, *, quiet: bool = False) -> TransferRecord:
     """The record of the comparison on some images; continues what `out` holds."""
-    victims = {name: f"python/tests.kit.model:name=cifar10_{name}" for name in VICTIMS}
+    victims = {name: f"python/benchmarks.kit.model:name=cifar10_{name}" for name in VICTIMS}
     surrogates = {name: f"python/benchmarks.cwa.fast:name=cifar10_{name}" for name in (*NORMAL, ROBUST)}
     line = Line()
     with contextlib.nullcontext() if quiet else line:

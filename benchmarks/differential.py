@@ -14,8 +14,7 @@ import numpy as np
 import torch
 
 import robustkit
-from benchmarks import peer
-from tests import kit
+from benchmarks import kit, peer
 
 EPS = {"linf": 2 / 255, "l2": 0.25, "l1": 4.0}
 OURS = {

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 import robustkit
+from benchmarks import kit
 from benchmarks.readme import write_between
 from robustkit.events import EpochDone
 from robustkit.models.sources import load_model
@@ -29,7 +30,6 @@ from robustkit.records.transfer import CLEAN, SUCCESS, TransferRecord
 from robustkit.stats import Proportion
 from robustkit.training.recipes import Schedule
 from robustkit.training.run import Request, train
-from tests import kit
 
 HERE = Path(__file__).parent.parent / "reports/paper/dverge"
 BEGIN, END = "<!-- tables: written by benchmarks/dverge.py -->", "<!-- end of tables -->"
@@ -192,7 +192,7 @@ class Bench:
     def black_box(self, ensembles: Mapping[str, str], eps: float) -> TransferRecord:
         """The adversarials of held-out networks of our own and of the kit, shown to the ensembles."""
         own = {f"held-out {i}": spec for i, spec in enumerate(self.held_out(), 1)}
-        kits = {name: f"python/tests.kit.model:name=cifar10_{name}" for name in self.scale.kit}
+        kits = {name: f"python/benchmarks.kit.model:name=cifar10_{name}" for name in self.scale.kit}
         sets = {"held-out": tuple(own), **{name: (name,) for name in kits}}
         return self._transfer(
             f"black-box-{eps:g}", {**own, **kits}, sets, ensembles, self.scale.black_box, eps, self.scale.black_box_n

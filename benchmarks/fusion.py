@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
 import robustkit
+from benchmarks import kit
 from benchmarks.readme import write_between
 from robustkit.api import Dataset
 from robustkit.datasets import Pair
@@ -30,7 +31,6 @@ from robustkit.datasets.corrupted import Corrupted
 from robustkit.models.sources.normalized import Normalise
 from robustkit.records.folder import write_text
 from robustkit.stats import Proportion
-from tests import kit
 from tools.zoo.first import Plan, train
 
 HERE = Path(__file__).parent.parent / "reports/paper/fusion"

@@ -12,8 +12,8 @@ import logging
 import torch
 
 import robustkit
+from benchmarks import kit
 from robustkit.models.ensembles import Ensemble
-from tests import kit
 
 NETWORKS = ("cifar10_cnn_a_std", "cifar10_marabou_small", "cifar10_conv_small_pgd2")
 MORA, APGD_T = "mora:steps=64", "apgd:loss=dlr-targeted"

@@ -14,9 +14,8 @@ import time
 
 import torch
 
-from benchmarks import peer
+from benchmarks import kit, peer
 from robustkit import evaluate
-from tests import kit
 
 EPS = {"linf": 2 / 255, "l2": 0.25, "l1": 4.0}
 

@@ -18,12 +18,12 @@ import torch
 from robustkit_defenses.raw.train import psnr
 
 import robustkit
+from benchmarks import kit
 from benchmarks.readme import write_between
 from robustkit import stats
 from robustkit.models import defended
 from robustkit.records.folder import load_run, write_text
 from robustkit.records.transfer_folder import load_transfer
-from tests import kit
 
 HERE = Path(__file__).parent.parent / "reports/paper/raw"
 BEGIN, END = "<!-- tables: written by benchmarks/raw.py -->", "<!-- end of tables -->"
@@ -50,7 +50,7 @@ class Row(NamedTuple):
 
 
 def model(network: str) -> str:
-    return f"python/tests.kit.model:name=cifar10_{network}"
+    return f"python/benchmarks.kit.model:name=cifar10_{network}"
 
 
 def data() -> str:

@@ -40,17 +40,22 @@ def attack_batch(
     indices: Tensor | None = None,
     tile: int = 32,
 ) -> Attacked:
-    """Run one attack on one batch as the engine does, judged, without shards or a journal."""
-    indices = torch.arange(len(x)) if indices is None else indices
+    """Run one attack on one batch as the engine does, judged, without shards or a journal.
+
+    It runs where `x` is, and `module` must be; `y`, `target` and `indices` are brought there.
+    """
+    y, target = y.to(x.device), None if target is None else target.to(x.device)
+    everyone = torch.arange(len(x), device=x.device)
+    indices = everyone if indices is None else indices.to(x.device)
     dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
     network = Network(module, tile, x.device, dtype)
     classes = int(network.logits(x[:1]).shape[1])
     counts = Counts(len(x), x.device)
     judge = Judge(network, threat, x, y, target, attack.goal)
     lent = judge.lent()
-    oracle = ModelOracle(network, counts, torch.arange(len(x)), classes)
-    draws = SampleDraws(key_of(seed, attack), indices)
-    case = Case(oracle, *lent, threat, draws, judge.submit, torch.arange(len(x)))
+    oracle = ModelOracle(network, counts, everyone.clone(), classes)
+    draws = SampleDraws(key_of(seed, attack), indices.clone())
+    case = Case(oracle, *lent, threat, draws, judge.submit, everyone)
     judge.submit(case.rows, attack(case))
     verdicts = judge.verdicts()
     return Attacked(verdicts.outcome == BROKEN, verdicts, judge, counts.forwards, counts.backwards)
@@ -64,8 +69,9 @@ class Failure(AssertionError):
 
 
 def check_attack(
-    attack: Attack, *, norms: Sequence[Norm] | None = None, level: Level = "strict", targeted: bool = False
-) -> list[str]:
+    attack: Attack, *, norms: Sequence[Norm] | None = None, level: Level = "strict", targeted: bool = False,
+    device: torch.device | str = "cpu",
+) -> list[str]:  # fmt: skip
     """Hold an attack to the contract on small models; returns the checks it passed.
 
     Give it settings that are quick but able (a few dozen steps). `norms` defaults to all it says it works in.
@@ -77,15 +83,16 @@ def check_attack(
             adapters to other libraries, on a small convolutional network: only what the judge needs for its verdict to
             hold. What is then reported but not required ends the list: "linf: reported: …".
         targeted: judge-safe with targets, for an attack that knows nothing else.
+        device: where the models and images are.
 
     Raises:
         Failure: at the first check that fails.
     """
     if level == "judge-safe":
-        return _check_judge_safe(attack, norms, targeted)
+        return _check_judge_safe(attack, norms, targeted, torch.device(device))
     passed = [name for name, check in _SETTINGS_CHECKS.items() if check(attack) is None]
     for norm in norms or [n for n in NORMS if n in attack.norms]:
-        problem = _Problem.make(norm)
+        problem = _Problem.make(norm).to(torch.device(device))
         first = _run(attack, problem)
         for name, check in _RUN_CHECKS.items():
             check(attack, problem, first)
@@ -100,6 +107,9 @@ class _Problem(NamedTuple):
     x: Images
     y: Labels
     threat: ThreatModel
+
+    def to(self, device: torch.device) -> "_Problem":
+        return self._replace(module=self.module.to(device), x=self.x.to(device), y=self.y.to(device))
 
     @classmethod
     def make(cls, norm: Norm, classes: int = 4, n: int = 21) -> "_Problem":
@@ -188,14 +198,15 @@ def _same(first: Attacked, other: Attacked, rows: Tensor, what: str) -> None:
 
 
 def _leaves_the_world_alone(attack: Attack, problem: _Problem, first: Attacked) -> None:
-    state, weights = torch.get_rng_state(), [p.clone() for p in problem.module.parameters()]
-    network = Network(problem.module, 8, problem.x.device)
+    device = problem.x.device
+    states, weights = _generators(device), [p.clone() for p in problem.module.parameters()]
+    network = Network(problem.module, 8, device)
     judge = Judge(network, problem.threat, problem.x, problem.y, None, attack.goal)
-    lent, rows = judge.lent(), torch.arange(len(problem.x))
-    oracle = ModelOracle(network, Counts(len(rows), rows.device), rows, 4)
+    lent, rows = judge.lent(), torch.arange(len(problem.x), device=device)
+    oracle = ModelOracle(network, Counts(len(rows), device), rows, 4)
     attack(Case(oracle, *lent, problem.threat, SampleDraws((0, 0), rows), judge.submit, rows))
     _require(judge.unchanged(*lent), "changed the images or labels it was lent, in place")
-    _require(torch.equal(state, torch.get_rng_state()), "used the global random generator; use case.draws")
+    _require(states == _generators(device), "used the global random generator; use case.draws")
     now = list(problem.module.parameters())
     _require(all(torch.equal(a, b) for a, b in zip(weights, now, strict=True)), "changed the model")
     _require(all(p.grad is None for p in now), "left gradients on the model's weights")
@@ -208,7 +219,7 @@ def _counts_within_cost(attack: Attack, problem: _Problem, first: Attacked) -> N
 
 
 def _works_with_two_classes(attack: Attack, problem: _Problem, first: Attacked) -> None:
-    two = _Problem.make(problem.threat.norm, classes=2)
+    two = _Problem.make(problem.threat.norm, classes=2).to(problem.x.device)
     _keeps_the_rules(attack, two, _run(attack, two))
 
 
@@ -221,21 +232,21 @@ def _reaches_targets(attack: Attack, problem: _Problem, first: Attacked) -> None
     _require(share >= 0.5, f"reached a given target on {share:.0%} of samples at twice the eps; heed case.target")
 
 
-def _check_judge_safe(attack: Attack, norms: Sequence[Norm] | None, targeted: bool) -> list[str]:
+def _check_judge_safe(attack: Attack, norms: Sequence[Norm] | None, targeted: bool, device: torch.device) -> list[str]:
     """Settings, shapes, budget, honesty, an untouched world, and the same answer to the same batch."""
     _require(dataclasses.is_dataclass(attack) and _frozen(attack), f"{attack!r} must be a frozen dataclass")
     hash(attack)
     _declares(attack)
     passed = ["is a frozen dataclass", "declares norms, goal, access and cost"]
     for norm in norms or [n for n in NORMS if n in attack.norms]:
-        problem = _small_network(norm)
+        problem = _small_network(norm).to(device)
         target = {"target": (problem.y + 1) % 10} if targeted else {}
         before = _world(problem)
         first = _run(attack, problem, **target)
         _keeps_the_rules(attack, problem, first)
         if attack.goal == "bounded":
             for scale in (0.3, 4.0):
-                _keeps_its_budget(attack, norm, scale, targeted)
+                _keeps_its_budget(attack, norm, scale, targeted, device)
         _require(torch.equal(first.broken, _confirmed(first)), "the model was fooled only while the attack ran")
         for what, then, now in zip(_WORLD, before, _world(problem), strict=True):
             _require(then == now, f"left {what} other than it was")
@@ -262,9 +273,9 @@ _SAFE = (
 _WORLD = ("torch's generator", "numpy's generator", "Python's generator", "the model", "the tracer", "gradient mode")
 
 
-def _keeps_its_budget(attack: Attack, norm: Norm, scale: float, targeted: bool) -> None:
+def _keeps_its_budget(attack: Attack, norm: Norm, scale: float, targeted: bool, device: torch.device) -> None:
     """At another eps, on more images: what leaves the ball by rounding does so for some images only."""
-    problem = _small_network(norm, n=40)
+    problem = _small_network(norm, n=40).to(device)
     eps = problem.threat.eps * scale
     problem = problem._replace(threat=ThreatModel(norm, math.ceil(eps) if norm == "l0" else eps))
     target = {"target": (problem.y + 1) % 10} if targeted else {}
@@ -275,6 +286,12 @@ def _frozen(attack: Attack) -> bool:
     return bool(type(attack).__dataclass_params__.frozen)  # type: ignore[attr-defined]
 
 
+def _generators(device: torch.device) -> list[list[int]]:
+    """The states of torch's global generators: the host's, and the device's if it has its own."""
+    cuda = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
+    return [state.tolist() for state in (torch.get_rng_state(), *cuda)]
+
+
 def _world(problem: "_Problem") -> tuple[object, ...]:
     """What an attack must leave as it was, in the order of `_WORLD`."""
     module = problem.module
@@ -283,7 +300,7 @@ def _world(problem: "_Problem") -> tuple[object, ...]:
     numpy_state = np.random.get_state(legacy=False)
     drawn = numpy_state["state"]["key"].tolist(), numpy_state["state"]["pos"], numpy_state["gauss"]
     return (
-        torch.get_rng_state().tolist(), drawn, random.getstate(), (state, mode), sys.gettrace(),
+        _generators(problem.x.device), drawn, random.getstate(), (state, mode), sys.gettrace(),
         torch.is_grad_enabled(),
     )  # fmt: skip
 

@@ -1,9 +1,13 @@
-"""One thread a worker: `make test` runs one worker a core, which is faster than threads that wait for each other."""
+"""For all tests: one thread a worker, shapes checked, and a fixture without data."""
 
+import jaxtyping
 import pytest
 import torch
 
-torch.set_num_threads(1)
+from tests import shapes
+
+torch.set_num_threads(1)  # `make test` runs one worker a core, which is faster than threads that wait for each other
+jaxtyping.install_import_hook(shapes.PACKAGES, "tests.shapes.checked")  # before any of them is imported
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ from click.testing import CliRunner
 import robustkit
 from robustkit import plugins
 from robustkit.cli import cards, main
-from robustkit.engine.plan import Named, attack_text, make_attack, name_of, source_hashes
+from robustkit.engine.identity import source_hashes
+from robustkit.engine.plan import Named, attack_text, make_attack, name_of
 from robustkit.errors import UsageError
 
 pytest.importorskip("torchattacks")

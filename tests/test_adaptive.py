@@ -8,6 +8,7 @@ from robustkit_attacks.autoattack import AutoAttack
 from robustkit_attacks.nes import NES
 from torch import nn
 
+from benchmarks import kit
 from robustkit import evaluate, events
 from robustkit.api import Expected, ModelFacts, ThreatModel
 from robustkit.cli import main
@@ -15,7 +16,7 @@ from robustkit.engine.plan import make_attack, name_of, resolve_attacks
 from robustkit.errors import UsageError
 from robustkit.models.examination import examine
 from robustkit.testing import attack_batch
-from tests import kit, toys
+from tests import needs, toys
 
 THREAT = ThreatModel("linf", 0.1)
 PLAIN = ModelFacts(5, False, True, 0, ())
@@ -357,7 +358,7 @@ def test_the_command_line_tells_the_cost(tmp_path):
 
 
 @pytest.mark.slow
-@kit.needs_kit
+@needs.kit
 def test_the_kits_crossmax_falls():
     """Linf 2/255, the first 100 test images: the kit says about 66 % directly and 9 % by the mean of the logits."""
     networks = [kit.model(f"cifar10_resnet{depth}_std") for depth in (20, 32, 44, 56)]

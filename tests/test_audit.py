@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.masking_zoo import FlipsGradients, Shattered, one_hot, rounded
 from robustkit import evaluate, events
 from robustkit.api import ModelFacts, ThreatModel
 from robustkit.audit import Audit, Check, Series, gradients, rules, standins
@@ -21,7 +22,6 @@ from robustkit.models.examination import examine
 from robustkit.records.findings import stored
 from robustkit.stats import Proportion
 from tests import toys
-from tests.masking_zoo import FlipsGradients, Shattered, one_hot, rounded
 
 SHAPE = (1, 4, 4)
 FEW = 24

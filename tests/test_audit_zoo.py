@@ -2,9 +2,9 @@
 
 import pytest
 
+from benchmarks import kit, masking_zoo
 from robustkit import evaluate
 from robustkit.audit.run import audit
-from tests import kit, masking_zoo
 
 N = 128
 BROKEN = {one.name: one for one in (*masking_zoo.CALIBRATION, *masking_zoo.HELD_OUT)}

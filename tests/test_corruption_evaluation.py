@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -238,7 +240,9 @@ def command(*more):
 
 def test_killed_behind_a_defense_and_run_again_it_ends_as_one_that_was_not(tmp_path):
     folder, calm = tmp_path / "killed", tmp_path / "calm"
-    with subprocess.Popen([sys.executable, "-m", "robustkit", *command("--quiet", "--out", str(folder))]) as process:
+    here = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}  # the test's own folder is another
+    program = [sys.executable, "-m", "robustkit", *command("--quiet", "--out", str(folder))]
+    with subprocess.Popen(program, env=here) as process:
         while not list(folder.glob("journal/shard-*.npz")) and process.poll() is None:
             time.sleep(0.01)
         process.kill()

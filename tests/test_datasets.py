@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks import kit
 from robustkit.api import Dataset
 from robustkit.datasets import Pair, load_dataset, resolve
 from robustkit.errors import UsageError
-from tests import kit
+from tests import needs
 
 X = torch.rand(6, 3, 5, 7, generator=torch.Generator().manual_seed(0))
 Y = torch.tensor([0, 1, 2, 0, 1, 2])
@@ -309,7 +310,7 @@ def test_data_may_be_a_spec_a_dataset_a_pair_or_a_torch_dataset():
         resolve(3)
 
 
-@kit.needs_kit
+@needs.kit
 def test_the_kit_is_found_by_its_variable_and_by_path(monkeypatch):
     monkeypatch.setenv("ROBUSTKIT_KIT", str(kit.ROOT))
     indices = [0, 17, 9999]

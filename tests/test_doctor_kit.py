@@ -3,17 +3,18 @@
 import pytest
 import torch
 
+from benchmarks import kit
 from robustkit.doctor import diagnose
 from robustkit.doctor.settings import COLOUR, GREY
 from robustkit.models.sources import load_model
-from tests import kit
+from tests import needs
 from tests.test_doctor import Fed, kinds, the
 
 IMAGENET, HALF = COLOUR[:2]
 
 
 def kit_model(name):
-    model, _ = load_model(f"python/tests.kit.model:name={name}")
+    model, _ = load_model(f"python/benchmarks.kit.model:name={name}")
     return model
 
 
@@ -21,10 +22,10 @@ def kit_images(name, n=256):
     return (kit.cifar10 if kit.manifest()[name]["dataset"] == "cifar10" else kit.mnist)(range(n))
 
 
-NETWORKS = sorted(kit.manifest()) if kit.needs_kit.args[0] is False else []
+NETWORKS = sorted(kit.manifest()) if needs.kit.args[0] is False else []
 
 
-@kit.needs_kit
+@needs.kit
 @pytest.mark.parametrize("name", NETWORKS)
 def test_no_false_alarm_on_a_network_that_is_fed_right(name):
     found = diagnose(kit_model(name), *kit_images(name))
@@ -32,7 +33,7 @@ def test_no_false_alarm_on_a_network_that_is_fed_right(name):
 
 
 @pytest.mark.slow
-@kit.needs_kit
+@needs.kit
 @pytest.mark.parametrize("name", NETWORKS)
 def test_no_false_alarm_on_1000_images_either(name):
     found = diagnose(kit_model(name), *kit_images(name, 1000))
@@ -69,7 +70,7 @@ CAUGHT = [
 ]
 
 
-@kit.needs_kit
+@needs.kit
 @pytest.mark.parametrize(("fault", "name"), CAUGHT)
 def test_a_wrong_input_of_a_real_network_is_found(fault, name):
     make, kind = KIT_FAULTS[fault]
@@ -84,7 +85,7 @@ def test_a_wrong_input_of_a_real_network_is_found(fault, name):
 
 
 @pytest.mark.slow
-@kit.needs_kit
+@needs.kit
 @pytest.mark.parametrize("name", NETWORKS)
 def test_clean_accuracy_through_a_python_spec_is_that_of_the_manifest(name):
     model = kit_model(name)

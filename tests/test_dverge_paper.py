@@ -10,7 +10,7 @@ from robustkit import plugins, spec
 from robustkit.api import Attack, Suite
 from robustkit.records.transfer import CLEAN, TransferRecord
 from robustkit.training.recipes import Schedule
-from tests import kit
+from tests import needs
 
 
 def made(text):
@@ -74,7 +74,7 @@ def test_the_matrix_s_mean_is_over_different_members_only():
 
 
 @pytest.mark.slow
-@kit.needs_kit
+@needs.kit
 def test_the_benchmark_trains_measures_and_writes_its_tables(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tiny = Schedule(1, 32)

@@ -8,11 +8,12 @@ from robustkit_attacks.fab import FAB
 from scipy.optimize import linprog, minimize
 from torch import nn
 
+from benchmarks import kit
 from robustkit.api import Case, ThreatModel
 from robustkit.errors import UsageError
 from robustkit.numerics import norms
 from robustkit.testing import attack_batch
-from tests import kit
+from tests import needs
 
 NORMS = ["linf", "l2", "l1"]
 ORDER = {"linf": np.inf, "l2": 2, "l1": 1}
@@ -364,7 +365,7 @@ def test_it_breaks_what_the_reference_implementation_breaks(norm):
 
 
 @pytest.mark.slow
-@kit.needs_kit
+@needs.kit
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 2 / 255), ("l2", 0.25)])
 def test_it_breaks_what_the_reference_implementation_breaks_on_cifar10(norm, eps):
     network = kit.model("cifar10_cnn_a_adv")

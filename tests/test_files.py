@@ -12,9 +12,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 import robustkit
+from benchmarks import kit
 from robustkit.errors import UsageError
 from robustkit.models.sources import exported, load_model
-from tests import kit
+from tests import needs
 from tests.toys import seeded
 
 DYNAMIC = ({0: torch.export.Dim.DYNAMIC},)
@@ -232,7 +233,7 @@ def kit_architecture(name: str):
     return kit.FAMILIES[architecture.pop("family")](**architecture)
 
 
-@kit.needs_kit
+@needs.kit
 @pytest.mark.parametrize("name", KIT)
 def test_a_kit_network_through_a_file_has_its_measured_accuracy(name):
     entry = kit.manifest()[name]

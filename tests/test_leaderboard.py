@@ -8,6 +8,7 @@ from click.testing import CliRunner
 
 from robustkit import spec
 from robustkit.cli import main
+from robustkit.engine.identity import present_hashes
 from robustkit.errors import NotEstablishedError, UsageError
 from robustkit.records import baseline, leaderboard
 from robustkit.records.findings import Audit, Check
@@ -38,6 +39,11 @@ attack = "fgsm"
 BOARDS = sorted((Path(__file__).parent.parent / "leaderboards").glob("*/board.toml"))
 
 
+def present(names):
+    """The code of the toy records."""
+    return dict.fromkeys(names, "s")
+
+
 def audited(made, outcome="fine", text="no gradient is zero"):
     return dataclasses.replace(made, audit=Audit((Check("gradients", outcome, text),)).to_json())
 
@@ -62,7 +68,7 @@ def test_entries_are_ranked_by_what_their_samples_say(board):
     enter(board, record("RRRRRRRR", model="unseen", model_sha256="d" * 64), "unseen")
     skipped = audited(record("RRRRRRRW", model="skipped", model_sha256="e" * 64), "skipped")
     enter(board, skipped, "skipped")
-    text = leaderboard.write(board).read_text()
+    text = leaderboard.write(board, present).read_text()
     rows = [line.split("|") for line in text.splitlines() if line.startswith("| ")][1:]
     assert [(row[1].strip(), row[2].strip()) for row in rows] == [
         ("1", "strong"), ("2", "weak"), ("–", "masked"), ("–", "unseen"), ("–", "skipped"),
@@ -90,14 +96,14 @@ def test_entries_are_ranked_by_what_their_samples_say(board):
 def test_a_run_under_another_rule_is_no_entry(board, changed, message):
     enter(board, record("RRRRBBWW", **changed), "other")
     with pytest.raises(UsageError, match=message):
-        leaderboard.write(board)
+        leaderboard.write(board, present)
     assert not (board / "README.md").exists()
 
 
 def test_a_run_of_other_samples_is_no_entry(board):
     enter(board, record("RRRRBBW"), "short")
     with pytest.raises(UsageError, match="it has 7 samples, the board 8"):
-        leaderboard.write(board)
+        leaderboard.write(board, present)
 
 
 def test_one_sample_told_eight_times_is_no_entry(board):
@@ -105,7 +111,7 @@ def test_one_sample_told_eight_times_is_no_entry(board):
     samples = {**made.samples, **{name: made.samples[name][[0] * 8] for name in ("sha256", "label")}}
     enter(board, dataclasses.replace(made, samples=samples), "padded")
     with pytest.raises(UsageError, match="the hashes and labels of its samples make data_sha256"):
-        leaderboard.write(board)
+        leaderboard.write(board, present)
 
 
 def test_equal_accuracies_share_a_rank(board):
@@ -117,9 +123,8 @@ def test_equal_accuracies_share_a_rank(board):
         ("e", "RRBBBBBB"),
     ):
         enter(board, audited(record(letters, model=name)), name)
-    rows = [
-        line.split("|")[1].strip() for line in leaderboard.write(board).read_text().splitlines() if line[:2] == "| "
-    ]
+    text = leaderboard.write(board, present).read_text()
+    rows = [line.split("|")[1].strip() for line in text.splitlines() if line[:2] == "| "]
     assert rows[1:] == ["1", "2", "2", "4", "5"]
 
 
@@ -130,7 +135,7 @@ def test_a_defended_model_is_an_entry_of_its_own_and_says_so(board, tmp_path):
     assert leaderboard.add(board, defended).name == "net-jpeg-quality-50.json"
     with pytest.raises(UsageError, match="entry of another model"):
         leaderboard.add(board, defended, "net")
-    text = leaderboard.write(board).read_text()
+    text = leaderboard.write(board, present).read_text()
     assert "| 1 | net-jpeg-quality-50 behind jpeg:quality=50 |" in text
     assert "| 2 | net |" in text
 
@@ -177,12 +182,12 @@ def test_a_run_without_a_robust_accuracy_is_not_added(board, tmp_path):
 def test_a_board_that_is_none_is_refused(board, text, message):
     write_text(board / "board.toml", text)
     with pytest.raises(UsageError, match=message):
-        leaderboard.write(board)
+        leaderboard.write(board, present)
 
 
 def test_what_others_wrote_is_no_markup(board):
     enter(board, audited(record("RRRRBBWW"), "invalid", "<b>x</b> | y\n# z"), "net")
-    text = leaderboard.write(board).read_text()
+    text = leaderboard.write(board, present).read_text()
     assert "\\<b\\>x\\</b\\> \\| y \\# z" in text
 
 
@@ -191,9 +196,25 @@ def test_the_rendered_boards_are_what_their_entries_say(file):
     board = leaderboard.load_board(file.parent)
     assert board.name == file.parent.name
     found = leaderboard.load_entries(file.parent, board)
-    assert (file.parent / "README.md").read_text(encoding="utf-8") == leaderboard.render(board, found)
+    assert (file.parent / "README.md").read_text(encoding="utf-8") == leaderboard.render(board, found, present_hashes)
 
 
-def test_a_board_needs_no_torch():
-    code = "import sys; from robustkit.records import leaderboard; assert 'torch' not in sys.modules"
+def test_an_entry_of_other_attack_code_says_so_and_all_of_them_in_one_line(board):
+    for name, code in (("same", "s"), ("older", "r"), ("oldest", "q")):
+        enter(board, audited(record("RRRRBBWW", attack_sources={"robustkit": code, "fgsm": code})), name)
+    line = "Made with attack code whose hash is not that of the present code: "
+    assert line + "older, oldest." in leaderboard.write(board, present).read_text().splitlines()
+    assert line + "all entries." in leaderboard.write(board, present_hashes).read_text().splitlines()
+    # Of another harness only, or of no attack but the present: nothing is said.
+    for name in ("older", "oldest"):
+        enter(board, audited(record("RRRRBBWW", attack_sources={"robustkit": "r", "fgsm": "s"})), name)
+    assert line not in leaderboard.write(board, present).read_text()
+
+
+def test_a_board_is_rendered_without_torch():
+    code = (
+        "import sys; from robustkit.cli import main; "
+        f"main(['leaderboard', 'render', '--check', {str(BOARDS[0].parent)!r}], standalone_mode=False); "
+        "assert 'torch' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)

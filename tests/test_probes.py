@@ -14,12 +14,13 @@ from robustkit_defenses.probes import Probes, load_probes, save_probes
 from torch import nn
 
 import robustkit
+from benchmarks import kit
 from robustkit import datasets
 from robustkit.cli import main
 from robustkit.errors import UsageError
 from robustkit.models import defended
 from robustkit.models.wrapping import Prepared
-from tests import kit, toys
+from tests import needs, toys
 
 LAYERS = ("one", "two", "head.0")
 
@@ -281,7 +282,7 @@ def test_the_spec_of_a_self_ensemble_names_it_and_its_noise_is_drawn_once(tmp_pa
 
 
 @pytest.mark.slow
-@kit.needs_kit
+@needs.kit
 def test_a_self_ensemble_of_a_kit_network_looks_robust_and_is_not(tmp_path):
     """Linf 2/255: direct APGD against adversarials of the mean of the same logits and of the early probes."""
     network, n = kit.model("cifar10_resnet56_std"), 1500

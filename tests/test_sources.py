@@ -6,12 +6,13 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from benchmarks import kit
 from robustkit.api import ModelCard
 from robustkit.errors import UsageError
 from robustkit.models.sources import load_model
 from robustkit.models.sources.python import import_callable
 from robustkit.models.sources.zoo.architectures import digits_cnn
-from tests import kit
+from tests import needs
 
 ARCH = "arch=digits-cnn"
 
@@ -240,17 +241,17 @@ def test_importing_leaves_the_import_path_as_it_was(module, monkeypatch):
     assert sys.path == before
 
 
-@kit.needs_kit
+@needs.kit
 @pytest.mark.parametrize("name", ["cifar10_cnn_a_adv", "mnist_lenet5_adv"])
 def test_a_kit_network_loads_as_a_model_spec_and_has_its_measured_accuracy(name):
     entry = kit.manifest()[name]
-    module, card = load_model(f"python/tests.kit.model:name={name}")
+    module, card = load_model(f"python/benchmarks.kit.model:name={name}")
     x, y = (kit.cifar10 if entry["dataset"] == "cifar10" else kit.mnist)(range(2000))
     assert card.source == "python"
     assert clean(module, x, y) == next(fact["value"] for fact in entry["measured"] if fact["metric"] == "clean")
 
 
-@kit.needs_kit
+@needs.kit
 @pytest.mark.slow
 @pytest.mark.parametrize("name", kit.manifest() if (kit.ROOT / "manifest.json").is_file() else [])
 def test_every_kit_network_has_its_measured_accuracy(name):

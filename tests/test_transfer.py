@@ -108,12 +108,13 @@ def test_what_is_stored_is_what_the_victims_say_of_images_in_the_ball(tmp_path):
 
 @pytest.mark.parametrize("cheat", toys.CHEATERS, ids=lambda a: type(a).__name__)
 def test_no_cheat_of_an_attack_gives_a_rate(cheat):
-    model, victim = toys.Linear(seed=0), toys.Linear(seed=1)
+    model, victim = toys.Linear(seed=0).train(), toys.Linear(seed=1).eval()
     before = model.weight.clone()
     x, y = torch.rand(20, 1, 4, 4, generator=toys.seeded()), torch.arange(20) % 5
     record = robustkit.transfer({"s": model}, {"v": victim}, [cheat, PLAIN], (x, y), eps=EPS, tile=8)
     assert torch.equal(model.weight, before)
-    assert not model.training or model.training == toys.Linear().training
+    assert model.training
+    assert not victim.training
     cheated, honest = (record.cells["s", attack, "v"] for attack in record.job["attacks"])
     assert cheated.of_all is None
     assert "are violated (" in cheated.why

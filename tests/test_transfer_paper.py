@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from benchmarks import kit
 from robustkit import plugins, spec
 from robustkit.api import ThreatModel
 from robustkit.cli import main
 from robustkit.transfers import plan
-from tests import kit
+from tests.needs import kit as needs_kit
 
 HERE = Path(__file__).parent.parent / "reports/paper/cwa"
 CONFIG = tomllib.loads((HERE / "imagenet.toml").read_text())
@@ -101,13 +102,13 @@ def test_the_protocol_runs_with_untrained_weights(tmp_path, monkeypatch):
     assert costs == {("paper", "FGSM"): 2, ("paper", "MI-CWA"): 4, ("normal", "FGSM"): 1, ("normal", "MI-CWA"): 2}
 
 
-@kit.needs_kit
+@needs_kit
 def test_the_benchmark_writes_its_tables_into_the_readme(tmp_path, monkeypatch):
     from benchmarks import cwa
 
     monkeypatch.setattr(cwa, "NORMAL", ("resnet20_std",))
     monkeypatch.setattr(cwa, "VICTIMS", ("cnn_a_std", "kw_base_2px"))
-    monkeypatch.setitem(sys.modules, "tests.kit", kit)
+    monkeypatch.setitem(sys.modules, "benchmarks.kit", kit)
     shutil.copy(HERE / "README.md", tmp_path / "README.md")
     record = cwa.measure(range(4), 4, ["MI", "MI-CWA"], tmp_path / "run", quiet=True)
     assert record.established

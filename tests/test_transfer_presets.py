@@ -4,12 +4,13 @@ import pytest
 import torch
 from robustkit_attacks.transfer.attack import Transfer
 
+from benchmarks import kit
 from robustkit.api import ThreatModel
 from robustkit.engine.plan import make_attack, name_of, resolve_attacks
 from robustkit.errors import UsageError
 from robustkit.numerics.streams import SampleDraws
 from robustkit.testing import attack_batch
-from tests import kit, toys
+from tests import needs, toys
 from tests.surrogates import PRESETS, Ensemble, conv_net, images, linear_pair, quick, run
 
 LINF = ThreatModel("linf", 0.1)
@@ -203,7 +204,7 @@ def test_input_is_a_tuple_of_texts():
 
 
 @pytest.mark.slow
-@kit.needs_kit
+@needs.kit
 def test_momentum_transfers_at_least_as_well_as_one_step_between_real_networks():
     pair = Ensemble(*(kit.model(f"cifar10_resnet{depth}_std") for depth in (20, 32)))
     victim = kit.model("cifar10_resnet56_std")

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from robustkit_attacks.apgd import APGD
 
+from benchmarks import kit
 from robustkit import evaluate
-from tests import kit, toys
+from tests import needs, toys
 
-pytestmark = kit.needs_kit
+pytestmark = needs.kit
 
 
 def instances(status, quick):

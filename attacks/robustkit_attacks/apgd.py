@@ -75,7 +75,7 @@ class APGD:
                 case, place = case.select(stays), place[stays]
         return result
 
-    def _climb(self, case: Case, aim: Tensor | None, place: Tensor, stream: int) -> tuple[Case, Tensor, Images]:
+    def _climb(self, case: Case, aim: Tensor | None, place: Tensor, stream: int) -> tuple[Case, Tensor, parts.Left]:
         """One run of algorithm 1: the case, places and candidates of what is not confirmed broken before its end."""
         if case.threat.norm == "l1":
             return apgd_l1.climb(

@@ -63,7 +63,7 @@ def sparse(threat: ThreatModel, adv: Images, grad: Images, keep: Tensor, most: i
 def climb(
     case: Case, aim: Tensor | None, place: Tensor, *, draws: int, steps: int, radii: int,
     loss: Callable[[Case, Tensor | None], Loss],
-) -> tuple[Case, Tensor, Images]:  # fmt: skip
+) -> tuple[Case, Tensor, parts.Left]:  # fmt: skip
     """One run from noise of stream `draws`: the case, places and candidates of what is not confirmed broken before."""
     adv = case.x + case.draws.at(draws).normal(case.x.shape[1:])
     keep = None if radii > 1 else torch.full_like(place, math.ceil(_DENSITY * adv[0].numel()))

@@ -97,7 +97,7 @@ class MORA:
 
     def _climb(
         self, case: Case, place: Tensor, aim: Labels | None, mixture: _Mixture, stream: int
-    ) -> tuple[Tensor, Images]:
+    ) -> tuple[Tensor, parts.Left]:
         """One run: the places and candidates of what is not confirmed broken before its end."""
         threat = case.threat
         start = threat.sample(case.x, case.draws.at(stream))

@@ -3,11 +3,13 @@
 from typing import Any, NamedTuple, TypeVar
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from robustkit.api import Case, Images, Labels
+from robustkit.api import Case, Images
 
 State = TypeVar("State", bound=NamedTuple)
+Left = Float[Tensor, "left channels height width"]  # images of the samples that are left of a batch
 
 
 def checkpoint(step: int) -> bool:
@@ -36,7 +38,7 @@ def select(state: Any, rows: Tensor) -> Any:
     return type(state)(*(value[rows] for value in state))
 
 
-def wrong_classes(case: Case, most: int) -> Labels:
+def wrong_classes(case: Case, most: int) -> Int[Tensor, "batch classes"]:
     """The classes to aim at, nearest first: shape (batch, k), the highest logits at the clean point other than y.
 
     In a targeted evaluation it is the target alone.

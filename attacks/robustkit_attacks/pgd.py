@@ -64,7 +64,7 @@ class PGD:
                 case, place = case.select(stays), place[stays]
         return result
 
-    def climb(self, case: Case, place: Tensor, start: Images) -> tuple[Case, Tensor, Images]:
+    def climb(self, case: Case, place: Tensor, start: Images) -> tuple[Case, Tensor, parts.Left]:
         """One run from `start`: the case, places and candidates of what is not confirmed broken before its end."""
         size = self.step or 2.5 * case.threat.eps / self.steps
         state = _State(start, start, torch.zeros_like(place, dtype=torch.bool), place)

@@ -14,7 +14,7 @@ from torch import Tensor
 from robustkit.api import Access, Case, Goal, Images, Norm, Oracle
 from robustkit.errors import NoGradientError, UsageError
 from robustkit.spec import suggest
-from robustkit_attacks import losses
+from robustkit_attacks import losses, parts
 from robustkit_attacks.mean_of_members import MeanOfMembers
 from robustkit_attacks.pgd import PGD
 
@@ -74,8 +74,8 @@ class SurrogateSwap:
         return result
 
     def _run(
-        self, case: Case, some: Case, steps: int, place: Tensor, start: Images, result: Images
-    ) -> tuple[Tensor, Images]:
+        self, case: Case, some: Case, steps: int, place: Tensor, start: Tensor, result: Images
+    ) -> tuple[Tensor, parts.Left]:
         """PGD of the rows `place` from `start`; the rows that still stand, and where they have got to."""
         _, place, ended = PGD(steps=steps, loss=self.loss).climb(some, place, start)
         result[place] = ended

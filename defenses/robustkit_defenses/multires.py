@@ -11,6 +11,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from robustkit.api import Images
@@ -59,7 +60,7 @@ class Stack(nn.Module):
         super().__init__()
         self.settings = settings
 
-    def forward(self, x: Images) -> Images:
+    def forward(self, x: Images) -> Float[Tensor, "batch stacked rows columns"]:
         """(batch, channels·resolutions, height, width), in [0,1] unless it is normalised.
 
         Raises:
@@ -115,7 +116,7 @@ def _uniform(x: Images) -> Tensor:
     return torch.rand(len(x), 1, 1, 1, device=x.device, dtype=x.dtype)
 
 
-def _gray(x: Images) -> Images:
+def _gray(x: Images) -> Float[Tensor, "batch 1 height width"]:
     if x.shape[1] != 3:
         return x.mean(1, keepdim=True)
     return (x * x.new_tensor(_GRAY).view(1, 3, 1, 1)).sum(1, keepdim=True)

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from robustkit.api import Images
 from robustkit.errors import UsageError
@@ -42,7 +43,7 @@ class _Step(nn.Module):
         self.scale = scale
         self.restore = restore
 
-    def forward(self, x: Images) -> Images:
+    def forward(self, x: Images) -> Float[Tensor, "batch channels rows columns"]:
         """The images, each on its frame."""
         height, width = x.shape[2:]
         frame = (math.ceil(height * self.scale), math.ceil(width * self.scale))
@@ -50,7 +51,7 @@ class _Step(nn.Module):
         done = torch.cat([self._one(x[i : i + 1], frame, share[i], down[i], right[i]) for i in range(len(x))])
         return F.interpolate(done, (height, width), mode="bilinear", antialias=True) if self.restore else done
 
-    def _one(self, image: Images, frame: tuple[int, int], share: float, down: float, right: float) -> Images:
+    def _one(self, image: Images, frame: tuple[int, int], share: float, down: float, right: float) -> Tensor:
         size = [own + int(share * (most - own + 1)) for own, most in zip(image.shape[2:], frame, strict=True)]
         larger = F.interpolate(image, size, mode="bilinear", align_corners=False)
         top, left = int(down * (frame[0] - size[0] + 1)), int(right * (frame[1] - size[1] + 1))

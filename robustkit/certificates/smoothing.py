@@ -18,6 +18,7 @@ from robustkit import datasets
 from robustkit.api import Dataset, Defense, Images
 from robustkit.datasets.choice import choose_samples
 from robustkit.engine import plan
+from robustkit.engine.identity import harness_sha256, source_hashes
 from robustkit.engine.request import check_counts
 from robustkit.errors import UsageError
 from robustkit.models import defended
@@ -160,14 +161,14 @@ def evaluate_certificate(
         if opened.subject.facts.randomised:
             raise UsageError("certify: the model draws random numbers itself; certify the network behind the noise")
         network = replace(opened.subject.reference, tile=min(tile or BATCH, BATCH))
-        room = {"certificates": plan.package_sha256("robustkit", ("certificates/*.py",))}
+        room = {"certificates": harness_sha256("robustkit.certificates.*")}
         job = {
             **opened.identity,
             **asked._asdict(),
             "data": data if isinstance(data, str) else dataset.name,
             "copies_at_once": BATCH,
             "tile": network.tile,
-            "sources": {**plan.source_hashes((), opened.defenses), **room},
+            "sources": {**source_hashes((), opened.defenses), **room},
             "versions": plan.versions(),
         }
 

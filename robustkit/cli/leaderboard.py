@@ -25,14 +25,15 @@ def render(folder: Path, check: bool) -> None:
     \b
     robustkit leaderboard render leaderboards/digits-linf-v1
     """  # noqa: D301
+    from robustkit.engine.identity import present_hashes
     from robustkit.records import leaderboard as boards
 
     if not check:
-        click.echo(f"wrote {boards.write(folder)}")
+        click.echo(f"wrote {boards.write(folder, present_hashes)}")
         return
     board, file = boards.load_board(folder), folder / boards.README
     text = file.read_text(encoding="utf-8") if file.is_file() else ""
-    if text != boards.render(board, boards.load_entries(folder, board)):
+    if text != boards.render(board, boards.load_entries(folder, board), present_hashes):
         raise UsageError(f"{file} is not what the entries say; run: robustkit leaderboard render {folder}")
     click.echo(f"{file} is what the entries say")
 

@@ -11,6 +11,7 @@ from robustkit.api import Dataset, Defense
 from robustkit.corruptions.images import SEVERITIES, check_severity, kind_named
 from robustkit.datasets.choice import choose_samples
 from robustkit.engine import plan
+from robustkit.engine.identity import harness_sha256, source_hashes
 from robustkit.engine.request import check_counts
 from robustkit.engine.voting import ask
 from robustkit.errors import UsageError
@@ -108,7 +109,7 @@ def evaluate_corruptions(
     samples = choose_samples(_images(corrupted, *todo[0]), n, indices)
     cells: list[Cell] = []
     with open_model(loaded, samples, defenses=defenses, tile=tile, seed=seed) as opened:
-        room = {"corruptions": plan.package_sha256("robustkit", ("corruptions/*.py",))}
+        room = {"corruptions": harness_sha256("robustkit.corruptions.*")}
         job = {
             **opened.identity,
             "data": data if isinstance(data, str) else base.name,
@@ -117,7 +118,7 @@ def evaluate_corruptions(
             "draws": draws if opened.subject.facts.randomised else 0,
             "made_here": corrupted.clean is not None,
             "cells": [list(cell) for cell in todo],
-            "sources": {**plan.source_hashes((), opened.defenses), **room},
+            "sources": {**source_hashes((), opened.defenses), **room},
             "versions": plan.versions(),
         }
 

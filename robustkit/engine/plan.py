@@ -1,14 +1,10 @@
 """From what the caller named to what will run: attacks, targets, and the job's identity."""
 
-import hashlib
 import importlib.metadata
 import platform
-import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -17,25 +13,12 @@ from torch import Tensor
 import robustkit
 from robustkit import plugins, spec
 from robustkit.api import Attack, Expected, ForeignAttack, Labels, ModelFacts, Suite, ThreatModel
+from robustkit.engine.identity import source_hashes
 from robustkit.engine.request import Request
 from robustkit.errors import UsageError
-from robustkit.models import defended
 from robustkit.models.opening import Opened
 from robustkit.numerics.streams import SampleDraws, key_of
 from robustkit.records.run import INSUFFICIENT
-
-DECIDING = (
-    "api.py",
-    "numerics/*.py",
-    "models/capabilities.py",
-    "models/oracle.py",
-    "models/examination.py",
-    "models/gradients.py",
-    "models/wrapping.py",
-    "records/votes.py",
-    "engine/*.py",
-)  # the harness's part in a number
-
 
 # Options that say how much is spent, by the names that attacks of ours and of other libraries give them.
 BUDGETS = frozenset({
@@ -257,35 +240,6 @@ def targets_for(target: str, y: Labels, logits: Tensor, indices: Tensor, seed: i
         other = (draw * (classes - 1)).long().clamp_max(classes - 2)
         return other + (other >= y).long()
     return torch.full_like(y, int(target))
-
-
-def source_hashes(attacks: Sequence[Named], defenses: Sequence[defended.Named] = ()) -> dict[str, str]:
-    """sha256 of the code behind each attack and defense (all of its package) and of what judges; empty if no file."""
-    found = {"robustkit": package_sha256("robustkit", DECIDING)}
-    for name, attack, _ in attacks:
-        inner = attack.attack if isinstance(attack, Expected) else attack
-        found[name] = package_sha256(type(inner).__module__.partition(".")[0])
-        if isinstance(inner, ForeignAttack):
-            found[inner.library] = package_sha256(inner.library)
-    for name, defense in defenses:
-        found[f"defense {name}"] = package_sha256(type(defense).__module__.partition(".")[0])
-    return found
-
-
-@cache
-def package_sha256(package: str, only: tuple[str, ...] = ()) -> str:
-    """sha256 of a package's Python files (or of `only` some) by name and content; of one file, if it is a module."""
-    file = getattr(sys.modules.get(package), "__file__", None)
-    if not file or not Path(file).is_file():
-        return ""
-    root = Path(file).parent
-    files = (
-        sorted(p for pattern in only or ("**/*.py",) for p in root.glob(pattern))
-        if Path(file).name == "__init__.py"
-        else [Path(file)]
-    )
-    parts = [f"{path.relative_to(root)}:{hashlib.sha256(path.read_bytes()).hexdigest()}" for path in files]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def versions() -> dict[str, str]:

@@ -331,7 +331,7 @@ def _differs(network: Network, batches: Sequence[Tensor]) -> bool:
     return False
 
 
-def _check_rows_are_independent(network: Network, x: Images, probes: Images) -> None:
+def _check_rows_are_independent(network: Network, x: Images, probes: Tensor) -> None:
     """Refuse a model whose answer for an image depends on the other images of its batch.
 
     Raises:

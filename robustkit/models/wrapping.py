@@ -20,7 +20,7 @@ class Prepared(nn.Module):
         self.network = network
         self.randomised = capabilities.randomised(step) or capabilities.randomised(network)
 
-    def forward(self, x: Images) -> Logits:
+    def forward(self, x: Images) -> Tensor:
         """The network's outputs for the prepared images."""
         logits: Tensor = self.network(self.step(x))
         return logits

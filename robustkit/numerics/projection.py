@@ -12,6 +12,7 @@ from torch import Tensor
 
 from robustkit import spec
 from robustkit.numerics import rows
+from robustkit.numerics.rows import Rows
 
 Batch = Float[Tensor, "batch channels height width"]
 Flat = Float[Tensor, "batch entries"]
@@ -120,7 +121,7 @@ def shrinkage(size: Flat, room: Flat, eps: float) -> Float[Tensor, " batch"]:
     return shrink
 
 
-def towards(x: Batch, delta: Tensor) -> Batch:
+def towards(x: Rows, delta: Rows) -> Rows:
     """The sum x + delta (float64) in the dtype of x, each entry rounded towards x, so that no change grows."""
     moved = (x.double() + delta).to(x.dtype)
     over = (moved.double() - x.double()).abs() > delta.abs()

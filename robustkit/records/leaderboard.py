@@ -7,7 +7,7 @@ rule is another board (`digits-linf-v2`).
 
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +22,7 @@ from robustkit.spec import suggest
 from robustkit.stats import Proportion
 
 BOARD, ENTRIES, README = "board.toml", "entries", "README.md"
+Hashes = Callable[[Iterable[str]], Mapping[str, str]]  # the present code behind the names of `job.attack_sources`
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,8 +150,8 @@ def add(folder: Path, run: Path, name: str = "") -> Path:
     return file
 
 
-def render(board: Board, entries: Sequence[Entry]) -> str:
-    """The README of a board."""
+def render(board: Board, entries: Sequence[Entry], present: Hashes) -> str:
+    """The README of a board; it names the entries whose attacks' code is not the present one."""
     lines = [
         f"# {_cell(board.title)}",
         "",
@@ -177,6 +178,7 @@ def render(board: Board, entries: Sequence[Entry]) -> str:
     )
     lines += [
         *(["", "Doubted by their audit:", "", *doubts] if doubts else []),
+        *_of_other_code(entries, present),
         "",
         "To add a model:",
         "",
@@ -189,14 +191,26 @@ def render(board: Board, entries: Sequence[Entry]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write(folder: Path) -> Path:
+def _of_other_code(entries: Sequence[Entry], present: Hashes) -> list[str]:
+    """One line on the entries whose attacks, or their library, or the defense, have other code now."""
+    found = []
+    for entry in entries:
+        # Not the harness's part: it changes often, and its facts are held to golden ones.
+        made = {name: value for name, value in entry.record.job["attack_sources"].items() if name != "robustkit"}
+        if made != present(made):
+            found.append(_cell(entry.title))
+    which = "all entries" if len(found) == len(entries) else ", ".join(found)
+    return ["", f"Made with attack code whose hash is not that of the present code: {which}."] if found else []
+
+
+def write(folder: Path, present: Hashes) -> Path:
     """Render a board's README into its folder.
 
     Raises:
         UsageError: see `load_board` and `load_entries`.
     """
     board = load_board(folder)
-    write_text(folder / README, render(board, load_entries(folder, board)))
+    write_text(folder / README, render(board, load_entries(folder, board), present))
     return folder / README
 
 

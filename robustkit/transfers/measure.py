@@ -10,8 +10,9 @@ import numpy as np
 from robustkit import events
 from robustkit.datasets.choice import Samples
 from robustkit.engine.costs import cost_of
+from robustkit.engine.identity import source_hashes
 from robustkit.engine.memory import samples_in_flight
-from robustkit.engine.plan import Named, environment, parse_target, source_hashes
+from robustkit.engine.plan import Named, environment, parse_target
 from robustkit.engine.request import Execution
 from robustkit.models.opening import Opened
 from robustkit.records.transfer import TransferRecord

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from robustkit import plugins, spec
 from robustkit.api import Attack, ModelFacts, Suite, ThreatModel
 from robustkit.datasets.choice import Samples
-from robustkit.engine.plan import Named, make_attack, package_sha256, resolve_attacks, source_hashes, versions
+from robustkit.engine.identity import harness_sha256, source_hashes
+from robustkit.engine.plan import Named, make_attack, resolve_attacks, versions
 from robustkit.errors import UsageError
 from robustkit.models import defended
 from robustkit.models.ensembles import Ensemble
@@ -20,7 +21,7 @@ from robustkit.models.opening import Loaded, Model, Opened, choose_device, load,
 from robustkit.models.wrapping import Prepared
 
 Models = Model | Sequence[Model] | Mapping[str, Model]
-_CODE = ("transfers/*.py", "models/ensembles.py", "models/sources/ensemble.py")  # what it has a part in besides
+_CODE = ("robustkit.transfers.*", "robustkit.models.ensembles", "robustkit.models.sources.ensemble")
 
 
 class Labelled(NamedTuple):
@@ -350,6 +351,6 @@ def job(common: Mapping[str, Any], models: Mapping[str, Opened], request: Reques
         "attack_sources": source_hashes(named, request.defenses),
         "models": {name: describe(model) for name, model in models.items()},
         # sha256 of the harness's part in a number, and the versions that decide one.
-        "code": {**source_hashes(()), "transfer": package_sha256("robustkit", _CODE), "versions": versions()},
+        "code": {**source_hashes(()), "transfer": harness_sha256(*_CODE), "versions": versions()},
     }
     return {**found, "id": spec.digest(found)}

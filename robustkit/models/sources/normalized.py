@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from robustkit.api import Images, ModelCard
@@ -45,7 +46,7 @@ class Resize(nn.Module):
         super().__init__()
         self.size = size
 
-    def forward(self, x: Images) -> Images:
+    def forward(self, x: Images) -> Float[Tensor, "batch channels rows columns"]:
         """The resized images."""
         if tuple(x.shape[2:]) == self.size:
             return x

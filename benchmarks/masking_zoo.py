@@ -12,11 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks import kit
 from robustkit.models.sources import load_model
-from tests import kit
-from tests.toys import seeded
 
 EPS = 0.15  # of digits, Linf: the bare network keeps about a tenth, see the report
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
 
 
 class Around(nn.Module):

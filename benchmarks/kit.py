@@ -1,6 +1,6 @@
 """The kit's networks and images: real weights from elsewhere, read from ROBUSTKIT_KIT (default ../shared/kit).
 
-`python/tests.kit.model:name=cifar10_cnn_a_adv` is a model spec, from the repository's root.
+`python/benchmarks.kit.model:name=cifar10_cnn_a_adv` is a model spec, from the repository's root.
 """
 
 import json
@@ -11,16 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 ROOT = Path(__file__).parent.parent / os.environ.get("ROBUSTKIT_KIT", "../shared/kit")
-needs_kit = pytest.mark.skipif(
-    not (ROOT / "manifest.json").is_file(), reason="the kit is not here; set ROBUSTKIT_KIT to its folder"
-)
 
 
 class Normalised(nn.Module):
