@@ -1,13 +1,12 @@
 """For all tests: one thread a worker, shapes checked, and a fixture without data."""
 
-import jaxtyping
 import pytest
 import torch
 
 from tests import shapes
 
 torch.set_num_threads(1)  # `make test` runs one worker a core, which is faster than threads that wait for each other
-jaxtyping.install_import_hook(shapes.PACKAGES, "tests.shapes.checked")  # before any of them is imported
+shapes.install()  # before any of the packages is imported
 
 
 @pytest.fixture
