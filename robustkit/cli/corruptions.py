@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.option("--severity", default="1,2,3,4,5", show_default=True, metavar="1,3,5")
 @click.option(
     "--baseline", metavar="alexnet|FILE",
-    help="What mCE is relative to: a record written by --out; for imagenet-c AlexNet's published errors.",
+    help="What mCE is relative to: a record of --out, of the same images and kinds; for imagenet-c AlexNet's errors.",
 )  # fmt: skip
 @options.samples(seeds="Of random corruptions made here.")
 @options.outputs
@@ -39,8 +39,8 @@ def corruptions(
 
     \b
     robustkit corruptions --model digits-cnn --dataset digits --severity 1,3,5
-    robustkit corruptions --model robustbench/Standard --dataset cifar10-c --out standard.json
-    robustkit corruptions --model digits-cnn-at --dataset digits --baseline standard.json --kind jpeg
+    robustkit corruptions --model digits-cnn --dataset digits --kind jpeg --out base.json
+    robustkit corruptions --model digits-cnn-at --dataset digits --kind jpeg --baseline base.json
     \b
     What is corrupted here does not compare with what is in the archives: its kinds are fewer and partly others.
     """  # noqa: D301

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from robustkit import datasets
 from robustkit.api import Dataset
 from robustkit.corruptions.images import SEVERITIES, check_severity, kind_named
-from robustkit.datasets.choice import choose_indices
+from robustkit.datasets.choice import choose_samples
 from robustkit.engine import plan
 from robustkit.errors import UsageError
 from robustkit.models import sources
@@ -78,12 +78,13 @@ def evaluate_corruptions(
         data: cifar10-c, cifar100-c or imagenet-c; or any dataset, which is then corrupted on the fly.
         kinds: of corruption; None is the standard ones of an archive, or all that can be made here.
         severities: from 1 to 5.
-        n: the first n samples.
+        n: so many samples, chosen as in `robustkit.evaluate`.
         indices: these samples, instead of n.
         seed: of the random kinds made here.
         outputs: what the model returns, logits or probs.
         baseline: what mCE is relative to: "alexnet" (published; ImageNet-C at all severities only, and the default
-            there), or a record or its file, with the same kinds and severities. Without one, mCE is not normalised.
+            there), or a record or its file, of the same images, kinds and severities. Without one, mCE is not
+            normalised.
         trust: unpickle checkpoints that are more than weights, which runs code from them.
         device: "auto" is the module's own, or CUDA if there is one for a model named by a spec.
         tile: width of the batches the model sees; None chooses by image size.
@@ -100,6 +101,8 @@ def evaluate_corruptions(
     levels = tuple(sorted(set(severities)))
     if not levels:
         raise UsageError("no severity was named; there are 1, 2, 3, 4 and 5")
+    if baseline is not None and baseline != "alexnet" and not isinstance(baseline, CorruptionRecord):
+        baseline = load(Path(baseline))
     name, reference = _reference(baseline, corrupted.name, wanted, levels, explicit=baseline is not None)
     clean_name = corrupted.clean.name if corrupted.clean is not None else corrupted.name.removesuffix("-c")
     with evaluating(clean_name, "corruptions"):
@@ -109,7 +112,10 @@ def evaluate_corruptions(
         module.to(where)
     todo = [(kind, severity) for kind in wanted for severity in levels]
     first_set = corrupted.clean or corrupted.at(*todo[0])
-    chosen = choose_indices(first_set, n, indices)
+    samples = choose_samples(first_set, n, indices)
+    chosen = samples.indices
+    if isinstance(baseline, CorruptionRecord):
+        baseline.check_comparable(chosen, [])
     with lent(module):
         first = first_set.batch(chosen[:AT_ONCE])
         subject = examine(
@@ -125,6 +131,8 @@ def evaluate_corruptions(
             if network.noise is not None:
                 network = network.seeded(seed, "corruptions", kind, severity)
             cell = _cell(network, images, chosen, kind, severity)
+            if isinstance(baseline, CorruptionRecord):
+                baseline.check_comparable(chosen, [cell])
             if kind:
                 cells.append(cell)
             else:
@@ -144,7 +152,8 @@ def evaluate_corruptions(
             "made_here": corrupted.clean is not None,
             "versions": plan.versions(),
         }
-    return CorruptionRecord(job, plan.environment(where), chosen, tuple(cells), clean, name, reference)
+    notes = tuple(str(flag["message"]) for flag in samples.flags(subject.facts.classes))
+    return CorruptionRecord(job, plan.environment(where), chosen, tuple(cells), clean, name, reference, notes)
 
 
 def _cell(network: Network, images: Dataset, chosen: Sequence[int], kind: str, severity: int) -> Cell:
@@ -183,7 +192,7 @@ def _wanted_kinds(corrupted: CorruptionSet, kinds: Sequence[str] | None) -> tupl
 
 
 def _reference(
-    baseline: str | Path | CorruptionRecord | None,
+    baseline: Any,
     data: str,
     kinds: Sequence[str],
     severities: tuple[int, ...],
@@ -199,14 +208,13 @@ def _reference(
                 "elsewhere give the record of a network of yours: --baseline FILE"
             )
         return ("AlexNet", {kind: ALEXNET[kind] for kind in kinds}) if fits else ("", None)
-    record = baseline if isinstance(baseline, CorruptionRecord) else load(Path(baseline))
+    record = baseline
     has = {(cell.kind, cell.severity) for cell in record.cells}
-    lacking = [(kind, severity) for kind in kinds for severity in severities if (kind, severity) not in has]
-    if lacking or record.severities != severities:
-        kind, severity = lacking[0] if lacking else (kinds[0], record.severities[-1])
+    wanted = {(kind, severity) for kind in kinds for severity in severities}
+    if differ := [*sorted(wanted - has), *sorted(has - wanted)]:
         raise UsageError(
-            f"the baseline was not measured on the same kinds and severities ({kind} at {severity} differs); "
-            "measure it with the same --kind and --severity"
+            f"the baseline was not measured on the same kinds and severities ({differ[0][0]} at {differ[0][1]} "
+            "differs); measure it with the same --kind and --severity"
         )
     errors = {kind: record.errors()[kind] for kind in kinds}
     if perfect := [kind for kind, error in errors.items() if error == 0]:
