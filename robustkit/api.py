@@ -360,7 +360,11 @@ class CardSource(ModelSource, Protocol):
 
 @runtime_checkable
 class Dataset(Protocol):
-    """Labelled images in a fixed order."""
+    """Labelled images in a fixed order.
+
+    It may offer `labels` besides, the class of every image without one being read: then n images of data that lie class
+    by class are a class-balanced draw. And `notes`, lines on what was found while reading: a record holds them.
+    """
 
     @property
     def name(self) -> str:

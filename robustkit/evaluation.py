@@ -40,14 +40,15 @@ def evaluate(
 
     Args:
         model: a spec, an nn.Module, or a callable from [0,1] images to logits. It is put in eval mode and restored.
-        data: a spec, a Dataset, or a pair (x, y) of tensors or arrays, x (n, channels, height, width) in [0,1].
+        data: a spec, a Dataset, or a pair (x, y) of tensors or arrays, x (n, channels, height, width) in [0,1]; also a
+            batch of a DataLoader, a map-style dataset, a `datasets.Dataset`.
         attack: a spec (`+` makes a list), an Attack, a Suite, or a list of these; each runs on what still stands.
         defense: what stands before the model at inference: a spec (`+` makes a list), a Defense, or a list of these.
         norm: of the threat model.
         eps: its radius in [0,1] units, 8/255 or "8/255", in l0 a number of pixels; None is the norm's `DEFAULT_EPS`.
-        seed: of all random numbers.
+        seed: of all random numbers, at least 0; which samples n are does not depend on it.
         target: None, a class, "least-likely" or "random": then only reaching it breaks a sample.
-        n: the first n samples.
+        n: so many samples: the first n, or where the data lie class by class a class-balanced draw of n.
         indices: these samples, instead of n.
         outputs: what the model returns; probabilities must be declared.
         quantize: also judge each adversarial rounded to 8 bits.
@@ -85,7 +86,7 @@ def evaluate(
     )  # fmt: skip
     loaded = load(model, dataset.name, norm, outputs=outputs, trust=trust, device=device)
     samples = choose_samples(dataset, n, indices, wanted)
-    with open_model(loaded, samples, defenses=defenses, tile=tile, seed=seed) as opened:
+    with open_model(loaded, samples, defenses=defenses, tile=tile, seed=request.seed) as opened:
         begun = begin(opened, request, execution)
         record = begun.finished or complete(begun, _doctor_flags(opened, carry) if doctor else ())
         if audit and record.audit is None:

@@ -13,6 +13,8 @@ import difflib
 import hashlib
 import json
 import math
+import numbers
+import operator
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -77,6 +79,8 @@ def parse(text: str) -> Spec:
     """
     text = unwrap(text.strip())
     head, *tail = split(text, ":")
+    if head.startswith("python/") and tail and "=" not in tail[0] and tail[0].strip():
+        head = f"{head}.{tail.pop(0)}"  # module:name, as entry points are written
     if text[:1] in (".", "/", "~"):
         # A file's path may hold colons of its own: options start at the last ':' that has a '=' behind it.
         while len(tail) > 1 or (tail and "=" not in tail[0]):
@@ -175,6 +179,48 @@ def number(text: str) -> float:
     return value
 
 
+def whole(value: Any, what: str, least: int | None = 1) -> int:
+    """A number that counts something, or a seed, as an int; it may be numpy's or a tensor.
+
+    Raises:
+        UsageError: if it is no whole number of at least `least`: a fraction, text, None, a truth value.
+    """
+    try:
+        found = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        found = None
+    if found is None or (least is not None and found < least):
+        bound = "" if least is None else f" of at least {least}"
+        raise UsageError(f"{what} must be a whole number{bound}, not {value!r}")
+    return found
+
+
+def check_types(settings: Any, what: str) -> None:
+    """Refuse a settings dataclass made in Python with a value that its field's type does not allow.
+
+    Python lets `steps=2.5` stand where an int is declared. Looked at are int, float, bool and Literal, optional or not.
+
+    Raises:
+        UsageError: for the first such field.
+    """
+    hints = typing.get_type_hints(type(settings))
+    for field in dataclasses.fields(settings):
+        value, hint = getattr(settings, field.name), hints[field.name]
+        optional = type(None) in typing.get_args(hint)
+        kinds = [kind for kind in typing.get_args(hint) if kind is not type(None)] if optional else [hint]
+        if (optional and value is None) or len(kinds) > 1:
+            continue
+        name, kind = f"{what}: {field.name}", kinds[0]
+        if kind is int:
+            whole(value, name, None)
+        elif kind is float and (isinstance(value, bool) or not isinstance(value, numbers.Real)):
+            raise UsageError(f"{name} must be a number, not {value!r}")
+        elif kind is bool and str(value) not in ("True", "False"):
+            raise UsageError(f"{name} must be True or False, not {value!r}")
+        elif typing.get_origin(kind) is Literal and value not in typing.get_args(kind):
+            raise UsageError(f"{name} must be one of {', '.join(map(str, typing.get_args(kind)))}, not {value!r}")
+
+
 def build(factory: Callable[..., Any], options: Mapping[str, str], what: str) -> Any:
     """Make a settings dataclass from text options, typed by its fields.
 
@@ -241,11 +287,12 @@ def settings(value: Any) -> dict[str, str]:
 
 def text_of(value: Any) -> str:
     """A setting as option text; `typed` reads it back."""
-    if isinstance(value, bool):
+    if str(value) in ("True", "False"):  # numpy's too
         return str(value).lower()
     if isinstance(value, tuple):
         return "+".join(text_of(item) for item in value)
-    return repr(value) if isinstance(value, float) else str(value)
+    fraction = isinstance(value, numbers.Real) and not isinstance(value, numbers.Integral)
+    return repr(float(value)) if fraction else str(value)
 
 
 def limit(eps: float) -> float:

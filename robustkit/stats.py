@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from statistics import NormalDist
@@ -95,6 +95,18 @@ class MeanShare:
 
     def __str__(self) -> str:
         return f"{100 * self.value:.2f} ± {100 * self.std:.2f} % [{100 * self.low:.2f}, {100 * self.high:.2f}]"
+
+
+def mean_interval(values: Iterable[float], confidence: float = 0.95) -> tuple[float, float]:
+    """Interval of the mean of what lies in [0,1], never of zero width, also where all values are alike.
+
+    The normal interval after two values of 0 and two of 1 were added. Of yes and no it is Agresti and Coull's (1998),
+    who recommend four; of shares it is as much narrower as they vary less.
+    """
+    padded = [*values, 0.0, 0.0, 1.0, 1.0]
+    centre = statistics.fmean(padded)
+    spread = NormalDist().inv_cdf(0.5 + confidence / 2) * statistics.pstdev(padded, centre) / math.sqrt(len(padded))
+    return max(0.0, centre - spread), min(1.0, centre + spread)
 
 
 def mcnemar_p(worse: int, better: int) -> float:

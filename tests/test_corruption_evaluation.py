@@ -67,10 +67,28 @@ def test_accuracies_are_those_counted_by_hand():
 def test_the_interval_is_over_images():
     data = greys([0.1, 0.33, 0.42, 0.6, 0.7])
     record = evaluate_corruptions(Threshold(), data, ["brightness"])
-    per_image = np.array([0, 2, 4, 0, 0]) / 5
-    spread = 1.959964 * per_image.std(ddof=1) / 5**0.5
-    assert record.mean_error.low == 0
-    assert record.mean_error.high == pytest.approx(per_image.mean() + spread, rel=1e-5)
+    padded = np.array([0, 2, 4, 0, 0, 0, 0, 5, 5]) / 5  # two images of no error and two of nothing but errors are added
+    spread = 1.959964 * padded.std() / 9**0.5
+    assert record.mean_error.low == pytest.approx(padded.mean() - spread, rel=1e-5)
+    assert record.mean_error.high == pytest.approx(padded.mean() + spread, rel=1e-5)
+    assert record.mean_accuracy == pytest.approx((1 - 6 / 25, 1 - record.mean_error.high, 1 - record.mean_error.low))
+
+
+def test_no_interval_has_zero_width():
+    perfect = evaluate_corruptions(Threshold(), greys([0.1, 0.9] * 10), ["contrast"])
+    assert perfect.mean_accuracy.value == perfect.mean_accuracy.high == 1
+    # Of yes and no it is Agresti and Coull's: 22 of 24, 0.9167 ± 1.96 · 0.0564.
+    assert perfect.mean_accuracy.low == pytest.approx(0.80609, abs=1e-5)
+    assert perfect.mean_error[:2] == (0, 0)
+    assert perfect.mean_error.high == pytest.approx(1 - 0.80609, abs=1e-5)
+    hopeless = evaluate_corruptions(Threshold(), Pair(greys([0.1]).x, torch.tensor([1]), "one", 2), ["contrast"])
+    assert hopeless.mean_accuracy.value == hopeless.mean_accuracy.low == 0
+    assert hopeless.mean_accuracy.high > 0.5
+    half = greys([0.49] * 40)  # the same share of every image
+    same = evaluate_corruptions(Threshold(), half, ["brightness"], baseline=evaluate_corruptions(
+        Threshold(), half, ["brightness"]))  # fmt: skip
+    assert same.mce is not None
+    assert same.mce.low < same.mce.value == 1 <= same.mce.high
 
 
 def test_mce_is_relative_to_the_baseline(tmp_path):
@@ -95,11 +113,32 @@ def test_mce_is_relative_to_the_baseline(tmp_path):
         evaluate_corruptions(Threshold(), data, ["contrast"], baseline=reference)
     with pytest.raises(UsageError, match="not measured on the same kinds and severities"):
         evaluate_corruptions(Threshold(), data, ["brightness"], [1, 2], baseline=reference)
+    both = evaluate_corruptions(Worse(), data, ["contrast", "brightness"])
+    with pytest.raises(UsageError, match=r"not measured on the same kinds and severities \(contrast at 1"):
+        evaluate_corruptions(Threshold(), data, ["brightness"], baseline=both)
     perfect = evaluate_corruptions(Threshold(), data, ["contrast"])
     with pytest.raises(UsageError, match="the baseline makes no error under contrast"):
         evaluate_corruptions(Threshold(), data, ["contrast"], baseline=perfect)
     with pytest.raises(UsageError, match="AlexNet's errors are published for imagenet-c"):
         evaluate_corruptions(Threshold(), data, ["brightness"], baseline="alexnet")
+
+
+def test_a_baseline_of_other_images_is_refused():
+    def run(values, baseline=None, **more):
+        return evaluate_corruptions(Threshold(), greys(values), ["gaussian-noise"], [5], baseline=baseline, **more)
+
+    values = [0.1, 0.4998, 0.4999, 0.5001, 0.5002, 0.7]  # the noise moves the mean by 0.002
+    for other, message in (
+        (run(values, n=5), "the baseline was measured on 5 samples, these are 6 others"),
+        (run(values, indices=[5, 4, 3, 2, 1, 0]), "the baseline was measured on 6 samples, these are 6 others"),
+        (run([*values[:5], 0.8]), r"measured on other images \(greys\), their hash differs; measure it on the same"),
+        (run(values, seed=1), "their hash differs under gaussian-noise at severity 5"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            run(values, other)
+    again = run(values, run(values))
+    assert again.mce is not None
+    assert again.mce.value == pytest.approx(1)
 
 
 def test_a_record_is_stored_and_read_back(tmp_path):

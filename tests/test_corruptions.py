@@ -256,3 +256,20 @@ def test_imagenet_c_is_read_with_and_without_its_groups(tmp_path, group):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match="holds no corruptions"):
         load_dataset("imagenet-c:path=./empty")
+
+
+@pytest.mark.parametrize("shape", [(3, 1, 8), (1, 8, 1), (3, 1, 1), (3, 1, 40), (3, 5, 7)])
+def test_a_kind_works_on_an_image_of_one_pixel_height(shape):
+    x = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    for kind in KINDS:
+        if kind == "saturate" and shape[0] == 1:
+            continue
+        for severity in (1, 5):
+            made = corrupt(x, kind, severity)
+            assert made.shape == x.shape
+            assert made.isfinite().all()
+    # Along the one axis that there is, a blur is what it is on a wide image whose rows are all alike.
+    if 1 in shape[1:]:
+        wide = x.expand(shape[0], *(max(shape[1:]) if side == 1 else side for side in shape[1:]))
+        row = corrupt(wide, "gaussian-blur", 5)[:, : shape[1], : shape[2]]
+        assert torch.allclose(corrupt(x, "gaussian-blur", 5), row, atol=1 / 255 + 1e-6)

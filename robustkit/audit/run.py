@@ -39,6 +39,9 @@ class Question:
     threat: ThreatModel
     seed: int
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "seed", spec.whole(self.seed, "seed", 0))
+
     @classmethod
     def of(cls, job: Mapping[str, Any]) -> "Question":
         """That of a record's job."""
@@ -71,7 +74,7 @@ def audit(
         norm: of the threat model.
         eps: its radius in [0,1] units; None is the norm's default, as in `robustkit.evaluate`.
         seed: of all random numbers.
-        n: the first n samples; by default 128, or all if there are fewer.
+        n: so many samples, chosen as in `robustkit.evaluate`; by default 128, or all if there are fewer.
         indices: these samples, instead of n.
         outputs: what the model returns.
         trust: unpickle checkpoints that are more than weights.
@@ -114,9 +117,9 @@ def audit_opened(
     tell: Callable[[events.Event], None] | None = None,
     settings: Settings | None = None,
 ) -> Audit:
-    """Audit a model that is open already: all its samples, or of a record, what `attacks` made of it, the first 128."""
+    """Audit a model that is open already: all its samples, or of a record, what `attacks` made of it, 128."""
     say = tell or (lambda event: None)
-    some = opened if record is None else opened.on(opened.samples.at(range(min(Settings().n, len(opened.samples)))))
+    some = opened if record is None else opened.on(opened.samples.some(Settings().n))
     checks = []
     for check in _Audit(some, question, record, attacks, say, settings).checks():
         checks.append(check)

@@ -21,7 +21,7 @@ _MARKS = {"fine": "ok", "skipped": "--", "suspect": "SUSPECT", "invalid": "INVAL
 @options.dataset()
 @options.defense()
 @options.threat(("linf", "l2", "l1"))
-@options.samples("The first N samples; by default 128.")
+@options.samples("The first N samples, as eval takes them; by default 128.")
 @options.outputs
 @options.trust
 @options.device()

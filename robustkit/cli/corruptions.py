@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 @click.option("--severity", default="1,2,3,4,5", show_default=True, metavar="1,3,5")
 @click.option(
     "--baseline", metavar="alexnet|FILE",
-    help="What mCE is relative to: what another --out has written; for imagenet-c AlexNet's published errors.",
+    help="What mCE is relative to: what another --out has written, of the same images and kinds; for imagenet-c "
+    "AlexNet's published errors.",
 )  # fmt: skip
 @options.defense()
 @options.samples(seeds="Of random corruptions made here, and of a randomised model.")

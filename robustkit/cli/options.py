@@ -146,7 +146,9 @@ def threat(norms: Sequence[str] = NORMS, *, sweeps: bool = False) -> Option:
     return _together(norm(norms), eps(f"Radius, pixels in [0,1]{several}. Default {defaults}."))
 
 
-def first_n(about: str = "The first N samples.", *, default: int | None = None) -> Option:
+def first_n(
+    about: str = "The first N samples; class-balanced, if the data lie by class.", *, default: int | None = None
+) -> Option:
     """The option -n."""
     return click.option("-n", "n", type=click.IntRange(1), default=default, show_default=default is not None,
                         metavar="N", help=about)  # fmt: skip
@@ -154,10 +156,14 @@ def first_n(about: str = "The first N samples.", *, default: int | None = None) 
 
 def seed(about: str = "Of all random numbers.") -> Option:
     """The option --seed."""
-    return click.option("--seed", type=int, default=0, show_default=True, help=about)
+    return click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help=about)
 
 
-def samples(first: str = "The first N samples.", *, seeds: str = "Of all random numbers.") -> Option:
+def samples(
+    first: str = "The first N samples; class-balanced, if the data lie by class.",
+    *,
+    seeds: str = "Of all random numbers.",
+) -> Option:
     """The options -n, --indices and --seed; `first` and `seeds` are the helps of the first and the last."""
     return _together(first_n(first), indices, seed(seeds))
 

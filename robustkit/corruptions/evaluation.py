@@ -81,13 +81,13 @@ def evaluate_corruptions(
         kinds: of corruption; None is the standard ones of an archive, or all that can be made here.
         severities: from 1 to 5.
         defense: what stands before the model at inference, as for `robustkit.evaluate`.
-        n: the first n samples.
+        n: so many samples, chosen as in `robustkit.evaluate`.
         indices: these samples, instead of n.
         seed: of the random kinds made here, and of a randomised model.
         outputs: what the model returns; probabilities must be declared.
         draws: of a randomised model, how many passes vote on an image; a tie counts as wrong.
         baseline: what mCE is relative to: "alexnet" (published; ImageNet-C at all severities only, and the default
-            there), or a record, its file or folder, with the same kinds and severities. Without one, mCE is not
+            there), or a record, its file or folder, of the same images, kinds and severities. Without one, mCE is not
             normalised.
         trust: unpickle checkpoints that are more than weights, which runs code from them.
         device: "auto" is the module's own, or CUDA if there is one for a model named by a spec.
@@ -103,10 +103,14 @@ def evaluate_corruptions(
     base, defenses = datasets.resolve(data), defended.resolve(defense)
     corrupted = base if isinstance(base, CorruptionSet) else _made_here(base, seed)
     todo = _cells(corrupted, kinds, severities)
-    name, reference = _reference(baseline, corrupted.name, [cell for cell in todo if cell[0]])
+    known = baseline if isinstance(baseline, CorruptionRecord | None) or baseline == "alexnet" else Path(baseline)
+    known = load_record(known) if isinstance(known, Path) else known
+    name, reference = _reference(known, corrupted.name, [cell for cell in todo if cell[0]])
     clean_name = corrupted.clean.name if corrupted.clean is not None else corrupted.name.removesuffix("-c")
     loaded = load(model, clean_name, "corruptions", outputs=outputs, trust=trust, device=device)
     samples = choose_samples(_images(corrupted, *todo[0]), n, indices)
+    if isinstance(known, CorruptionRecord):
+        known.check_comparable(samples.indices, [])
     cells: list[Cell] = []
     with open_model(loaded, samples, defenses=defenses, tile=tile, seed=seed) as opened:
         room = {"corruptions": harness_sha256("robustkit.corruptions.*")}
@@ -129,12 +133,15 @@ def evaluate_corruptions(
 
         for facts in resume(out, CORRUPTIONS, RESULT, job, len(todo), measured, fresh=fresh):
             cells.append(Cell(**{**facts, "wrong": tuple(facts["wrong"])}))
+            if isinstance(known, CorruptionRecord):
+                known.check_comparable(samples.indices, cells[-1:])
             share = Proportion(len(samples) - len(cells[-1].wrong), len(samples))
             if on_event is not None:
                 on_event(CellDone(*todo[len(cells) - 1], share, len(cells), len(todo)))
         environment = plan.environment(opened.device)
     clean = None if todo[0][0] else cells.pop(0)
-    record = CorruptionRecord(job, environment, samples.indices, tuple(cells), clean, name, reference)
+    notes = tuple(str(flag["message"]) for flag in samples.flags(opened.subject.facts.classes))
+    record = CorruptionRecord(job, environment, samples.indices, tuple(cells), clean, name, reference, notes)
     if out is not None:
         record.save(Path(out) / RESULT)
     return record
@@ -195,11 +202,11 @@ def _cells(
 
 
 def _reference(
-    baseline: str | Path | CorruptionRecord | None, data: str, cells: Sequence[tuple[str, int]]
+    baseline: str | CorruptionRecord | None, data: str, cells: Sequence[tuple[str, int]]
 ) -> tuple[str, dict[str, float] | None]:
     """The baseline's name and its error for each kind; empty and None without one."""
     kinds, severities = (tuple(dict.fromkeys(column)) for column in zip(*cells, strict=True))
-    if baseline is None or baseline == "alexnet":
+    if not isinstance(baseline, CorruptionRecord):  # AlexNet's, by name or by default
         fits = data == "imagenet-c" and severities == SEVERITIES and all(kind in ALEXNET for kind in kinds)
         if baseline and not fits:
             raise UsageError(
@@ -207,16 +214,13 @@ def _reference(
                 "elsewhere give the record of a network of yours: --baseline FILE"
             )
         return ("AlexNet", {kind: ALEXNET[kind] for kind in kinds}) if fits else ("", None)
-    record = baseline if isinstance(baseline, CorruptionRecord) else load_record(Path(baseline))
-    has = {(cell.kind, cell.severity) for cell in record.cells}
-    lacking = [cell for cell in cells if cell not in has]
-    if lacking or record.severities != severities:
-        kind, severity = lacking[0] if lacking else (kinds[0], record.severities[-1])
+    has = {(cell.kind, cell.severity) for cell in baseline.cells}
+    if differ := [*sorted(set(cells) - has), *sorted(has - set(cells))]:
         raise UsageError(
-            f"the baseline was not measured on the same kinds and severities ({kind} at {severity} differs); "
-            "measure it with the same --kind and --severity"
+            f"the baseline was not measured on the same kinds and severities ({differ[0][0]} at {differ[0][1]} "
+            "differs); measure it with the same --kind and --severity"
         )
-    errors = {kind: record.errors()[kind] for kind in kinds}
+    errors = {kind: baseline.errors()[kind] for kind in kinds}
     if perfect := [kind for kind, error in errors.items() if error == 0]:
         raise UsageError(f"the baseline makes no error under {perfect[0]}, so that nothing is relative to it")
-    return record.model, errors
+    return baseline.model, errors

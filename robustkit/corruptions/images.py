@@ -120,17 +120,15 @@ def _speckle_noise(x: Image, scale: float, draws: SampleDraws) -> Image:
 def _gaussian_blur(x: Image, sigma: float, draws: SampleDraws) -> Image:
     from kornia.filters import gaussian_blur2d
 
-    side = _odd(min(4 * sigma, _reach(x)))
-    return gaussian_blur2d(x[None], (side, side), (sigma, sigma))[0]
+    return gaussian_blur2d(x[None], _sides(4 * sigma, x), (sigma, sigma))[0]
 
 
 def _defocus_blur(x: Image, radius: float, draws: SampleDraws) -> Image:
     """The mean over a disc; a pixel at the rim counts by how far it is inside."""
     from kornia.filters import filter2d
 
-    reach = min(math.ceil(radius), _reach(x))
-    along = torch.arange(-reach, reach + 1).double()
-    disc = (radius + 0.5 - torch.hypot(along[:, None], along[None, :])).clamp(0, 1)
+    down, along = (torch.arange(-(side // 2), side // 2 + 1).double() for side in _sides(radius, x))
+    disc = (radius + 0.5 - torch.hypot(down[:, None], along[None, :])).clamp(0, 1)
     return filter2d(x[None], (disc / disc.sum()).float()[None])[0]
 
 
@@ -139,7 +137,7 @@ def _motion_blur(x: Image, length: int, draws: SampleDraws) -> Image:
     from kornia.filters import motion_blur
 
     angle = 90 * (float(draws.uniform((1,))) - 0.5)
-    side = _odd(min((length - 1) // 2, _reach(x)))
+    side = max(3, min(_sides((length - 1) // 2, x)))
     return motion_blur(x[None], side, angle, 0.5, border_type="replicate")[0]
 
 
@@ -202,20 +200,19 @@ def _elastic(x: Image, shift: float, draws: SampleDraws) -> Image:
     height, width = x.shape[1:]
     field = draws.normal((2, height, width))
     sigma = max(1.0, 0.06 * min(height, width))
-    side = _odd(min(3 * sigma, _reach(x)))
-    smooth = gaussian_blur2d(field, (side, side), (sigma, sigma))
+    smooth = gaussian_blur2d(field, _sides(3 * sigma, x), (sigma, sigma))
     smooth = smooth / smooth.std()
     # torchvision wants halves of a side: its coordinates go from −1 to 1.
     return functional.elastic(x, (2 * shift * smooth).permute(0, 2, 3, 1))  # type: ignore[no-any-return]
 
 
-def _odd(half: float) -> int:
-    return 2 * max(1, math.ceil(half)) + 1
+def _sides(reach: float, x: Image) -> tuple[int, int]:
+    """The height and width of a filter that reaches so far past a pixel: libraries mirror less than a side at the rim.
 
-
-def _reach(x: Image) -> int:
-    """The most that a filter may reach past a pixel: libraries mirror at the rim only so far."""
-    return max(1, min(x.shape[1:]) - 1)
+    Along an axis of one pixel there is nothing to filter.
+    """
+    height, width = (2 * min(max(1, math.ceil(reach)), side - 1) + 1 for side in x.shape[1:])
+    return height, width
 
 
 def _pillow(x: Image) -> Any:

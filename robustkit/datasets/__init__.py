@@ -4,7 +4,7 @@ from pathlib import Path
 
 from robustkit import plugins
 from robustkit.api import Dataset, DatasetSource
-from robustkit.datasets.mapped import Mapped
+from robustkit.datasets.objects import as_dataset
 from robustkit.datasets.pair import Pair, check_images
 from robustkit.errors import UsageError
 from robustkit.models.sources.python import typed_arguments
@@ -39,22 +39,12 @@ def load_dataset(spec: str) -> Dataset:
 
 
 def resolve(data: object) -> Dataset:
-    """A dataset from whatever a caller gives: a spec, a dataset, an (x, y) pair, or a torch map-style dataset.
+    """A dataset from whatever a caller gives: a spec, or an object, see `objects.as_dataset`.
 
     Raises:
         UsageError: if it is none of these, or cannot be read as images with labels.
     """
-    if isinstance(data, str):
-        return load_dataset(data)
-    if isinstance(data, Dataset):
-        return data
-    if isinstance(data, tuple) and len(data) == 2:
-        return Pair(*data)
-    if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
-        return Mapped(data)
-    raise UsageError(
-        f"data is of type {type(data).__name__}; give a spec such as 'digits', an (x, y) pair of tensors, or a dataset"
-    )
+    return load_dataset(data) if isinstance(data, str) else as_dataset(data)
 
 
 def listing() -> list[tuple[str, str]]:

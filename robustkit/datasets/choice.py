@@ -12,6 +12,7 @@ from torch import Tensor
 from robustkit import spec
 from robustkit.api import Dataset, Images, Labels
 from robustkit.datasets.pair import check_images
+from robustkit.datasets.subset import SEED, balanced, by_class, known_labels
 from robustkit.errors import UsageError
 
 CHUNK = 64  # images looked at together: few, since they may be large
@@ -19,13 +20,18 @@ CHUNK = 64  # images looked at together: few, since they may be large
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """The samples of a run in their order, known by their hashes; images are fetched a shard at a time."""
+    """The samples of a run in their order, known by their hashes; images are fetched a shard at a time.
+
+    `rule` says how they were chosen where the dataset's first ones would not do; `left_out` counts those that a
+    targeted run has no use for.
+    """
 
     dataset: Dataset
     indices: tuple[int, ...]
     labels: Labels
     hashes: tuple[str, ...]
     left_out: int = 0
+    rule: str = ""
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -43,6 +49,23 @@ class Samples:
             labels=self.labels[list(positions)],
             hashes=tuple(self.hashes[i] for i in positions),
         )
+
+    def some(self, n: int) -> "Samples":
+        """At most n of them: the first, or where they lie class by class as many of each class."""
+        few = n < len(self) and by_class(self.labels)
+        return self.at(balanced(self.labels, n) if few else range(min(n, len(self))))
+
+    def flags(self, classes: int) -> list[dict[str, Any]]:
+        """What a record says of the choice of samples and of their images, for a model of so many classes."""
+        found = [("n-rule", self.rule)] if self.rule else []
+        present = len(set(self.labels.tolist())) + bool(self.left_out)
+        if present < classes:
+            text = (
+                f"the samples are of {present} of the model's {classes} classes; the figures say nothing of the others"
+            )
+            found.append(("few-classes", text))
+        found += [("images", note) for note in getattr(self.dataset, "notes", ())]
+        return [{"kind": kind, "message": message} for kind, message in found]
 
     def first(self) -> tuple[Images, Labels]:
         """The images and labels that a model is examined on: the first 64, or all if there are fewer."""
@@ -70,24 +93,37 @@ def image_sha256(image: Tensor) -> str:
 
 
 def choose_indices(dataset: Dataset, n: int | None, indices: Any) -> tuple[int, ...]:
-    """Which samples: all, the first n, or those at `indices`.
+    """Which samples: all, n of them, or those at `indices`.
+
+    n are the first n, or, where the dataset is known to lie class by class, a class-balanced draw, see `subset`.
 
     Raises:
         UsageError: for a choice that the dataset cannot meet.
     """
+    return _choice(dataset, n, indices)[0]
+
+
+def _choice(dataset: Dataset, n: int | None, indices: Any) -> tuple[tuple[int, ...], str]:
+    """The indices, and the rule behind them if it is not that they are the first ones or were named."""
     size = len(dataset)
     if n is not None and indices is not None:
         raise UsageError("give n or indices, not both")
-    chosen = None if indices is None else _as_indices(indices)
+    chosen, rule = tuple(range(size)) if indices is None else _as_indices(indices), ""
     if n is not None:
+        n = spec.whole(n, "n", None)
         if not 1 <= n <= size:
             raise UsageError(f"n = {n}, but {dataset.name} has {size} samples; choose 1 to {size}")
-        chosen = tuple(range(n))
-    if chosen is None:
-        chosen = tuple(range(size))
+        labels = known_labels(dataset) if n < size else None
+        chosen = chosen[:n]
+        if labels is not None and by_class(labels):
+            chosen = tuple(balanced(labels, n))
+            rule = (
+                f"the data lie class by class, so n = {n} of {size} is a class-balanced draw (seed {SEED}); "
+                f"indices 0-{n - 1} would be the first"
+            )
     if not chosen or min(chosen) < 0 or max(chosen) >= size or len(set(chosen)) != len(chosen):
         raise UsageError(f"indices must be different numbers from 0 to {size - 1}; {dataset.name} has {size} samples")
-    return chosen
+    return chosen, rule
 
 
 def choose_samples(dataset: Dataset, n: int | None, indices: Any, target: str = "") -> Samples:
@@ -96,14 +132,14 @@ def choose_samples(dataset: Dataset, n: int | None, indices: Any, target: str = 
     Raises:
         UsageError: for a choice that the dataset cannot meet.
     """
-    chosen = choose_indices(dataset, n, indices)
+    chosen, rule = _choice(dataset, n, indices)
     labels, hashes = [], []
     for start in range(0, len(chosen), CHUNK):
         x, y = check_images(*dataset.batch(chosen[start : start + CHUNK]), dataset.name, dataset.classes or None)
         labels.append(y)
         hashes += [image_sha256(image) for image in x]
-    whole = Samples(dataset, chosen, torch.cat(labels), tuple(hashes))
-    if not target.isdigit():
+    whole = Samples(dataset, chosen, torch.cat(labels), tuple(hashes), rule=rule)
+    if not target.isdecimal():
         return whole
     keep = (whole.labels != int(target)).nonzero()[:, 0].tolist()
     if not keep:
@@ -115,6 +151,10 @@ def _as_indices(indices: Any) -> tuple[int, ...]:
     if isinstance(indices, str):
         return spec.parse_indices(indices)
     try:
+        indices = list(indices)
+        if any(str(i) in ("True", "False", "tensor(True)", "tensor(False)") for i in indices):
+            raise TypeError  # a mask would be read as the places 0 and 1
         return tuple(operator.index(i) for i in indices)
     except TypeError:
-        raise UsageError(f"indices must be whole numbers or text such as '0-199,400', not {indices!r:.60}") from None
+        given = repr(indices).replace("\n", "")
+        raise UsageError(f"indices must be whole numbers or text such as '0-199,400', not {given:.60}") from None

@@ -7,9 +7,10 @@ import torch
 
 from robustkit.api import Dataset, Images, Labels
 from robustkit.corruptions.images import KINDS, check_severity, corrupt, kind_named
+from robustkit.datasets.subset import known_labels
 from robustkit.errors import UsageError
 from robustkit.models.sources.python import typed_arguments
-from robustkit.spec import unwrap
+from robustkit.spec import unwrap, whole
 
 
 class CorruptedSource:
@@ -44,6 +45,7 @@ class Corrupted:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "seed", whole(self.seed, "seed", 0))
         if self.kind:
             object.__setattr__(self, "kind", kind_named(self.kind, KINDS))
             check_severity(self.severity)
@@ -57,6 +59,16 @@ class Corrupted:
     def classes(self) -> int:
         """The clean dataset's."""
         return self.clean.classes
+
+    @property
+    def labels(self) -> Labels | None:
+        """The clean dataset's, if it offers them."""
+        return known_labels(self.clean)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """The clean dataset's."""
+        return tuple(getattr(self.clean, "notes", ()))
 
     @property
     def kinds(self) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from robustkit.cache import Remote, fetch
 from robustkit.corruptions.images import SEVERITIES, check_severity, kind_named
 from robustkit.datasets.folder import class_folders, numbered_files
 from robustkit.datasets.imagenet import Subset, class_numbers, pick, robustbench_list
-from robustkit.datasets.images import Framing, ImageFiles
+from robustkit.datasets.images import Framing, ImageFiles, hidden
 from robustkit.datasets.local import SEARCHED, find_folder, places
 from robustkit.datasets.pair import as_rows
 from robustkit.errors import UsageError
@@ -48,6 +48,11 @@ class CifarC:
     def kinds(self) -> tuple[str, ...]:
         """The corruptions whose arrays are there."""
         return tuple(sorted(kind for kind in self.stored if kind != "labels"))
+
+    @property
+    def labels(self) -> Labels:
+        """The images' classes, without reading one."""
+        return torch.from_numpy(self._labels[: len(self)].astype(np.int64))
 
     def at(self, kind: str, severity: int) -> "CifarC":
         """The same images under another corruption.
@@ -139,10 +144,12 @@ class ImageNetC:
         if not folder.is_dir():
             raise UsageError(f"there is no folder {folder}; unpack the whole archive of {kind}")
         wnids = class_folders(folder)
-        files, labels = numbered_files(folder, wnids, class_numbers(wnids), "ImageNet's 1,000 classes")
+        found = numbered_files(folder, wnids, class_numbers(wnids), "ImageNet's 1,000 classes")
+        files, labels = found.files, found.labels
         if self.subset == "robustbench":
             files, labels = pick(files, labels, robustbench_list(), str(folder))
-        return ImageFiles(f"imagenet-c {kind} {severity}", files, labels, self.classes, Framing(0, self.crop))
+        name = f"imagenet-c {kind} {severity}"
+        return ImageFiles(name, files, labels, self.classes, Framing(0, self.crop), found.notes)
 
     def __len__(self) -> int:
         return len(self.at(self.kinds[0], SEVERITIES[0]))
@@ -172,7 +179,11 @@ def imagenet_c(
     root = find_folder("imagenet-c", path, ("imagenet-c", "ImageNet-C"), advice)
     folders = {place.parent.name.replace("_", "-"): place.parent for place in sorted(root.glob("*/1"))}
     folders |= {place.parent.name.replace("_", "-"): place.parent for place in sorted(root.glob("*/*/1"))}
-    folders = {kind: folder for kind, folder in folders.items() if (folder / "1").is_dir() and not kind.isdigit()}
+    folders = {
+        kind: folder
+        for kind, folder in folders.items()
+        if (folder / "1").is_dir() and not kind.isdigit() and not hidden(folder, root)
+    }
     if not folders:
         raise UsageError(f"{root} holds no corruptions; their images lie in KIND/SEVERITY/WNID, as they were unpacked")
     found = ImageNetC(root, folders, subset, crop)
@@ -196,7 +207,7 @@ def _cifar_c(name: str, classes: int, folder: str, path: str, kind: str, severit
 def _find(place: Path, archive: str) -> dict[str, _Stored] | None:
     """The arrays of a folder or an archive; None if there are none."""
     if (place / "labels.npy").is_file():
-        return {_kind(file.stem): _Stored(file, 0) for file in sorted(place.glob("*.npy"))}
+        return {_kind(file.stem): _Stored(file, 0) for file in sorted(place.glob("*.npy")) if not hidden(file, place)}
     file = place if place.suffix == ".tar" else place / archive
     return _in_archive(file) if file.is_file() else None
 
@@ -204,7 +215,11 @@ def _find(place: Path, archive: str) -> dict[str, _Stored] | None:
 def _in_archive(file: Path) -> dict[str, _Stored]:
     try:
         with tarfile.open(file, "r:") as tar:
-            found = {_kind(Path(m.name).stem): _Stored(file, m.offset_data) for m in tar if m.name.endswith(".npy")}
+            found = {
+                _kind(Path(m.name).stem): _Stored(file, m.offset_data)
+                for m in tar
+                if m.name.endswith(".npy") and not Path(m.name).name.startswith(".")
+            }
     except (tarfile.TarError, OSError, EOFError) as error:
         raise UsageError(f"{file} cannot be read ({error}); delete it and get it again") from error
     if "labels" not in found:

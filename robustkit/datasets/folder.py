@@ -3,8 +3,9 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from robustkit.datasets.images import Framing, ImageFiles, Interpolation, images_in
+from robustkit.datasets.images import Framing, ImageFiles, Interpolation, hidden, images_in
 from robustkit.errors import UsageError
 from robustkit.models.sources.python import typed_arguments
 
@@ -51,20 +52,37 @@ def image_folder(
     if not folders:
         raise UsageError(f"{path} holds no class folders; images go into one folder a class: {path}/cat/1.png")
     numbers = read_classes(Path(classes)) if classes else {name: i for i, name in enumerate(folders)}
-    files, labels = numbered_files(root, folders, numbers, classes or "the class list")
-    return ImageFiles(
-        root.name or path, files, labels, max(numbers.values()) + 1, Framing(size, size, interpolation, grey)
-    )
+    found = numbered_files(root, folders, numbers, classes or "the class list")
+    notes = found.notes
+    if not classes and all(name.isdecimal() for name in folders) and folders != sorted(folders, key=int):
+        odd = next(name for i, name in enumerate(folders) if int(name) != i)
+        notes += (
+            f"the class folders are numbers, and sorted as text, as torchvision's ImageFolder does: {odd} is class "
+            f"{numbers[odd]}; classes=FILE numbers them otherwise",
+        )
+    framing = Framing(size, size, interpolation, grey)
+    return ImageFiles(root.name or path, found.files, found.labels, max(numbers.values()) + 1, framing, notes)
 
 
 def class_folders(root: Path) -> list[str]:
     """The names of the folders in a folder, sorted; hidden ones left out."""
-    return sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    return sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not hidden(entry, root))
 
 
-def numbered_files(
-    root: Path, folders: Sequence[str], numbers: Mapping[str, int], listed: str
-) -> tuple[list[str], list[int]]:
+class Found(NamedTuple):
+    """The files of class folders, their labels, and how many files in them are hidden and were skipped."""
+
+    files: list[str]
+    labels: list[int]
+    hidden: int
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a dataset of them has to say."""
+        return (f"hidden image files in the class folders are skipped ({self.hidden})",) if self.hidden else ()
+
+
+def numbered_files(root: Path, folders: Sequence[str], numbers: Mapping[str, int], listed: str) -> Found:
     """The image files of class folders and their labels, by folder and then by name.
 
     Raises:
@@ -74,11 +92,13 @@ def numbered_files(
         raise UsageError(f"{root / unknown[0]} is no class of {listed}; remove the folder or add it there")
     files: list[str] = []
     labels: list[int] = []
+    skipped = 0
     for folder in folders:
-        found = images_in(root / folder)
+        found, unseen = images_in(root / folder)
         files += found
         labels += [numbers[folder]] * len(found)
-    return files, labels
+        skipped += unseen
+    return Found(files, labels, skipped)
 
 
 def read_classes(file: Path) -> dict[str, int]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from robustkit import cache
@@ -40,11 +41,18 @@ def _settings(
 class Table:
     """A table of images and labels; a batch decodes only its own rows. `labels` are known without that."""
 
-    def __init__(self, rows: Any, name: str, image: str, label: str, framing: Framing) -> None:
-        self.rows, self.name, self.image, self.framing = rows, name, image, framing
+    def __init__(self, rows: Any, name: str, image: str = "", label: str = "", framing: Framing | None = None) -> None:
+        kinds = {column: type(feature).__name__ for column, feature in rows.features.items()}
+        label = _column(name, kinds, label, "label", "ClassLabel")
+        self.rows, self.name, self.image = rows, name, _column(name, kinds, image, "image", "Image")
+        self.framing = framing or Framing()
         labels = rows[label][:]
         if not labels or not all(isinstance(value, int) and not isinstance(value, bool) for value in labels):
-            raise UsageError(f"{name}: the column {label!r} holds no class numbers; name another with label=")
+            odd = next((f": row {i} has {v!r}" for i, v in enumerate(labels) if not isinstance(v, int)), "")
+            raise UsageError(
+                f"{name}: the column {label!r} holds no class numbers{odd:.60}; name another with label=, or "
+                f"make it one of numbers: class_encode_column({label!r})"
+            )
         self.labels: Labels = torch.tensor(labels, dtype=torch.int64)
         self.classes = int(getattr(rows.features[label], "num_classes", 0) or 0)
 
@@ -59,7 +67,19 @@ class Table:
         """
         wanted = as_rows(indices, len(self), self.name)
         images = self.rows[wanted.tolist()][self.image] if len(wanted) else []
-        return stacked([self.framing.apply(image) for image in images], self.name), self.labels[wanted]
+        read = [self._read(image, int(row)) for image, row in zip(images, wanted, strict=True)]
+        return stacked(read, self.name), self.labels[wanted]
+
+    def _read(self, image: Any, row: int) -> np.ndarray:
+        if not hasattr(image, "convert"):
+            raise UsageError(
+                f"{self.name}: row {row} of the column {self.image!r} is {type(image).__name__}, no image; cast it: "
+                f"cast_column({self.image!r}, datasets.Image())"
+            )
+        try:
+            return self.framing.apply(image)
+        except (OSError, ValueError, SyntaxError) as error:  # Pillow raises any of them on a broken image
+            raise UsageError(f"{self.name}: row {row} cannot be read as an image: {error}") from error
 
 
 def load(
@@ -99,15 +119,7 @@ def load(
     except Exception as error:  # the package raises what its many back ends raise
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UsageError(f"hf/{name} ({split}) cannot be had: {first}") from error
-    kinds = {column: type(feature).__name__ for column, feature in found.features.items()}
-    image = _column(name, kinds, image, "image", "Image")
-    return Table(
-        found,
-        f"hf/{name}",
-        image,
-        _column(name, kinds, label, "label", "ClassLabel"),
-        Framing(size, size, "bilinear", grey),
-    )
+    return Table(found, f"hf/{name}", image, label, Framing(size, size, "bilinear", grey))
 
 
 def _on_disk(datasets: Any, folder: Path, split: str) -> Any:
@@ -137,7 +149,7 @@ def _column(name: str, kinds: Mapping[str, str], given: str, usual: str, kind: s
     """The column that is given, or the usual one, or the only one of a kind."""
     if given:
         if given not in kinds:
-            raise UsageError(suggest(given, kinds, f"column of hf/{name}"))
+            raise UsageError(suggest(given, kinds, f"column of {name}"))
         return given
     of_kind = [column for column, found in kinds.items() if found == kind]
     if usual in kinds:
@@ -145,4 +157,4 @@ def _column(name: str, kinds: Mapping[str, str], given: str, usual: str, kind: s
     if len(of_kind) == 1:
         return of_kind[0]
     columns = ", ".join(f"{column} ({found})" for column, found in kinds.items())
-    raise UsageError(f"hf/{name}: which column is the {usual}? add {usual}=; there are: {columns}")
+    raise UsageError(f"{name}: which column is the {usual}? add {usual}=; there are: {columns}")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from robustkit.datasets.folder import class_folders, numbered_files
-from robustkit.datasets.images import Framing, ImageFiles, Interpolation
+from robustkit.datasets.images import Framing, ImageFiles, Interpolation, hidden
 from robustkit.datasets.local import find_folder
 from robustkit.datasets.npz import Split
 from robustkit.errors import UsageError
@@ -52,17 +52,18 @@ def imagenet(
     root = find_folder("imagenet", path, ("val", "imagenet/val", "ILSVRC2012/val"), advice)
     root = root / "val" if (root / "val").is_dir() else root
     folders = [name for name in class_folders(root) if _WNID.fullmatch(name)]
+    notes: tuple[str, ...] = ()
     if folders:
-        numbers = class_numbers(folders)
-        files, classes = numbered_files(root, folders, numbers, "ImageNet's 1,000 classes")
+        found = numbered_files(root, folders, class_numbers(folders), "ImageNet's 1,000 classes")
+        files, classes, notes = found.files, found.labels, found.notes
     else:
-        files = sorted(str(file) for file in root.glob("*.JPEG"))
+        files = sorted(str(file) for file in root.glob("*.JPEG") if not hidden(file, root))
         if not files:
             raise UsageError(f"{root} has neither class folders (n01440764 …) nor ILSVRC2012_val_….JPEG files")
         classes = read_truth(labels, [Path(file).name for file in files])
     if subset == "robustbench":
         files, classes = pick(files, classes, robustbench_list(), str(root))
-    return ImageFiles("imagenet", files, classes, CLASSES, Framing(resize, crop, interpolation))
+    return ImageFiles("imagenet", files, classes, CLASSES, Framing(resize, crop, interpolation), notes)
 
 
 def tiny_imagenet(path: str = "", split: Split = "test", size: int = 0) -> ImageFiles:
@@ -83,8 +84,8 @@ def tiny_imagenet(path: str = "", split: Split = "test", size: int = 0) -> Image
     numbers = {wnid: i for i, wnid in enumerate(sorted((root / "wnids.txt").read_text().split()))}
     framing = Framing(size, size)
     if split == "train":
-        files, labels = numbered_files(root / "train", class_folders(root / "train"), numbers, "wnids.txt")
-        return ImageFiles("tiny-imagenet", files, labels, len(numbers), framing)
+        found = numbered_files(root / "train", class_folders(root / "train"), numbers, "wnids.txt")
+        return ImageFiles("tiny-imagenet", found.files, found.labels, len(numbers), framing, found.notes)
     truth = root / "val" / "val_annotations.txt"
     if not truth.is_file():
         raise UsageError(f"there is no {truth}; give the folder tiny-imagenet-200 as it was unpacked")

@@ -11,6 +11,7 @@ from robustkit.api import Images, Labels
 from robustkit.errors import UsageError
 
 _CHANNELS = range(1, 5)
+_OVERSHOOT = 0.25  # beyond [0,1]: bicubic resizing reaches so far, normalised images further
 
 
 class Pair:
@@ -24,6 +25,11 @@ class Pair:
         self.x, self.y = check_images(x, y, name, classes)
         self.name = name
         self.classes = classes or 0  # 0: unknown
+
+    @property
+    def labels(self) -> Labels:
+        """The labels of all images."""
+        return self.y
 
     def __len__(self) -> int:
         return len(self.y)
@@ -52,13 +58,19 @@ def as_rows(indices: Sequence[int], n: int, what: str) -> Int[Tensor, " batch"]:
     return rows
 
 
-def check_images(x: object, y: object, what: str, classes: int | None = None) -> tuple[Tensor, Tensor]:
+def check_images(
+    x: object, y: object, what: str, classes: int | None = None, places: Sequence[int] | None = None
+) -> tuple[Tensor, Tensor]:
     """Images as (N, C, H, W), float32 in [0,1] or uint8, and labels as int64.
+
+    Labels may be whole numbers of any type, in a column too, or one-hot rows: all that can mean but one class.
+    `places` are the images' in their dataset, by which a message names them; 0, 1, 2 … by default.
 
     Raises:
         UsageError: for anything else: shape, type, range, NaN, lengths that differ, labels outside [0, classes).
     """
-    images, labels = _images(_tensor(x, f"{what}: x"), what), _labels(_tensor(y, f"{what}: y"), what)
+    labels = _labels(_tensor(list(y) if isinstance(y, tuple) else y, f"{what}: y", lists=True), what, places)
+    images = _images(_tensor(x, f"{what}: x"), what, len(labels))
     if len(images) != len(labels):
         raise UsageError(f"{what}: {len(images)} images but {len(labels)} labels; give one label an image")
     if not images.numel():
@@ -70,28 +82,43 @@ def check_images(x: object, y: object, what: str, classes: int | None = None) ->
     return images, labels
 
 
-def _tensor(value: object, what: str) -> Tensor:
+def _tensor(value: object, what: str, *, lists: bool = False) -> Tensor:
     if isinstance(value, Tensor):
         return value.detach().cpu()
+    if hasattr(value, "__array__") or (lists and isinstance(value, list)):  # of pandas, JAX, TensorFlow too
+        try:
+            value = np.asarray(value)
+        except ValueError as error:  # a list of parts that differ
+            raise UsageError(f"{what} is no array: {error}") from error
     if not isinstance(value, np.ndarray):
         raise UsageError(f"{what} is of type {type(value).__name__}; give a torch tensor or a numpy array")
     if value.dtype.kind not in "fiub":
         raise UsageError(f"{what} holds {value.dtype}, not numbers")
+    if value.dtype.kind == "f" and value.dtype.itemsize > 8:  # torch has no such type
+        value = value.astype(np.float64)
     return torch.from_numpy(np.require(value, value.dtype.newbyteorder("="), ["C", "W"]))
 
 
-def _images(x: Tensor, what: str) -> Tensor:
+def _images(x: Tensor, what: str, labels: int) -> Tensor:
     shape = tuple(x.shape)
     channels_last = x.dim() == 4 and shape[1] not in _CHANNELS and shape[3] in _CHANNELS
+    one = x.dim() == 3 and labels == 1 != shape[0]  # an image without a batch axis
     if x.dtype == torch.uint8:
-        if x.dim() == 3:
+        if x.dim() == 3 and not one:
             return x.unsqueeze(1)
         if channels_last:
             return x.permute(0, 3, 1, 2)
     elif not x.is_floating_point():
-        raise UsageError(f"{what}: images are {x.dtype}; give floats in [0,1], or bytes as uint8")
+        widest = f", 16-bit ones divided by {2**16 - 1}" if x.dtype in (torch.uint16, torch.int32) else ""
+        raise UsageError(f"{what}: images are {x.dtype}; give floats in [0,1]{widest}, or bytes as uint8")
     if channels_last:
         raise UsageError(f"{what}: images of shape {shape} look like NHWC; give NCHW: torch's x.permute(0, 3, 1, 2)")
+    if one:
+        last = shape[0] not in _CHANNELS and shape[2] in _CHANNELS
+        raise UsageError(
+            f"{what}: one image of shape {shape} has no batch axis; give NCHW: "
+            + ("x.permute(2, 0, 1)[None]" if last else "x[None]")
+        )
     if x.dim() == 3:
         raise UsageError(f"{what}: images of shape {shape} have no channel axis; give NCHW: x[:, None]")
     if x.dim() != 4 or shape[1] not in _CHANNELS:
@@ -105,16 +132,47 @@ def _in_range(x: Tensor, what: str) -> Tensor:
         raise UsageError(f"{what}: {bad} values of the images are NaN or infinite; mend or drop those images")
     low, high = x.min().item(), x.max().item()
     if low < 0 or high > 1:
-        advice = "divide by 255" if high > 1.5 and low >= 0 else "undo the normalisation, models normalise inside"
-        raise UsageError(f"{what}: images go from {low:g} to {high:g}; they must be in [0,1]: {advice}")
+        if low >= -_OVERSHOOT and high <= 1 + _OVERSHOOT:
+            advice = "x.clamp(0, 1) mends what rounding or resizing put outside"
+        elif high > 1.5 and low >= 0:
+            advice = "divide by 255"
+        else:
+            advice = "undo the normalisation, models normalise inside"
+        raise UsageError(f"{what}: images go from {low:.9g} to {high:.9g}; they must be in [0,1]: {advice}")
     return x
 
 
-def _labels(y: Tensor, what: str) -> Tensor:
+def _labels(y: Tensor, what: str, places: Sequence[int] | None) -> Tensor:
+    """Labels as one whole number an image.
+
+    Raises:
+        UsageError: where they are something else; it names the first image for which they are.
+    """
+    if y.dim() == 2 and y.shape[1] == 1:
+        y = y[:, 0]
     if y.dim() == 2 and y.shape[1] > 1:
-        raise UsageError(f"{what}: labels of shape {tuple(y.shape)} look one-hot; give class numbers: y.argmax(1)")
+        soft = (((y != 0) & (y != 1)).any(1) | (y.sum(1) != 1)).nonzero()[:, 0]
+        if len(soft):
+            at = int(soft[0])
+            raise UsageError(
+                f"{what}: labels of shape {tuple(y.shape)} are no class numbers, nor one-hot: that of image "
+                f"{places[at] if places else at} is {_short(y[at])}; give one class an image, y.argmax(1) if the "
+                "largest is meant"
+            )
+        return y.long().argmax(1)
     if y.dim() != 1:
         raise UsageError(f"{what}: labels of shape {tuple(y.shape)}; they must be one number an image, shape (N,)")
-    if y.is_floating_point() or y.dtype == torch.bool:
+    if y.dtype == torch.bool or y.is_complex():
         raise UsageError(f"{what}: labels are {y.dtype}; they must be whole numbers (int64)")
+    if y.is_floating_point() and len(odd := ((y != y.round()) | y.isinf()).nonzero()[:, 0]):  # NaN is unequal to itself
+        at = int(odd[0])
+        raise UsageError(
+            f"{what}: labels are {y.dtype} and not whole: that of image {places[at] if places else at} is "
+            f"{float(y[at]):g}; give class numbers"
+        )
     return y.long()
+
+
+def _short(values: Tensor) -> str:
+    some = ", ".join(f"{float(value):g}" for value in values[:4])
+    return f"[{some}, …]" if len(values) > 4 else f"[{some}]"

@@ -19,6 +19,7 @@ from robustkit.datasets.npz import Split
 from robustkit.datasets.pair import as_rows
 from robustkit.errors import UsageError
 from robustkit.numerics.streams import SampleDraws, key_of
+from robustkit.spec import whole
 
 SIZE = 32
 Field = np.ndarray  # float64 (images, height, width), or what broadcasts with it
@@ -69,8 +70,10 @@ class Scenes:
     classes = 10
 
     def __post_init__(self) -> None:
-        if self.n < 1 or not 0 <= self.context <= 1:
-            raise UsageError(f"scenes: n={self.n} must be at least 1, and context={self.context} from 0 to 1")
+        object.__setattr__(self, "n", whole(self.n, "scenes: n"))
+        object.__setattr__(self, "seed", whole(self.seed, "scenes: seed", 0))
+        if not 0 <= self.context <= 1:
+            raise UsageError(f"scenes: context={self.context} must be from 0 to 1")
         if self.label not in ("shape", "context"):
             raise UsageError(f"scenes: label is shape or context, not {self.label!r}")
 

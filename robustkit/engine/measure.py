@@ -104,13 +104,14 @@ def complete(begun: Begun, flags: Sequence[Mapping[str, Any]] = ()) -> RunRecord
         raise
     samples, attacks, seconds = assemble.columns(bench, parts)
     left_out = _left_out(begun.request.target, len(opened.samples), opened.samples.left_out)
+    chosen = opened.samples.flags(opened.subject.facts.classes)
     return RunRecord(
         job=begun.plan.job.to_json(),
         environment=environment(opened.device),
         samples=samples,
         attacks=attacks,
         seconds=seconds,
-        flags=[*opened.subject.flags, *left_out, *begun.plan.flags, *flags],
+        flags=[*opened.subject.flags, *left_out, *chosen, *begun.plan.flags, *flags],
         errors=assemble.errors(bench, parts),
         predicted=asdict(predicted),
         goals={named.name: named.attack.goal for named in begun.plan.attacks},

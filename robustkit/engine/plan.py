@@ -4,7 +4,7 @@ import importlib.metadata
 import platform
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -175,6 +175,8 @@ def _settings(attack: Any) -> Iterator[Any]:
         for item in attack:
             yield from _settings(item)
     elif isinstance(attack, Attack | Suite):
+        if is_dataclass(attack):
+            spec.check_types(attack, type(attack).__name__)
         yield attack
     else:
         raise UsageError(f"an attack is a spec, an Attack, a Suite or a list, not {type(attack).__name__}")
@@ -222,7 +224,7 @@ def parse_target(target: Any, classes: int | None) -> str:
     text = str(target)
     if text in ("random", "least-likely"):
         return text
-    if not text.isdigit() or (classes is not None and int(text) >= classes):
+    if not text.isdecimal() or (classes is not None and int(text) >= classes):
         most = f" from 0 to {classes - 1}" if classes else ""
         raise UsageError(f"target {text!r} must be a class{most}, least-likely or random")
     return text

@@ -1,5 +1,6 @@
 """What is asked of a measurement: a `Request` decides the numbers, an `Execution` only how they come about."""
 
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ class Request:
     `attack` is a spec, an Attack, a Suite, or a list of these; `target` is empty, "random", "least-likely" or a class;
     `quantize` is empty or "8bit"; `data` is how the samples' dataset was named. `carry` is the same measurement at a
     smaller eps: what it broke counts as broken. `eps` is the radius as it was written.
+
+    Raises:
+        UsageError: for a seed or a number of draws that is no whole number, or below 0 or 1.
     """
 
     attack: Any
@@ -31,6 +35,10 @@ class Request:
     quantize: str = ""
     draws: int = spec.DEFAULT_DRAWS
     carry: RunRecord | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "seed", spec.whole(self.seed, "seed", 0))  # plain ints: they go into the job
+        object.__setattr__(self, "draws", spec.whole(self.draws, "draws"))
 
 
 def _ignore(event: Event) -> None:
@@ -55,7 +63,10 @@ class Execution:
     tell: Callable[[Event], None] = _ignore
 
     def __post_init__(self) -> None:
-        check_counts(batch_size=None if self.batch_size == "auto" else self.batch_size, shard_size=self.shard_size)
+        if self.batch_size != "auto":
+            object.__setattr__(self, "batch_size", spec.whole(self.batch_size, "batch_size"))
+        if self.shard_size is not None:
+            object.__setattr__(self, "shard_size", spec.whole(self.shard_size, "shard_size"))
 
 
 def threat_of(norm: str, eps: float | str | None) -> ThreatModel:
@@ -66,7 +77,12 @@ def threat_of(norm: str, eps: float | str | None) -> ThreatModel:
     """
     if eps is None:
         eps = spec.DEFAULT_EPS.get(norm, "")
-    radius = spec.number(eps) if isinstance(eps, str) and eps else float(eps or 0)
+    try:
+        radius = spec.number(eps) if isinstance(eps, str) and eps else float(eps or 0)
+    except (TypeError, ValueError):
+        radius = math.nan
+    if isinstance(eps, bool) or math.isnan(radius):
+        raise UsageError(f"eps must be a number such as 8/255, not {eps!r}")
     return ThreatModel(norm, radius)  # type: ignore[arg-type]  # which refuses an unknown norm
 
 
@@ -77,5 +93,5 @@ def check_counts(**values: Any) -> None:
         UsageError: for the first that is not.
     """
     for what, value in values.items():
-        if value is not None and not (isinstance(value, int) and value >= 1):
-            raise UsageError(f"{what} must be a whole number of at least 1, not {value!r}")
+        if value is not None:
+            spec.whole(value, what)

@@ -52,6 +52,7 @@ def _named(defense: Any) -> Iterator[Named]:
         for item in defense:
             yield from _named(item)
     elif isinstance(defense, Defense) and dataclasses.is_dataclass(defense) and not isinstance(defense, type):
+        spec.check_types(defense, type(defense).__name__)
         name = plugins.name_of("defenses", type(defense))
         if name not in plugins.table("defenses"):
             name = f"{type(defense).__module__}.{type(defense).__qualname__}"

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from robustkit import spec
 from robustkit.api import ModelCard
 from robustkit.datasets.choice import Samples
 from robustkit.errors import UsageError
@@ -126,6 +127,7 @@ def open_model(
     Raises:
         UsageError: if it does not take the images, or its outputs are no finite logits that fit the labels.
     """
+    tile, seed = None if tile is None else spec.whole(tile, "tile"), spec.whole(seed, "seed", 0)
     with ExitStack() as stack:
         module = loaded.module
         if defenses:  # a defense puts what it wraps into eval mode: the caller's module must come back as it was

@@ -4,10 +4,9 @@ Needs no torch.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +14,7 @@ import numpy as np
 from robustkit.errors import UsageError
 from robustkit.records.folder import write_text
 from robustkit.records.schema import CORRUPTIONS
-from robustkit.stats import Proportion
+from robustkit.stats import Proportion, mean_interval
 
 # AlexNet's error on ImageNet-C, the mean over the five severities: the reference of mCE. The published figures of
 # Hendrycks and Dietterich (ICLR 2019), from their repository hendrycks/robustness.
@@ -50,7 +49,7 @@ class Cell(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """A mean over images with its 95 % normal interval; a baseline's errors count as known without error.
+    """A mean over images with its 95 % interval, see `stats.mean_interval`; a baseline's errors count as known.
 
     The images are the sample: all corruptions of one image count together, since they depend on each other.
     """
@@ -71,7 +70,8 @@ class Estimate(NamedTuple):
 class CorruptionRecord:
     """One evaluation. `clean` is None where there are no clean images; `reference` maps a kind to the baseline's error.
 
-    `baseline` is what the reference belongs to; both are empty without one.
+    `baseline` is what the reference belongs to; both are empty without one. `notes` say what a reader must know of the
+    choice of images; records of before have none.
     """
 
     job: Mapping[str, Any]
@@ -81,6 +81,7 @@ class CorruptionRecord:
     clean: Cell | None = None
     baseline: str = ""
     reference: Mapping[str, float] | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def model(self) -> str:
@@ -111,7 +112,7 @@ class CorruptionRecord:
     def mean_accuracy(self) -> Estimate:
         """Over all kinds and severities."""
         value, low, high = self._mean({kind: 1.0 for kind in self.kinds})
-        return Estimate(1 - value, max(0.0, 1 - high), 1 - low)
+        return Estimate(1 - value, 1 - high, 1 - low)
 
     @property
     def mce(self) -> Estimate | None:
@@ -125,6 +126,22 @@ class CorruptionRecord:
     def mean_error(self) -> Estimate:
         """The unnormalised mCE: the mean of the kinds' errors, for want of a baseline."""
         return self._mean({kind: 1.0 for kind in self.kinds})
+
+    def check_comparable(self, indices: Sequence[int], cells: Iterable[Cell]) -> None:
+        """Refuse to be the baseline of what was measured on other images.
+
+        Raises:
+            UsageError: if the samples differ, or a cell that both have is of other images, by their hashes.
+        """
+        other = "measure it on the same data, with the same -n or --indices and the same seed"
+        if self.indices != tuple(indices):
+            raise UsageError(f"the baseline was measured on {self.n} samples, these are {len(indices)} others; {other}")
+        own = {(cell.kind, cell.severity): cell.sha256 for cell in [*self.cells, *([self.clean] if self.clean else [])]}
+        for cell in cells:
+            if own.get((cell.kind, cell.severity), cell.sha256) != cell.sha256:
+                under = f" under {cell.kind} at severity {cell.severity}" if cell.kind else ""
+                what = f"the baseline was measured on other images ({self.job['data']})"
+                raise UsageError(f"{what}, their hash differs{under}; {other}")
 
     def errors(self) -> dict[str, float]:
         """The error of each kind, over its severities: what makes this record another's baseline."""
@@ -140,10 +157,9 @@ class CorruptionRecord:
         for cell in self.cells:
             rows = [place[index] for index in cell.wrong]
             per_image[rows] += 1 / (reference[cell.kind] * len(self.severities) * len(self.kinds))
-        value = float(per_image.mean())
-        error = float(per_image.std(ddof=1)) / self.n**0.5 if self.n > 1 else float("inf")
-        spread = NormalDist().inv_cdf(0.975) * error
-        return Estimate(value, max(0.0, value - spread), min(value + spread, sum_of(reference, self.kinds)))
+        most = sum_of(reference, self.kinds)
+        low, high = mean_interval(per_image / most)
+        return Estimate(float(per_image.mean()), most * low, most * high)
 
     def to_json(self) -> dict[str, Any]:
         """The facts, and the figures computed from them."""
@@ -159,6 +175,7 @@ class CorruptionRecord:
             "unnormalised_mce": self.mean_error.to_json(),
             "kinds": self.errors(),
             "reference": dict(self.reference) if self.reference else None,
+            "notes": list(self.notes),
             "indices": list(self.indices),
             "clean": _cell_json(self.clean, self) if self.clean else None,
             "cells": [_cell_json(cell, self) for cell in self.cells],
@@ -186,6 +203,7 @@ class CorruptionRecord:
             lines.append(f"mCE                 {value:.2f} [{low:.2f}, {high:.2f}] ({self.baseline} = 100{some})")
         else:
             lines.append(f"unnormalised mCE    {self.mean_error} (the mean error: no baseline was given)")
+        lines += [f"note: {note}" for note in self.notes]
         return "\n".join(lines)
 
 
@@ -214,6 +232,7 @@ def load(file: Path) -> CorruptionRecord:
             clean=_cell(data["clean"]) if data["clean"] else None,
             baseline=baseline,
             reference=data["reference"],
+            notes=tuple(data.get("notes", ())),
         )
     except OSError as error:
         raise UsageError(f"{file}: {error.strerror or error}; give a record of `robustkit corruptions`") from error

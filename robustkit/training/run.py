@@ -16,7 +16,7 @@ from robustkit.errors import UsageError
 from robustkit.events import TrainingEvent, TrainingStarted
 from robustkit.models.opening import choose_device
 from robustkit.models.sources import load_model, trained, untrained
-from robustkit.spec import parse, settings, text_of
+from robustkit.spec import parse, settings, text_of, whole
 from robustkit.training.data import Held, held
 from robustkit.training.folder import TrainingFolder, sha256, weights_bytes
 from robustkit.training.loop import Loop, Watch
@@ -49,8 +49,8 @@ class Request:
     trust: bool = False
 
     def __post_init__(self) -> None:
-        if self.check < 1 or self.check_robust < 1:
-            raise UsageError("--check and --check-robust are numbers of test images, at least 1")
+        for name, least in (("seed", 0), ("check", 1), ("check_robust", 1)):
+            object.__setattr__(self, name, whole(getattr(self, name), name, least))
         if not 0 <= self.eps <= 1:
             raise UsageError(f"eps must be from 0 to 1, pixels are in [0,1], not {self.eps!r}; write 8/255")
 

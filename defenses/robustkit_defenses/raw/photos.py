@@ -56,7 +56,7 @@ def read(source: str) -> Photos:
         data = Path(next(iter(spec.submodule_search_locations))) / "data"
         return _photos("foolbox/imagenet", [_file(file) for file in sorted(data.glob("imagenet_*"))])
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in _SUFFIXES and file.is_file())
+        files = sorted(f for f in path.rglob("*") if f.suffix.lower() in _SUFFIXES and f.is_file() and _seen(f, path))
         return _photos(path.resolve().name, [_file(file) for file in files])
     if path.suffix == ".npz" and path.is_file():
         return _photos(path.name, list(_array(path)))
@@ -72,11 +72,18 @@ def _photos(name: str, arrays: Sequence[np.ndarray]) -> Photos:
     return Photos(name, [torch.from_numpy(np.array(array)).permute(2, 0, 1).contiguous() for array in arrays])
 
 
+def _seen(file: Path, root: Path) -> bool:
+    """Whether a file is none of an editor's or a system's own copies, which are hidden."""
+    return not any(part.startswith(".") or part == "__MACOSX" for part in file.relative_to(root).parts)
+
+
 def _file(file: Path) -> np.ndarray:
     from PIL import Image
 
     try:
         with Image.open(file) as image:
+            if image.mode[0] in "IF":  # Pillow would clip them to bytes
+                raise ValueError(f"its pixels are not bytes (Pillow's mode {image.mode}); save it with 8 bits")
             return np.asarray(image.convert("RGB"))
     except (OSError, ValueError, SyntaxError) as error:  # Pillow raises any of them on a broken file
         raise UsageError(f"{file} cannot be read as an image: {error}") from error

@@ -55,6 +55,18 @@ def import_callable(dotted: str) -> Callable[..., Any]:
     Raises:
         UsageError: if the module or the name is not there, the module does not import, or it cannot be called.
     """
+    found = imported(dotted)
+    if not callable(found):
+        raise UsageError(f"{dotted} is {_kind(found)}, which cannot be called; name a function or a class")
+    return found  # type: ignore[no-any-return]
+
+
+def imported(dotted: str) -> Any:
+    """What stands at package.module.name; modules of the current folder come first.
+
+    Raises:
+        UsageError: if the module or the name is not there, or the module does not import.
+    """
     module_name, _, name = dotted.rpartition(".")
     if not module_name or not all(part.isidentifier() for part in dotted.split(".")):
         raise UsageError(f"{dotted!r} is no callable's name; write python/package.module.callable")
@@ -72,10 +84,7 @@ def import_callable(dotted: str) -> Callable[..., Any]:
     if not hasattr(module, name):
         public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise UsageError(suggest(name, public, f"callable of {module_name}"))
-    found = getattr(module, name)
-    if not callable(found):
-        raise UsageError(f"{dotted} is {_kind(found)}, which cannot be called; name a function or a class")
-    return found  # type: ignore[no-any-return]
+    return getattr(module, name)
 
 
 def typed_arguments(function: Callable[..., Any], options: Mapping[str, str], what: str) -> dict[str, Any]:
