@@ -1,38 +1,87 @@
-"""How often the gate fails, by simulation: over true drops of robust accuracy and shares of samples that flip.
+"""How often the gate fails and its interval covers: exact sums over what can happen, no simulation.
 
     python -m benchmarks.gate_power
 
-Writes reports/gate-power/: power.csv, README.md, and power.svg if matplotlib is there.
+Writes reports/gate-power/: power.csv, README.md, and power.svg if matplotlib is there. Of n paired samples, b get worse
+and c get better, by a multinomial law whose two shares differ by the true drop and add up to the flips. Each pair
+(b, c) is judged by `robustkit.stats`, which is what the gate asks, and weighed by its probability.
 """
 
-import argparse
 import csv
-from fractions import Fraction
+from functools import cache
 from pathlib import Path
 
 import numpy as np
+from scipy.stats import binom
 
 from robustkit.records import gate
-from robustkit.records.compare import Change
+from robustkit.stats import difference_interval, fewest_worse
 
-DISCORDANCE = (0.05, 0.10, 0.15)
-DROPS = [points / 2 for points in range(13)]
+SIZES = (100, 1_000, 10_000)
+ALLOWED = (0.5, 2.0)  # points
+DROPS = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0)  # points
+FLIPS = (2.0, 5.0, 10.0, "one way")  # % of samples that flip; or only as many as the drop, all of them worse
 FOLDER = Path("reports/gate-power")
+COLUMNS = ("allowed_points", "n", "flips_percent", "drop_points", "failed", "covered")
+TAIL = 1e-9  # what is left out at either end of a binomial law: less than any digit shown
 
 
-def rate(rng, n, discordance, drop, max_drop, pairs):
-    """The share of simulated pairs of runs on which the gate fails."""
-    index = np.arange(n)
-    shares = [(discordance + drop) / 2, (discordance - drop) / 2, 1 - discordance]
-    failed = 0
-    for _ in range(pairs):
-        kind = rng.choice(3, size=n, p=shares)  # got worse, got better, or did not flip
-        before = np.where(kind == 2, index % 2 == 0, kind == 0)
-        failed += gate.dropped(Change.of(index, before, np.where(kind == 2, before, kind == 1)), max_drop)
-    return failed / pairs
+def shares(drop, flips):
+    """The shares of samples that get worse and better, or None where no such law exists; both given in points."""
+    worse, better = (drop, 0.0) if flips == "one way" else ((flips + drop) / 2, (flips - drop) / 2)
+    return (worse / 100, better / 100) if better >= 0 else None
 
 
-def plot(rows, file):
+def support(n, share):
+    """The counts that a binomial law gives, but for its far tails."""
+    low, high = binom.ppf(TAIL, n, share), binom.isf(TAIL, n, share)
+    return np.arange(int(max(0, low)), int(min(n, high)) + 1)
+
+
+@cache
+def smallest_failing(better, n, allowed):
+    """How many must get worse, beside so many that get better, for the gate to fail; n + 1 if it never does."""
+    found = fewest_worse(better, n, allowed / 100, gate.ALPHA)
+    return n + 1 if found is None else found
+
+
+def failing(n, worse, better, allowed):
+    """The probability that the gate fails."""
+    counts = support(n, better)
+    least = np.array([smallest_failing(int(c), n, allowed) for c in counts])
+    return float(binom.pmf(counts, n, better) @ binom.sf(least - 1, n - counts, worse / (1 - better)))
+
+
+def covering(n, worse, better):
+    """The probability that the 95 % interval of the drop holds the true one."""
+    total = 0.0
+    for c in support(n, better).tolist():
+        given = worse / (1 - better)
+        counts = support(n - c, given)
+        held = covered(c, tuple(counts.tolist()), n, better - worse)
+        total += float(binom.pmf(c, n, better) * (binom.pmf(counts, n - c, given) @ held))
+    return total
+
+
+def covered(c, worse, n, difference):
+    """Of each number of samples that get worse, whether the interval holds the true difference."""
+    ends = np.array([difference_interval(b, c, n) for b in worse])
+    return (ends[:, 0] <= difference + 1e-12) & (difference - 1e-12 <= ends[:, 1])
+
+
+def rows():
+    """Every cell."""
+    for n in SIZES:
+        for flips in FLIPS:
+            for drop in DROPS:
+                if (law := shares(drop, flips)) is None:
+                    continue
+                cover = covering(n, *law)
+                for allowed in ALLOWED:
+                    yield dict(zip(COLUMNS, (allowed, n, flips, drop, failing(n, *law, allowed), cover), strict=True))
+
+
+def plot(found, file):
     """The curves, if they can be drawn."""
     try:
         import matplotlib as mpl
@@ -42,55 +91,83 @@ def plot(rows, file):
     mpl.rcParams["svg.hashsalt"] = "gate-power"
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(5, 3.2), layout="constrained")
-    for share in DISCORDANCE:
-        curve = [(row["true_drop_points"], 100 * row["failed"]) for row in rows if row["discordance"] == share]
-        axes.plot(*zip(*curve, strict=True), marker="o", markersize=3, label=f"{100 * share:.0f} % of samples flip")
-    axes.set(xlabel="true drop, points of robust accuracy", ylabel="gate fails, %", ylim=(0, 101))
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    figure, panels = plt.subplots(
+        len(ALLOWED), len(SIZES), figsize=(9, 5), layout="constrained", sharex=True, sharey=True
+    )
+    for axes, (allowed, n) in zip(panels.flat, ((a, n) for a in ALLOWED for n in SIZES), strict=True):
+        for flips in FLIPS:
+            here = [
+                row for row in found if (row["allowed_points"], row["n"], row["flips_percent"]) == (allowed, n, flips)
+            ]
+            points = [(row["drop_points"], 100 * row["failed"]) for row in here]
+            axes.plot(*zip(*points, strict=True), marker="o", markersize=2.5, label=named(flips))
+        axes.axvline(allowed, color="0.7", linewidth=0.8)
+        axes.axhline(100 * gate.ALPHA, color="0.7", linewidth=0.8)
+        axes.set_title(f"n = {n:,}, {allowed:g} points allowed", fontsize=9)
+        axes.grid(alpha=0.3)
+    figure.supxlabel("true drop, points of robust accuracy")
+    figure.supylabel("gate fails, %")
+    panels[0, 0].legend(frameon=False, fontsize=7)
     figure.savefig(file, metadata={"Date": None})
     return True
 
 
-def main():
-    """Simulate and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-n", type=int, default=1000)
-    parser.add_argument("--pairs", type=int, default=2000)
-    parser.add_argument("--max-drop", default=gate.MAX_DROP)
-    parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    max_drop, rng = gate.parse_drop(given.max_drop), np.random.default_rng(given.seed)
-    rows = [
-        {"discordance": share, "true_drop_points": drop,
-         "failed": rate(rng, given.n, share, drop / 100, max_drop, given.pairs)}
-        for share in DISCORDANCE for drop in DROPS if Fraction(str(drop)) <= Fraction(str(share)) * 100
-    ]  # fmt: skip
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    with (FOLDER / "power.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    drawn = plot(rows, FOLDER / "power.svg")
-    failed = {(row["discordance"], row["true_drop_points"]): row["failed"] for row in rows}
-    cells = {key: f"{100 * value:.1f}" for key, value in failed.items()}
-    table = [
-        f"| {drop:g} | " + " | ".join(cells.get((share, drop), "–") for share in DISCORDANCE) + " |" for drop in DROPS
+def named(flips):
+    """A share of flips as a column's head."""
+    return "all one way" if flips == "one way" else f"{flips:g} % flip"
+
+
+def table(found, n, column):
+    """A Markdown table of one n: a row a drop, a column a share of flips."""
+    cells = {(row["drop_points"], row["flips_percent"]): 100 * row[column] for row in found}
+    lines = [
+        f"| {drop:g} | " + " | ".join(f"{cells[drop, f]:.1f}" if (drop, f) in cells else "–" for f in FLIPS) + " |"
+        for drop in DROPS
     ]
+    head = f"| true drop, points (n = {n:,}) | " + " | ".join(map(named, FLIPS)) + " |"
+    return "\n".join([head, "|" + "---|" * (1 + len(FLIPS)), *lines])
+
+
+def page(found, *, drawn):
+    """README.md."""
+    false = max(row["failed"] for row in found if row["drop_points"] <= row["allowed_points"])
+    cover = {n: min(row["covered"] for row in found if row["n"] == n) for n in SIZES}
+    covers = ", ".join(f"{100 * share:.1f} % at n = {n:,}" for n, share in cover.items())
     parts = [
         "# How often the gate fails",
-        f"Simulated: {given.pairs} pairs of runs a cell, n = {given.n} samples, --max-drop {given.max_drop}, "
-        f"p < {gate.ALPHA}, seed {given.seed}. A cell is the share of pairs, in %, on which `robustkit gate` fails; a "
-        "column is the share of samples whose verdict flips either way. A drop larger than that share cannot be (–). "
-        "The row of 0 is the false alarms.",
-        "| true drop, points | " + " | ".join(f"{100 * share:.0f} % flip" for share in DISCORDANCE) + " |\n"
-        "|" + "---|" * (1 + len(DISCORDANCE)) + "\n" + "\n".join(table),
-        *(["![the same as curves](power.svg)"] if drawn else []),
+        "Of other weights `robustkit gate` asks whether the drop of robust accuracy *behind* the samples is larger "
+        f"than `--max-drop` allows, by a one-sided paired test at p < {gate.ALPHA}. A cell is the probability, in %, "
+        "that it fails; a column is the share of samples whose verdict flips either way, or as few as the drop needs, "
+        "all of them worse. A drop larger than the flips cannot be (–). All figures are exact sums, not simulations.",
+        f"In these cells, at a true drop of no more than is allowed, it fails in at most {100 * false:.1f} % of cases. "
+        f"The 95 % interval of the drop holds the true one in at least {covers}.",
+    ]
+    for allowed in ALLOWED:
+        parts.append(f"## {allowed:g} points allowed")
+        here = [row for row in found if row["allowed_points"] == allowed]
+        parts += [table([row for row in here if row["n"] == n], n, "failed") for n in SIZES]
+    parts += ["## How often the interval holds the true drop"]
+    once = [row for row in found if row["allowed_points"] == ALLOWED[0]]
+    parts += [table([row for row in once if row["n"] == n], n, "covered") for n in SIZES]
+    parts += [
+        *(["![the gate's failures as curves](power.svg)"] if drawn else []),
         "    python -m benchmarks.gate_power",
     ]
-    (FOLDER / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-    print("\n\n".join(parts[1:3]))
+    return "\n\n".join(parts) + "\n"
+
+
+def main():
+    """Compute and write."""
+    found = list(rows())
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    with (FOLDER / "power.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({**row, **{key: f"{row[key]:.6f}" for key in ("failed", "covered")}} for row in found)
+    drawn = plot(found, FOLDER / "power.svg")
+    text = page(found, drawn=drawn)
+    (FOLDER / "README.md").write_text(text, encoding="utf-8")
+    print(text)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ _DECIDED = {"attack", "norm", "eps", "target", "n", "indices", "seed", "outputs"
 @click.command()
 @click.option("--baseline", "file", required=True, type=click.Path(path_type=Path), help="The baseline's file.")
 @click.option("--max-drop", default="0.5pp", show_default=True, metavar="0.5pp|0.5%",
-              help="Robust accuracy that other weights may lose; a larger and significant drop fails.")  # fmt: skip
+              help="Robust accuracy that other weights may lose; a drop shown to be larger fails.")  # fmt: skip
 @options.stored_run("run", "Judge this stored run instead of evaluating.")
 @click.option("--time-budget", metavar="60s|2m",
               help="Only as many of the first samples as fit, by the baseline's counted costs.")  # fmt: skip
@@ -38,9 +39,9 @@ def gate(
     robustkit gate --baseline base.json
     robustkit gate --baseline base.json --model ./new.safetensors:arch=digits-cnn --max-drop 1pp --time-budget 60s
     \b
-    Other weights fail if the drop is significant (exact paired test, p < 0.05) and larger than --max-drop.
+    Other weights fail if a paired test shows (p < 0.05) that robust accuracy fell by more than --max-drop.
     The same weights fail if any sample flips, unless the model is randomised.
-    Exit codes: 0 passed, 1 failed, 2 bad usage, 3 a sample is UNKNOWN.
+    Exit codes: 0 passed, 1 failed, 2 bad usage, 3 no verdict (a sample is UNKNOWN, an audit invalid, samples too few).
     """  # noqa: D301
     from robustkit.records import baseline
     from robustkit.records import gate as rule
@@ -55,10 +56,10 @@ def gate(
     if run is not None:
         record = baseline.read(run)
     else:
-        record = evaluate.measure({**_as_baseline(asked, given, before, budget), "out": out})
+        record = evaluate.measure({**_as_baseline(asked, given, before, budget, allowed), "out": out})
     if update or before is None:
         baseline.save(record, file)
-        click.echo(f"{record.summary()}\nbaseline written to {file}")
+        click.echo(f"{record.summary()}\nbaseline written to {file}; {rule.reach(record, allowed)}")
         return
     found = rule.judge(before, record, allowed)
     output.tell(found.to_json(), verdict(found, before, record), json_to)
@@ -82,7 +83,7 @@ def _check(given: set[str], *, file: Path, run: bool, update: bool, out: bool, b
 
 
 def _as_baseline(
-    asked: Mapping[str, Any], given: set[str], before: "RunRecord | None", budget: float | None
+    asked: Mapping[str, Any], given: set[str], before: "RunRecord | None", budget: float | None, allowed: Fraction
 ) -> dict[str, Any]:
     """The options of the baseline's job with those that were given in their place, complete."""
     if before is None:
@@ -93,7 +94,7 @@ def _as_baseline(
 
     job = gate.request(before.job)
     if budget is not None:
-        fit, expected = gate.prefix(before, budget)
+        fit, expected = gate.prefix(before, budget, allowed)
         job["indices"] = job["indices"][:fit]
         text = f"--time-budget: the first {fit} of {before.n} samples, {expected:.1f} s of attack in the baseline"
         click.echo(text, err=True)

@@ -13,7 +13,7 @@ import numpy as np
 from robustkit.errors import NotEstablishedError, UsageError
 from robustkit.records import folder as store
 from robustkit.records import schema
-from robustkit.records.findings import stored
+from robustkit.records.findings import INVALID, stored
 from robustkit.records.run import RunRecord
 from robustkit.records.schema import BROKE, BROKEN, ROBUST, SURVIVED, WRONG, Columns
 
@@ -28,7 +28,7 @@ def save(record: RunRecord, path: Path) -> None:
 
     Raises:
         UsageError: for a run of a sweep, which did not attack what a smaller eps broke.
-        NotEstablishedError: if its robust accuracy is not established.
+        NotEstablishedError: if its robust accuracy is not established, or its audit is invalid.
     """
     if record.job.get("carried"):
         raise UsageError(
@@ -36,6 +36,8 @@ def save(record: RunRecord, path: Path) -> None:
         )
     if record.robust_accuracy is None:
         raise NotEstablishedError(f"no baseline was written to {path}: {record.why_no_robust_accuracy}")
+    if record.verdict == INVALID:
+        raise NotEstablishedError(f"no baseline was written to {path}: the audit says {record.warning}")
     costs: dict[int, tuple[list[int], list[int]]] = {int(i): ([], []) for i in record.samples["index"]}
     for index, *paid in _rows(record.attacks, ("index", "forwards", "backwards")):
         for column, passes in zip(costs[index], paid, strict=True):

@@ -12,7 +12,7 @@ from robustkit.records.run import RunRecord
 from robustkit.records.schema import COMPARISON, ROBUST, UNKNOWN, WRONG, Columns
 from robustkit.stats import Proportion, difference_interval, mcnemar_p
 
-QUESTION = ("attack", "norm", "eps", "target", "seed", "outputs", "carried", "draws")
+QUESTION = ("attack", "attacks", "norm", "eps", "target", "seed", "outputs", "quantize", "carried", "draws")
 MACHINE = ("device", "threads", "tile", "precision")
 
 
@@ -51,7 +51,7 @@ class Change:
 
     @property
     def p(self) -> float:
-        """McNemar's exact one-sided p: the chance of so many `worse` among the flips if nothing got worse."""
+        """McNemar's exact one-sided p: the chance of so many `worse` among the flips if nothing got worse at all."""
         return mcnemar_p(len(self.worse), len(self.better))
 
     def to_json(self) -> dict[str, Any]:
@@ -82,7 +82,7 @@ class Flip:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Two records on the samples they share. `differs` says what else, besides results, is not the same in the two."""
+    """Two records on the samples they share, `indices`. `differs` says what else, besides results, is not the same."""
 
     robust: Change
     clean: Change
@@ -92,6 +92,7 @@ class Comparison:
     only_after: int
     differs: tuple[str, ...]
     verdicts: tuple[str, str] = (NOT_AUDITED, NOT_AUDITED)
+    indices: tuple[int, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """As JSON data; `attacks` holds the share that stands after each attack, `verdicts` what audits said."""
@@ -114,7 +115,8 @@ def compare(before: RunRecord, after: RunRecord) -> Comparison:
 
     Raises:
         UsageError: if they share no sample, or a shared index is another image or has another label.
-        NotEstablishedError: if a shared sample is UNKNOWN in one, or a randomised model was not voted on.
+        NotEstablishedError: if a shared sample is UNKNOWN in one, a randomised model was not voted on, or what attacked
+            is no measure by itself.
     """
     index, i, j = np.intersect1d(before.samples["index"], after.samples["index"], return_indices=True)
     if not len(index):
@@ -150,6 +152,7 @@ def compare(before: RunRecord, after: RunRecord) -> Comparison:
         only_after=after.n - len(index),
         differs=tuple(_differs(before, after)),
         verdicts=(before.verdict, after.verdict),
+        indices=tuple(index.tolist()),
     )
 
 
@@ -164,13 +167,22 @@ def _refuse_undecided(side: str, record: RunRecord, status: np.ndarray) -> None:
     if unknown or record.unvoted:
         what = f"{unknown} of {len(status)} shared samples are UNKNOWN" if unknown else "the model is randomised"
         raise NotEstablishedError(f"not comparable: {what} in the run {side} ({record.why_no_robust_accuracy})")
+    if record.insufficient:
+        raise NotEstablishedError(f"not comparable: the run {side} has no robust accuracy ({record.insufficient})")
+
+
+def said(value: Any) -> str:
+    """What a job says under a key, in words; nothing, too."""
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value or "none")
 
 
 def _differs(before: RunRecord, after: RunRecord) -> Iterator[str]:
     a, b = before.job, after.job
     for key in ("model", "defense", "data", *QUESTION, *MACHINE):
-        if (old := a.get(key) or "none") != (new := b.get(key) or "none"):
+        if (old := said(a.get(key))) != (new := said(b.get(key))):
             yield f"{key} {old} -> {new}"
+    if a.get("streams") != b.get("streams"):  # old records lack it
+        yield "how random numbers are keyed"
     for key, what in (("model_sha256", "the weights"), ("probe_sha256", "the logits on the probe images"),
                       ("noisy_sha256", "the logits under fixed noise"),
                       ("gradient_signs", "the gradients on the probe images")):  # fmt: skip

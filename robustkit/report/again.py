@@ -12,7 +12,6 @@ def command(job: Mapping[str, Any], eps: str = "", *, audit: bool = False) -> st
     """The command line of a run, or of a sweep over `eps`; as far as model and data were named on one."""
     options = {**request(job), "indices": ranges(job["indices"])}
     options["defense"] = job.get("defense") or None
-    options["quantize"] = job.get("quantize") or None
     options["eps"] = eps or options["eps"]
     words = [word for name, value in options.items() if value is not None for word in (f"--{name}", str(value))]
     return shlex.join(["robustkit", "eval", *words, *(["--audit"] if audit else [])])

@@ -20,11 +20,28 @@ def comparison(found: Comparison, before: RunRecord, after: RunRecord) -> str:
 
 def verdict(found: Verdict, before: RunRecord, after: RunRecord) -> str:
     """What the gate says, and what it rests on."""
-    lines = [comparison(found.comparison, before, after)]
+    lines = [comparison(found.comparison, before, after), *_asked(found)]
     if found.reproduce:
         lines.append(f"see one again: {found.reproduce}")
     lines.append(f"{'PASS' if found.passed else 'FAIL'}: {found.reason}")
     return "\n".join(lines)
+
+
+def _asked(found: Verdict) -> list[str]:
+    """What these samples show; of other weights also what follows for samples like them, which is the question then."""
+    change = found.comparison.robust
+    worse, better = len(change.worse), len(change.better)
+    fewer = f"{worse - better} fewer" if worse >= better else f"{better - worse} more"
+    lines = [
+        f"on these {change.n} samples {worse} are robust no more and {better} are newly robust: {fewer} "
+        f"({100 * abs(change.difference):.2f} points)"
+    ]
+    if not found.same_weights:
+        interval = f"{-100 * change.difference:.2f} points [{-100 * change.high:.2f}, {-100 * change.low:.2f}]"
+        least = f", at least {100 * found.at_least:.2f}" if found.at_least else ""
+        allowed = f"p(drop <= {100 * float(found.max_drop):g}) = {found.p:.3g}"
+        lines.append(f"for samples like these: drop {interval}{least}; {allowed}")
+    return lines
 
 
 def _numbers(found: Comparison) -> list[str]:
