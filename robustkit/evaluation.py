@@ -17,10 +17,12 @@ from robustkit.engine.request import Execution, Request, check_counts, threat_of
 from robustkit.errors import UsageError
 from robustkit.models import defended
 from robustkit.models.opening import Model, Opened, load, open_model
+from robustkit.models.turns import one_at_a_time
 from robustkit.records.run import RunRecord
 from robustkit.report import files
 
 
+@one_at_a_time()
 def evaluate(
     model: Model,
     data: str | Dataset | tuple[Any, Any],

@@ -81,7 +81,7 @@ class Guard:
     """Keeps what a caller's callback raises while an attack is at work apart from what the attack raises itself."""
 
     def __init__(self) -> None:
-        self.failure: Exception | None = None
+        self.failure: BaseException | None = None
 
     def watching(self, function: Callable[[], None]) -> Callable[[], None]:
         """The function, with what it raises remembered."""
@@ -89,7 +89,7 @@ class Guard:
         def watched() -> None:
             try:
                 function()
-            except Exception as error:
+            except BaseException as error:  # an exit too is the caller's
                 self.failure = error
                 raise
 

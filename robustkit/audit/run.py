@@ -23,6 +23,7 @@ from robustkit.errors import UsageError
 from robustkit.models import capabilities, defended
 from robustkit.models.examination import Subject
 from robustkit.models.opening import Model, Opened, load, open_model
+from robustkit.models.turns import one_at_a_time
 from robustkit.numerics import norms
 from robustkit.records.findings import Audit, Check
 from robustkit.records.run import INSUFFICIENT, RunRecord
@@ -48,6 +49,7 @@ class Question:
         return cls(ThreatModel(job["norm"], job["eps"]), job["seed"])
 
 
+@one_at_a_time()
 def audit(
     model: Model,
     data: str | Dataset | tuple[Any, Any],

@@ -24,6 +24,7 @@ from robustkit.errors import UsageError
 from robustkit.models import defended
 from robustkit.models.opening import Model, load, open_model
 from robustkit.models.oracle import Network
+from robustkit.models.turns import one_at_a_time
 from robustkit.numerics.streams import SampleDraws, key_of
 from robustkit.records.certificate import ABSTAINED, RESULT, Certified, CertifiedRecord, check_settings, parse_radii
 from robustkit.records.folder import resume
@@ -115,6 +116,7 @@ class ImageDone(NamedTuple):
     total: int
 
 
+@one_at_a_time()
 def evaluate_certificate(
     model: Model,
     data: str | Dataset | tuple[Any, Any],

@@ -19,6 +19,7 @@ from robustkit.models import defended
 from robustkit.models.examination import check_labels
 from robustkit.models.opening import Model, Opened, load, open_model
 from robustkit.models.oracle import Network
+from robustkit.models.turns import one_at_a_time
 from robustkit.records.corruption import ALEXNET, RESULT, STANDARD, Cell, CorruptionRecord
 from robustkit.records.corruption import load as load_record
 from robustkit.records.folder import resume
@@ -59,6 +60,7 @@ class CellDone(NamedTuple):
     total: int
 
 
+@one_at_a_time()
 def evaluate_corruptions(
     model: Model,
     data: str | Dataset | tuple[Any, Any],

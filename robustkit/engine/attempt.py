@@ -12,11 +12,12 @@ from torch import Tensor
 
 from robustkit.api import Attack, Case, Images, Labels, Logits, Mask, ThreatModel
 from robustkit.engine.memory import out_of_memory
-from robustkit.errors import RobustkitError, UsageError
+from robustkit.engine.world import World
+from robustkit.errors import NotEstablishedError, RobustkitError, UsageError
 from robustkit.events import Guard
-from robustkit.models.examination import restore
 from robustkit.models.opening import Opened
 from robustkit.models.oracle import Counts, ModelOracle, Network
+from robustkit.numerics.bare import bare
 from robustkit.numerics.streams import SampleDraws
 
 Result = TypeVar("Result")
@@ -44,12 +45,13 @@ class Batch(NamedTuple):
 class Attempt(NamedTuple, Generic[Result]):
     """What was concluded from an attack's answer, None after a crash; why it does not count, in the order found.
 
-    `changed_model` says that the model was not what it was before; it has been restored.
+    `changed` says of what nothing may rest on ("the model", a function of the harness) that it was not what it was
+    before; it has been put back.
     """
 
     result: Result | None
     failures: tuple[str, ...]
-    changed_model: bool
+    changed: str
 
 
 def oracle_for(
@@ -75,30 +77,43 @@ def attempt(
 
     Raises:
         UsageError: of the attack, which is for the caller to read.
+        NotEstablishedError: if what it did to the model cannot be undone.
         Exception: of the caller's callback; or out of memory, where fewer samples may fit.
     """
     lent = batch.copy()  # nothing that an attack writes to is read again
     draws = SampleDraws(key, lent.indices)
-    case = Case(oracle, lent.x, lent.y, lent.target, replace(threat), draws, submit, batch.rows)
+    # A function in between, for a method of the judge's would lead to the judge.
+    case = Case(
+        oracle, lent.x, lent.y, lent.target, replace(threat), draws, lambda *offer: submit(*map(bare, offer)),
+        batch.rows,
+    )  # fmt: skip
+    counts, world = oracle.counts, World(opened.module, opened.device).put_back
     result: Result | None = None
-    failures = []
+    failures: list[str] = []
+    left: list[str] = []
+    replaced: list[str] = []
+    changed = ""
     try:
-        result = conclude(attack(case))
-    except UsageError:
+        try:
+            with torch.inference_mode(False):  # which ends an inference mode that the attack entered and did not leave
+                answer = bare(attack(case))
+        finally:
+            left, replaced = world()
+            counts.on_call = None  # it leads back to the counts and the judge: a ring that would keep their images
+            changed = "the model" if opened.put_back() else ""
+        result = conclude(answer)
+    except (UsageError, NotEstablishedError, KeyboardInterrupt):
         raise
-    except (Exception, SystemExit) as error:  # the one deliberate catch-all: a crash is a fact about the attack
+    except BaseException as error:  # the one deliberate catch-all: a crash or an exit is a fact about the attack
         guard.raise_callers()
         if out_of_memory(error) and len(batch.x) > opened.subject.reference.tile:
             raise
-        failures.append(f"{type(error).__name__}: {first_line(error)}")
-    finally:
-        oracle.counts.on_call = None  # it leads back to the counts and the judge: a ring that would keep their images
-    if not all(a is None or b is None or torch.equal(a, b) for a, b in zip(lent[1:], batch[1:], strict=True)):
+        ended = "" if isinstance(error, Exception) else "the attack ended the process: "
+        failures.append(f"{ended}{type(error).__name__}: {first_line(error)}")
+    if not all(a is None or b is None or torch.equal(bare(a), b) for a, b in zip(lent[1:], batch[1:], strict=True)):
         failures.append("changed the images or labels it was lent")
-    changed = not opened.subject.untouched(opened.weights)
-    if changed:
-        restore(opened.subject.reference.module, opened.weights)
-    return Attempt(result, tuple(failures), changed)
+    failures += [f"left {name} changed" for name in left]
+    return Attempt(result, tuple(failures), replaced[0] if replaced else changed)
 
 
 def in_batches(rows: Tensor, in_flight: int, tile: int, run: Callable[[Tensor], Result]) -> Iterator[

@@ -10,6 +10,7 @@ from torch import Tensor
 from robustkit.api import Goal, Images, Labels, Mask, ThreatModel
 from robustkit.models.oracle import Network
 from robustkit.numerics import rows
+from robustkit.numerics.bare import bare
 from robustkit.records import schema
 from robustkit.tasks import CLASSIFICATION, Task
 
@@ -95,11 +96,12 @@ class Judge:
 
     def submit(self, samples: Tensor, adv: Any) -> Mask:
         """Judge one candidate for each of `samples` (positions in the batch); true where it is a valid break."""
+        samples, adv = bare(samples), bare(adv)  # a subclass may lie about everything that is asked of it here
         wanted = (samples.shape[0], *self.x.shape[1:])
         if reason := malformed(adv, wanted):
             self.violate(samples, reason)
             return torch.zeros_like(samples, dtype=torch.bool)
-        adv = adv.detach().to(self.x.device, self.x.dtype)
+        adv = adv.to(self.x.device, self.x.dtype)
         if samples.shape[0] == 0:
             return torch.zeros_like(samples, dtype=torch.bool)
         again = (samples[:, None] == samples).tril(-1).any(1)
@@ -156,17 +158,28 @@ class Judge:
         return ["\n".join(reasons) for reasons in found]
 
     def confirm_again(self) -> None:
-        """Ask the model once more about every break: one that it does not repeat was not made by the image."""
+        """Judge every break once more, by rule and model: one that does not repeat was not made by the image."""
+        near = self._measured_again()
         at = self.broken.nonzero()[:, 0]
         if len(at):
             logits = self.reference.logits(self.adv[at])
             target = None if self.target is None else self.target[at]
-            lost = at[~self.task.reached(logits, self.y[at], target)]
+            fooled = torch.isfinite(logits).all(1) & self.task.reached(logits, self.y[at], target)
+            lost = at[~(near[at] & fooled)]
             self.broken[lost] = False
             self.fooled[lost] = False
             self.distance[lost] = self.margin[lost] = torch.nan
             self.decision[lost] = -1
-            self.violate(lost, "the model was fooled only while the attack ran; did it change the model's state?")
+            once = lost[near[lost]]
+            self.violate(once, "the model was fooled only while the attack ran; did it change the model's state?")
+
+    def _measured_again(self) -> Mask:
+        """Which candidates kept are within reach, and their distances, measured when no attack is at work."""
+        found, kept = measure(self.threat, self.x, self.adv, self.goal), ~self.distance.isnan()
+        other = kept & ~(found.allowed & (found.distance == self.distance))
+        self.violate(other.nonzero()[:, 0], "an image kept to the rules only while the attack ran")
+        self.distance = torch.where(kept, found.distance, self.distance)
+        return found.near
 
     def revoke(self, reason: str) -> None:
         """Take back every verdict: what was confirmed was not confirmed by the model as given."""

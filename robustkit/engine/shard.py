@@ -250,8 +250,9 @@ def _batch(bench: Bench, named: Named, batch: Batch, watch: Progress) -> Facts:
     judge = bench.judge(batch.x, batch.y, batch.target, attack.goal, place, first)
     oracle = oracle_for(
         bench.opened, bench.network(place, first), batch, watch.guard, lambda counts: watch.at_work(counts, judge),
-        saw=judge.saw if isinstance(judge, VotingJudge) else None,
+        saw=(lambda *seen: judge.saw(*seen)) if isinstance(judge, VotingJudge) else None,
     )  # fmt: skip
+    counts = oracle.counts  # the attack can reach the oracle's
 
     def conclude(adv: object) -> None:
         rows = ~judge.broken if attack.goal == "bounded" else torch.ones_like(judge.broken)
@@ -263,13 +264,15 @@ def _batch(bench: Bench, named: Named, batch: Batch, watch: Progress) -> Facts:
     )  # fmt: skip
     for failure in done.failures:
         judge.violate(everyone, failure)
-    if done.changed_model:
-        judge.revoke("changed the model")
+    if done.changed:
+        judge.revoke(f"changed {done.changed}")
+    elif not judge.unchanged(batch.x, batch.y, batch.target):
+        judge.revoke("changed what the judge compares with")
     elif isinstance(judge, VotingJudge):
         judge.settle(lambda draw: bench.network("vote", place, first, draw))
     else:
         judge.confirm_again()
-    return _facts(bench, judge, oracle.counts, _quantized(bench, judge, place, first))
+    return _facts(bench, judge, counts, _quantized(bench, judge, place, first))
 
 
 def _facts(bench: Bench, judge: Judge, counts: Counts, quantized: Tensor) -> Facts:

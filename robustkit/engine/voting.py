@@ -14,6 +14,7 @@ from robustkit.api import Goal, Images, Labels, Mask, ThreatModel
 from robustkit.engine.judge import Judge
 from robustkit.models.oracle import Network
 from robustkit.numerics import rows
+from robustkit.numerics.bare import bare
 from robustkit.records.votes import lost, reevaluations
 from robustkit.tasks import CLASSIFICATION, Task
 
@@ -93,12 +94,13 @@ class VotingJudge(Judge):
 
     def saw(self, samples: Tensor, x: Images, logits: Tensor) -> None:
         """An attack's own pass, which counts for the worst case: wrong there and inside the ball."""
+        x, logits = bare(x), bare(logits)
         if x.shape != self.x[samples].shape:
             return
         target = None if self.target is None else self.target[samples]
         at = self.task.reached(logits, self.y[samples], target).nonzero()[:, 0]
         if len(at):
-            self.ever[samples[at]] |= self.threat.contains(self.x[samples[at]], x[at].detach())
+            self.ever[samples[at]] |= self.threat.contains(self.x[samples[at]], x[at])
 
     def _decide(self, samples: Tensor, adv: Images, distance: Tensor, near: Mask, allowed: Mask) -> Mask:
         """Few draws first; more for a candidate that fails all of them. True where nearly all are wrong."""
@@ -156,7 +158,7 @@ class VotingJudge(Judge):
         answers, logits = ask(fresh, len(self.wrong), self.adv, self.y, self.target, self.task)
         kept = self.share >= 0
         self.violate((kept & ~answers.sound).nonzero()[:, 0], "the model's outputs are not finite")
-        near = kept & answers.sound & (self.distance <= self.threat.limit)
+        near = kept & answers.sound & self._measured_again()
         self.wrong = answers.wrong & kept & answers.sound
         self.margin = torch.where(kept, answers.margin, self.margin)
         said = self.task.decision(logits[: self.draws]).mode(0).values  # what the draws that vote say most often

@@ -3,7 +3,7 @@
 import hashlib
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -17,6 +17,8 @@ from robustkit.errors import UsageError
 from robustkit.models import capabilities
 from robustkit.models.gradients import gradient_faults, gradient_flow, probed_gradient
 from robustkit.models.oracle import Network, Noise
+from robustkit.models.state import put_values, same_values
+from robustkit.models.turns import one_at_a_time
 from robustkit.numerics.streams import SampleDraws, key_of
 
 PROBES = 8
@@ -59,10 +61,15 @@ class Subject:
 
         Settings of its noise are in no weight: they show here. Empty too where seeding does not fix the noise.
         """
+        return "" if self.noisy_logits is None else _sha256(self.noisy_logits)
+
+    @cached_property
+    def noisy_logits(self) -> Logits | None:
+        """Of a randomised model, the logits on the probe images under fixed noise, if seeding fixes it."""
         if not self.facts.randomised:
-            return ""
+            return None
         one, two = (self.reference.seeded("probe").logits(self.probes) for _ in range(2))
-        return _sha256(one) if torch.equal(one, two) else ""
+        return one if torch.equal(one, two) else None
 
     @cached_property
     def gradient_signs(self) -> str:
@@ -85,11 +92,17 @@ class Subject:
         return np.packbits((seen > 0).cpu().numpy()).tobytes().hex()
 
     def untouched(self, weights: Mapping[str, Tensor]) -> bool:
-        """Whether the model is still in eval mode, has these weights, and answers as it did at the start."""
+        """Whether the model is still in eval mode, has these weights, and answers as it did at the start.
+
+        A randomised one is asked under fixed noise; where seeding does not fix that, its answers tell nothing.
+        """
         module = self.reference.module
         if any(m.training for m in module.modules()) or not _same_weights(module, weights):
             return False
-        return self.facts.randomised or _alike(self.reference.logits(self.probes), self.probe_logits)
+        if not self.facts.randomised:
+            return _alike(self.reference.logits(self.probes), self.probe_logits)
+        known = self.noisy_logits
+        return known is None or _alike(self.reference.seeded("probe").logits(self.probes), known)
 
 
 def as_module(model: Any) -> nn.Module:
@@ -107,52 +120,49 @@ def as_module(model: Any) -> nn.Module:
 
 @contextmanager
 def lent(module: nn.Module) -> Iterator[None]:
-    """Evaluation settings for the time of a run, everything of the caller's restored after it.
+    """Evaluation settings for the time of a run, everything of the caller's restored after it, whatever happens.
 
     Every sub-module in eval mode, no parameter asking for gradients, TF32 and autotuning off, and the global
-    generators of torch, numpy and random as they were.
+    generators of torch, numpy and random as they were. One thread at a time: another waits for its turn.
     """
-    modes = [(m, m.training) for m in module.modules()]
-    wanted = [(p, p.requires_grad) for p in module.parameters()]
-    weights = snapshot(module)
-    cudnn, precision = torch.backends.cudnn, torch.get_float32_matmul_precision()
-    switches = (cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic)
-    devices = {p.device for p in module.parameters() if p.device.type == "cuda"}
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    try:
-        with (
-            torch.random.fork_rng(devices),
-            torch.inference_mode(False),
-            torch.autocast("cpu", enabled=False),
-            torch.autocast("cuda", enabled=False),
-        ):
-            module.eval()
-            for parameter, _ in wanted:
-                parameter.requires_grad_(False)
-            torch.set_float32_matmul_precision("highest")
-            cudnn.allow_tf32 = cudnn.benchmark = False
-            cudnn.deterministic = True
-            yield
-    finally:
-        torch.set_float32_matmul_precision(precision)
-        cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic = switches
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)
-        restore(module, weights)
-        for m, training in modes:
-            m.training = training
-        for parameter, requires_grad in wanted:
-            parameter.requires_grad_(requires_grad)
+    with ExitStack() as stack:  # each step back is taken even if another fails
+        stack.enter_context(one_at_a_time())
+        for parameter in module.parameters():
+            stack.callback(_hold, parameter, parameter.requires_grad, parameter.grad)
+        for part in module.modules():
+            stack.callback(setattr, part, "training", part.training)
+        stack.callback(restore, module, snapshot(module))
+        stack.callback(np.random.set_state, np.random.get_state())
+        stack.callback(random.setstate, random.getstate())
+        cudnn = torch.backends.cudnn
+        for switch, wanted in (("allow_tf32", False), ("benchmark", False), ("deterministic", True)):
+            stack.callback(setattr, cudnn, switch, getattr(cudnn, switch))
+            setattr(cudnn, switch, wanted)
+        stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
+        torch.set_float32_matmul_precision("highest")
+        stack.enter_context(torch.random.fork_rng({p.device for p in module.parameters() if p.device.type == "cuda"}))
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.autocast("cpu", enabled=False))
+        stack.enter_context(torch.autocast("cuda", enabled=False))
+        module.eval()
+        for parameter in module.parameters():
+            _hold(parameter, False, None)
+        yield
+
+
+def _hold(parameter: nn.Parameter, requires_grad: bool, grad: Tensor | None) -> None:
+    parameter.requires_grad_(requires_grad)
+    parameter.grad = grad
 
 
 def restore(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Undo what was done to the mode and the weights; untouched weights are not written to, new buffers stay."""
     module.eval()
     with torch.no_grad():
-        for name, value in module.state_dict().items():
+        for name, value in module.state_dict(keep_vars=True).items():
             known = weights.get(name)
-            if known is not None and known.shape == value.shape and not torch.equal(value, known):
-                value.copy_(known)
+            if known is not None and not same_values(value, known):
+                put_values(value, known)
 
 
 def snapshot(module: nn.Module) -> dict[str, Tensor]:
@@ -162,7 +172,7 @@ def snapshot(module: nn.Module) -> dict[str, Tensor]:
 
 def _same_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> bool:
     state = module.state_dict()
-    return all(name in state and torch.equal(state[name], value) for name, value in weights.items())
+    return all(name in state and same_values(state[name], value) for name, value in weights.items())
 
 
 def _alike(a: Tensor, b: Tensor) -> bool:

@@ -14,10 +14,20 @@ from torch import Tensor, nn
 from robustkit import spec
 from robustkit.api import ModelCard
 from robustkit.datasets.choice import Samples
-from robustkit.errors import UsageError
+from robustkit.errors import NotEstablishedError, UsageError
 from robustkit.models import defended, sources
-from robustkit.models.examination import CallableModule, Subject, as_module, check_labels, examine, lent, snapshot
+from robustkit.models.examination import (
+    CallableModule,
+    Subject,
+    as_module,
+    check_labels,
+    examine,
+    lent,
+    restore,
+    snapshot,
+)
 from robustkit.models.sources.evaluating import evaluating
+from robustkit.models.state import State, same_values
 
 Model = str | nn.Module | Callable[[Tensor], Tensor]
 
@@ -37,7 +47,8 @@ class Loaded:
 class Opened:
     """A model that is ready to be measured on some samples, and what was found out about it.
 
-    `module` is the model behind its defenses, in eval mode, and `weights` a copy of its state as it was examined.
+    `module` is the model behind its defenses, in eval mode, `weights` a copy of its weights as it was examined, and
+    `state` a picture of what it is besides.
     `stateful` says that the examination itself changed the state.
     """
 
@@ -48,6 +59,7 @@ class Opened:
     samples: Samples
     subject: Subject
     weights: Mapping[str, Tensor]
+    state: State
     outputs: str
     stateful: bool
 
@@ -81,7 +93,31 @@ class Opened:
         facts = self.subject.facts
         known = facts._replace(surrogates=tuple(dict.fromkeys((*facts.surrogates, *stand_ins))))
         subject = replace(self.subject, reference=replace(self.subject.reference, module=module), facts=known)
-        return replace(self, module=module, subject=subject, weights=snapshot(module))
+        return replace(self, module=module, subject=subject, weights=snapshot(module), state=self.state.again(module))
+
+    def put_back(self) -> bool:
+        """Undo what an attack did to the model; whether any of it showed in its mode, its weights or its answers.
+
+        Raises:
+            NotEstablishedError: if it cannot be undone.
+        """
+        shows = self._shows()
+        if self.state.restore() or shows:
+            restore(self.module, self.weights)
+        if shows and self._shows():
+            raise NotEstablishedError(
+                "an attack changed the model in a way that cannot be undone (something that it refers to), so nothing "
+                "more can be measured on it here; what was known before is kept: leave the attack out and run it again"
+            )
+        return shows
+
+    def _shows(self) -> bool:
+        try:
+            return not self.subject.untouched(self.weights)
+        except (torch.OutOfMemoryError, MemoryError):
+            raise
+        except Exception:  # a model that was changed may not even run
+            return True
 
 
 def load(
@@ -134,18 +170,21 @@ def open_model(
             stack.enter_context(lent(module))
             module = defended.protect(module, defenses)
         stack.enter_context(lent(module))
-        before = snapshot(module)
+        before, state = snapshot(module), State(module)
         subject = examine(
             module, *samples.first(), classes=samples.dataset.classes or None, outputs=loaded.outputs, tile=tile,
             seed=seed, device=loaded.device, input_shape=loaded.card.input_shape if loaded.card else (),
         )  # fmt: skip
         check_labels(samples.labels, subject.facts.classes)
-        weights = snapshot(module)
-        stateful = any(not torch.equal(value, weights[name]) for name, value in before.items())
+        _ = subject.noisy_logits  # now, before any attack could change them
+        weights, state = snapshot(module), State(module, state)
+        stateful = any(not same_values(value, weights[name]) for name, value in before.items())
         del before
+        stack.callback(state.restore)
         yield Opened(
-            loaded.name, loaded.card, module, tuple(defenses), samples, subject, weights, loaded.outputs, stateful
-        )
+            loaded.name, loaded.card, module, tuple(defenses), samples, subject, weights, state, loaded.outputs,
+            stateful,
+        )  # fmt: skip
 
 
 def model_name(module: nn.Module) -> str:

@@ -9,6 +9,7 @@ import torch
 from robustkit import events
 from robustkit.errors import RobustkitError
 from robustkit.evaluation import evaluate
+from robustkit.models.turns import one_at_a_time
 from robustkit.records.run import RunRecord
 from robustkit.records.text import share
 from robustkit.records.transfer import TransferRecord
@@ -24,6 +25,7 @@ RUNS = "runs"
 _OF_TRANSFER = ("n", "indices", "target", "trust", "device", "batch_size", "shard_size", "tile")
 
 
+@one_at_a_time()
 def run(study: Study, folder: Path, *, fresh: bool = False, on_event: Callable[[Event], None] | None = None) -> Results:
     """Compute what the folder does not hold yet, and write the report there.
 

@@ -16,6 +16,7 @@ from robustkit.errors import UsageError
 from robustkit.events import TrainingEvent, TrainingStarted
 from robustkit.models.opening import choose_device
 from robustkit.models.sources import load_model, trained, untrained
+from robustkit.models.turns import one_at_a_time
 from robustkit.spec import parse, settings, text_of, whole
 from robustkit.training.data import Held, held
 from robustkit.training.folder import TrainingFolder, sha256, weights_bytes
@@ -149,6 +150,7 @@ def prepare(request: Request) -> Prepared:
     )  # fmt: skip
 
 
+@one_at_a_time()
 def train(
     request: Request, out: Path, *, fresh: bool = False, on_event: Callable[[TrainingEvent], None] = lambda event: None
 ) -> Mapping[str, Any]:

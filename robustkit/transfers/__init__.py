@@ -9,11 +9,13 @@ from robustkit.datasets.choice import choose_samples
 from robustkit.engine.plan import parse_target
 from robustkit.engine.request import Execution, check_counts, threat_of
 from robustkit.models import defended
+from robustkit.models.turns import one_at_a_time
 from robustkit.records.transfer import TransferRecord
 from robustkit.transfers import plan
 from robustkit.transfers.measure import SHARD, Out, measure
 
 
+@one_at_a_time()
 def transfer(
     surrogates: plan.Models, victims: plan.Models,
     attacks: str | Attack | Sequence[str | Attack] | Mapping[str, str | Attack],

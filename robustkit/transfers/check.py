@@ -8,6 +8,7 @@ from torch import Tensor
 from robustkit.api import Images, Mask, ThreatModel
 from robustkit.engine.judge import malformed, measure
 from robustkit.numerics import rows
+from robustkit.numerics.bare import bare
 
 
 class Checked(NamedTuple):
@@ -24,9 +25,10 @@ def check(threat: ThreatModel, x: Images, adv: Any) -> Checked:
 
     The distance is computed in float64. What is no batch of such images at all is a violation of every sample.
     """
+    adv = bare(adv)
     if reason := malformed(adv, x.shape):
         return refused(x, reason)
-    adv = adv.detach().to(x.device, x.dtype)
+    adv = adv.to(x.device, x.dtype)
     distance, _, allowed, faults = measure(threat, x, adv)
     reasons = [""] * len(x)
     for reason, broken in faults.items():

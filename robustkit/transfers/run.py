@@ -201,15 +201,16 @@ def _batch(bench: Bench, row: Row, start: int, batch: Batch, watch: Progress) ->
         surrogates.opened, bench.network(row, start, "transfer", named.name), batch, watch.guard,
         lambda counts: watch.at_work(row, counts), passes=len(surrogates.members),
     )  # fmt: skip
-    offers = Offers(oracle, bench.threat, batch.x, batch.y, batch.target)
+    counts, offers = oracle.counts, Offers(oracle, bench.threat, batch.x, batch.y, batch.target)
     done = attempt(
         named.attack, surrogates.opened, batch, oracle, threat=bench.threat,
         key=key_of(bench.seed, without_budget(named.name)), submit=offers.keep,
         conclude=lambda adv: offers.best(check(bench.threat, batch.x, adv)), guard=watch.guard,
     )  # fmt: skip
-    failures = [*done.failures, *(["changed the surrogates"] if done.changed_model else [])]
+    changed = "the surrogates" if done.changed == "the model" else done.changed
+    failures = [*done.failures, *([f"changed {changed}"] if changed else [])]
     kept = done.result if done.result is not None and not failures else refused(batch.x, failures[-1])
-    return _facts(kept, batch.target, oracle.counts)
+    return _facts(kept, batch.target, counts)
 
 
 def _facts(checked: Checked, target: Tensor | None, counts: Counts) -> Facts:

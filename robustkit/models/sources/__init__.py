@@ -9,9 +9,11 @@ from robustkit.api import CardSource, ModelCard, ModelSource
 from robustkit.errors import UsageError
 from robustkit.models.sources import normalized
 from robustkit.models.sources.trust import trusted, trusting
+from robustkit.models.turns import one_at_a_time
 from robustkit.spec import parse, suggest
 
 
+@one_at_a_time()
 def load_model(spec: str, *, trust: bool = False) -> tuple[nn.Module, ModelCard]:
     """The network of a spec, in eval mode, and its card.
 
