@@ -14,6 +14,7 @@ from robustkit.engine import plan
 from robustkit.engine.request import check_counts
 from robustkit.engine.voting import ask
 from robustkit.errors import UsageError
+from robustkit.locks import at_work
 from robustkit.models import defended
 from robustkit.models.examination import check_labels
 from robustkit.models.opening import Model, Opened, load, open_model
@@ -109,7 +110,8 @@ def evaluate_corruptions(
     loaded = load(model, clean_name, "corruptions", outputs=outputs, trust=trust, device=device)
     samples = choose_samples(_images(corrupted, *todo[0]), n, indices)
     cells: list[Cell] = []
-    with open_model(loaded, samples, defenses=defenses, tile=tile, seed=seed) as opened:
+    opening = open_model(loaded, samples, defenses=defenses, tile=tile, seed=seed)
+    with opening as opened, at_work(out):
         room = {"corruptions": plan.package_sha256("robustkit", ("corruptions/*.py",))}
         job = {
             **opened.identity,
@@ -134,10 +136,10 @@ def evaluate_corruptions(
             if on_event is not None:
                 on_event(CellDone(*todo[len(cells) - 1], share, len(cells), len(todo)))
         environment = plan.environment(opened.device)
-    clean = None if todo[0][0] else cells.pop(0)
-    record = CorruptionRecord(job, environment, samples.indices, tuple(cells), clean, name, reference)
-    if out is not None:
-        record.save(Path(out) / RESULT)
+        clean = None if todo[0][0] else cells.pop(0)
+        record = CorruptionRecord(job, environment, samples.indices, tuple(cells), clean, name, reference)
+        if out is not None:
+            record.save(Path(out) / RESULT)
     return record
 
 
