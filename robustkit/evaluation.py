@@ -88,8 +88,8 @@ def evaluate(
     )  # fmt: skip
     loaded = load(model, dataset.name, norm, outputs=outputs, trust=trust, device=device)
     samples = choose_samples(dataset, n, indices, wanted)
-    with open_model(loaded, samples, defenses=defenses, tile=tile, seed=request.seed) as opened:
-        begun = begin(opened, request, execution)
+    opening = open_model(loaded, samples, defenses=defenses, tile=tile, seed=request.seed)
+    with opening as opened, begin(opened, request, execution) as begun:
         record = begun.finished or complete(begun, _doctor_flags(opened, carry) if doctor else ())
         if audit and record.audit is None:
             record = _audited(opened, begun.plan.attacks, record, execution.tell)

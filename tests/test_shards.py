@@ -60,7 +60,8 @@ def test_packing_shards_into_a_batch_changes_no_fact(opened, model, attack, in_f
 
 
 def packed_equals_alone(opened, attack, in_flight):
-    begun = begin(opened, Request(attack, threat_of("linf", 0.2), "digits", draws=3), Execution(shard_size=32))
+    with begin(opened, Request(attack, threat_of("linf", 0.2), "digits", draws=3), Execution(shard_size=32)) as begun:
+        pass
     bench = bench_of(begun, 16 if opened.subject.facts.randomised else in_flight)
     packed = last_parts(attack_shards(bench, range(4), unknown))
     alone = {}
@@ -78,7 +79,8 @@ def test_survivors_of_several_shards_share_a_batch(opened):
             seen.append(len(case.x))
             return case.x
 
-    begun = begin(opened, Request(Sizes(), threat_of("linf", 0.2), "digits"), Execution(shard_size=20))
+    with begin(opened, Request(Sizes(), threat_of("linf", 0.2), "digits"), Execution(shard_size=20)) as begun:
+        pass
     list(attack_shards(bench_of(begun, 64), range(5), unknown))
     assert seen[0] == 64
     assert len(seen) == 2

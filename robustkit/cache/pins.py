@@ -9,9 +9,8 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from filelock import FileLock
-
 from robustkit.errors import UsageError
+from robustkit.locks import held
 
 FILE = "lock.json"
 LOCKS = ".locks"
@@ -37,12 +36,16 @@ class Pin:
 
 
 @contextmanager
-def locked(home: Path, name: str) -> Iterator[None]:
-    """Only one process and thread at a time holds the lock of a name."""
+def locked(home: Path, name: str, *, wait: bool = True) -> Iterator[None]:
+    """Only one process and thread at a time holds the lock of a name; another waits, and says so.
+
+    Raises:
+        UsageError: without `wait`, if another holds it.
+    """
     folder = home / LOCKS
     folder.mkdir(parents=True, exist_ok=True)
     short = f"{name.rpartition('/')[2][:60]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}.lock"
-    with FileLock(folder / short):
+    with held(folder / short, f"work on {name} in the cache", keep=True, wait=wait):
         yield
 
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -48,7 +49,20 @@ def verify(item: Item) -> str:
 
 
 def remove(found: Iterable[Item]) -> None:
-    """Remove files, the notes of partial ones, and the folders that are empty then. Pins stay."""
+    """Remove files, the notes of partial ones, and the folders that are empty then. Pins stay.
+
+    Raises:
+        UsageError: if another process is fetching one of them; then none is removed.
+    """
+    with ExitStack() as stack:
+        found = list(found)
+        for item in found:
+            if item.partial:
+                stack.enter_context(pins.locked(home(), item.place.removesuffix(".part"), wait=False))
+        _remove(found)
+
+
+def _remove(found: Iterable[Item]) -> None:
     for item in found:
         file = home() / item.place
         if item.partial:

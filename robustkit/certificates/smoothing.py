@@ -21,6 +21,7 @@ from robustkit.engine import plan
 from robustkit.engine.identity import harness_sha256, source_hashes
 from robustkit.engine.request import check_counts
 from robustkit.errors import UsageError
+from robustkit.locks import at_work
 from robustkit.models import defended
 from robustkit.models.opening import Model, load, open_model
 from robustkit.models.oracle import Network
@@ -159,7 +160,8 @@ def evaluate_certificate(
     dataset, defenses = datasets.resolve(data), defended.resolve(defense)
     loaded = load(model, dataset.name, "l2", outputs=outputs, trust=trust, device=device)
     samples = choose_samples(dataset, n, indices)
-    with open_model(loaded, samples, defenses=defenses, tile=tile, seed=seed) as opened:
+    opening = open_model(loaded, samples, defenses=defenses, tile=tile, seed=seed)
+    with opening as opened, at_work(out):
         if opened.subject.facts.randomised:
             raise UsageError("certify: the model draws random numbers itself; certify the network behind the noise")
         network = replace(opened.subject.reference, tile=min(tile or BATCH, BATCH))
@@ -187,6 +189,6 @@ def evaluate_certificate(
             if on_event is not None:
                 on_event(ImageDone(images[-1], len(images), len(samples)))
         record = CertifiedRecord(job, plan.environment(opened.device), tuple(images), told)
-    if out is not None:
-        record.save(Path(out) / RESULT)
+        if out is not None:
+            record.save(Path(out) / RESULT)
     return record

@@ -15,6 +15,7 @@ from robustkit.engine.identity import harness_sha256, source_hashes
 from robustkit.engine.request import check_counts
 from robustkit.engine.voting import ask
 from robustkit.errors import UsageError
+from robustkit.locks import at_work
 from robustkit.models import defended
 from robustkit.models.examination import check_labels
 from robustkit.models.opening import Model, Opened, load, open_model
@@ -114,7 +115,8 @@ def evaluate_corruptions(
     if isinstance(known, CorruptionRecord):
         known.check_comparable(samples.indices, [])
     cells: list[Cell] = []
-    with open_model(loaded, samples, defenses=defenses, tile=tile, seed=seed) as opened:
+    opening = open_model(loaded, samples, defenses=defenses, tile=tile, seed=seed)
+    with opening as opened, at_work(out):
         room = {"corruptions": harness_sha256("robustkit.corruptions.*")}
         job = {
             **opened.identity,
@@ -141,11 +143,11 @@ def evaluate_corruptions(
             if on_event is not None:
                 on_event(CellDone(*todo[len(cells) - 1], share, len(cells), len(todo)))
         environment = plan.environment(opened.device)
-    clean = None if todo[0][0] else cells.pop(0)
-    notes = tuple(str(flag["message"]) for flag in samples.flags(opened.subject.facts.classes))
-    record = CorruptionRecord(job, environment, samples.indices, tuple(cells), clean, name, reference, notes)
-    if out is not None:
-        record.save(Path(out) / RESULT)
+        clean = None if todo[0][0] else cells.pop(0)
+        notes = tuple(str(flag["message"]) for flag in samples.flags(opened.subject.facts.classes))
+        record = CorruptionRecord(job, environment, samples.indices, tuple(cells), clean, name, reference, notes)
+        if out is not None:
+            record.save(Path(out) / RESULT)
     return record
 
 

@@ -95,7 +95,7 @@ def attempt(
     changed = ""
     try:
         try:
-            with torch.inference_mode(False):  # which ends an inference mode that the attack entered and did not leave
+            with torch.inference_mode(False):  # at its end gradients, inference and autocast are as at its beginning
                 answer = bare(attack(case))
         finally:
             left, replaced = world()

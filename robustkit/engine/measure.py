@@ -1,7 +1,7 @@
 """A measurement on an open model: planned, its folder opened, its shards attacked, its record assembled."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from robustkit.engine.request import Execution, Request
 from robustkit.engine.shard import CLEAN, Bench, Carried, Facts, Known, attack_shards, decided
 from robustkit.engine.units import Units, shard_size
 from robustkit.errors import UsageError
+from robustkit.locks import at_work
 from robustkit.models import defended
 from robustkit.models.examination import restore
 from robustkit.models.opening import Opened, load, open_model
@@ -32,8 +33,8 @@ def measure(opened: Opened, request: Request, execution: Execution | None = None
     Raises:
         UsageError: for what this model cannot be asked.
     """
-    begun = begin(opened, request, execution or Execution())
-    return begun.finished or complete(begun)
+    with begin(opened, request, execution or Execution()) as begun:
+        return begun.finished or complete(begun)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,16 +53,22 @@ class Begun:
     finished: RunRecord | None
 
 
-def begin(opened: Opened, request: Request, execution: Execution) -> Begun:
-    """Plan a measurement and open its folder.
+@contextmanager
+def begin(opened: Opened, request: Request, execution: Execution) -> Iterator[Begun]:
+    """Plan a measurement and open its folder, in which nobody else is at work within.
 
     Raises:
-        UsageError: for what this model cannot be asked, or a folder that holds something else.
+        UsageError: for what this model cannot be asked, or a folder that holds something else or is at work.
     """
     planned = plan(opened, request)
+    path = _path(execution, planned.job)
+    with at_work(path):
+        yield _begun(opened, request, execution, planned, path)
+
+
+def _begun(opened: Opened, request: Request, execution: Execution, planned: Plan, path: Path | None) -> Begun:
     size = execution.shard_size or shard_size(opened.subject.probes[0].nbytes)
     keep = execution.save_adversarial
-    path = _path(execution, planned.job)
     folder = None if path is None else RunFolder(path)
     if folder is not None:
         wanted = {"shard_size": size, "adversarial": keep}
@@ -175,12 +182,14 @@ def rebuilt(job: Mapping[str, Any], execution: Execution, *, trust: bool = False
     dataset = datasets.resolve(job["data"])
     loaded = load(job["model"], dataset.name, job["norm"], outputs=job["outputs"], trust=trust, device=job["device"])
     samples, defenses = choose_samples(dataset, None, job["indices"]), defended.resolve(job["defense"])
-    with open_model(loaded, samples, defenses=defenses, tile=job["tile"], seed=job["seed"]) as opened:
+    with ExitStack() as stack:
+        opening = open_model(loaded, samples, defenses=defenses, tile=job["tile"], seed=job["seed"])
+        opened = stack.enter_context(opening)
         request = Request(
             job["attack"], ThreatModel(job["norm"], job["eps"]), job["data"], target=job["target"], seed=job["seed"],
             quantize=job["quantize"], draws=job["draws"] or DEFAULT_DRAWS,
         )  # fmt: skip
-        begun = begin(opened, request, execution)
+        begun = stack.enter_context(begin(opened, request, execution))
         now = begun.plan.job.to_json()
         if other := [key for key in now if now[key] != job[key] and key != "id"]:
             raise UsageError(f"this is not the run that was begun: {other[0]} is {str(now[other[0]])[:60]} here")

@@ -16,13 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_AUTOCAST = ("cpu", "cuda")
 _CUDNN = ("enabled", "allow_tf32", "benchmark", "deterministic")
-
-
-def _set_autocast(found: Sequence[bool]) -> None:
-    for device, enabled in zip(_AUTOCAST, found, strict=True):
-        torch.set_autocast_enabled(device, enabled)
 
 
 def _set_cudnn(found: Sequence[bool]) -> None:
@@ -34,10 +28,8 @@ def _set_cudnn(found: Sequence[bool]) -> None:
 _SETTINGS: Mapping[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "the default dtype": (torch.get_default_dtype, torch.set_default_dtype),
     "the number of threads": (torch.get_num_threads, torch.set_num_threads),
-    "whether gradients are recorded": (torch.is_grad_enabled, torch._C._set_grad_enabled),
     "deterministic mode": (torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode),
     "the precision of products": (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
-    "autocast": (lambda: [torch.is_autocast_enabled(device) for device in _AUTOCAST], _set_autocast),
     "cuDNN's settings": (lambda: [getattr(torch.backends.cudnn, name) for name in _CUDNN], _set_cudnn),
     "how NumPy treats errors": (np.geterr, lambda found: np.seterr(**found)),
 }

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from robustkit.errors import UsageError
+from robustkit.locks import besides, sweep
 from robustkit.records.findings import stored
 from robustkit.records.run import RunRecord
 from robustkit.records.schema import RUN, Columns
@@ -86,6 +87,8 @@ _KINDS = {"F32": "<f4", "F64": "<f8", "I64": "<i8"}  # of what a run keeps, as s
 class RunFolder:
     """The folder of one run. `schema` says of which kind, `files` what such a run leaves in it, `result` which is last.
 
+    Who opens it must be `at_work` in it.
+
     Raises:
         UsageError: if the folder holds something else, or a run of another job.
     """
@@ -95,9 +98,7 @@ class RunFolder:
 
     def open(self, job: Mapping[str, Any], plan: Mapping[str, Any], *, fresh: bool) -> dict[str, Any]:
         """Start or continue the job's run here; returns the plan that holds (the one it was started with)."""
-        if self.path.exists() and not self.path.is_dir():
-            raise UsageError(f"{self.path} is a file; --out wants a folder")
-        if self.path.is_dir() and not self._blank():
+        if self.path.is_dir() and besides(self.path):
             known = self._read_job()
             if fresh:
                 self._clear()
@@ -116,13 +117,6 @@ class RunFolder:
         (self.path / JOURNAL).mkdir(exist_ok=True)
         return dict(plan)
 
-    def _blank(self) -> bool:
-        """Whether nothing is there but what a kill can leave behind; that is removed."""
-        found = list(self.path.iterdir())
-        for part in [*self.path.glob(".*.part"), *(self.path / JOURNAL).glob(".*.part")]:
-            part.unlink(missing_ok=True)
-        return all(path.name.endswith(".part") and path.name.startswith(".") for path in found)
-
     def discard(self) -> None:
         """Take back a folder in which nothing came to be."""
         self._clear()
@@ -134,8 +128,10 @@ class RunFolder:
         return (self.path / self.result).exists()
 
     def begin(self) -> None:
-        """Forget an older result: until the new one is whole there is none."""
+        """Forget an older result: until the new one is whole there is none; and what a kill left half written."""
         (self.path / self.result).unlink(missing_ok=True)
+        sweep(self.path)
+        sweep(self.path / JOURNAL)
 
     def _read_job(self) -> dict[str, Any]:
         file = self.path / JOB
@@ -190,6 +186,8 @@ def resume(
     make: Callable[[int], Mapping[str, Any]], *, fresh: bool,
 ) -> Iterator[Mapping[str, Any]]:  # fmt: skip
     """The facts of a run's parts, one after another: from the journal of its folder where it has them, else made.
+
+    Whose folder it is must be `at_work` in it.
 
     Args:
         out: the folder; None keeps nothing.

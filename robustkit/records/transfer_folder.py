@@ -36,7 +36,9 @@ Part = Literal["adversarials", "answers", "clean"]
 
 
 class TransferFolder:
-    """The folder of one transfer run, or of several over the same images and threat model.
+    """The folder of one transfer run, or of several over the same images and threat model, one after another.
+
+    Who opens it must be `at_work` in it.
 
     Raises:
         UsageError: if the folder holds something else, or other images or another threat model.
@@ -51,8 +53,8 @@ class TransferFolder:
         return int(held["shard_size"])
 
     def begin(self) -> None:
-        """Forget an older result: until the new one is whole there is none."""
-        (self.path / RESULT).unlink(missing_ok=True)
+        """Forget an older result: until the new one is whole there is none; and what a kill left half written."""
+        RunFolder(self.path, TRANSFER, _FILES, RESULT).begin()
 
     def has_parts(self) -> bool:
         """Whether anything was computed here before."""

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from robustkit.errors import UsageError
+from robustkit.locks import besides, sweep
 from robustkit.records.folder import dumps, load_run, read_json, write_text
 from robustkit.records.run import RunRecord
 from robustkit.records.schema import BROKEN, UNKNOWN, WRONG
@@ -132,16 +133,14 @@ def load(folder: Path) -> Results:
 
 
 def begin(study: Study, folder: Path) -> None:
-    """Mark a folder as this study's, with no results yet.
+    """Mark a folder as this study's, with no results yet; who does it must be `at_work` there.
 
     Raises:
         UsageError: if it holds something else.
     """
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder} is a file; --out wants a folder")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / FILE).is_file():
+    if folder.is_dir() and besides(folder) and not (folder / FILE).is_file():
         raise UsageError(f"{folder} is not empty and holds no study; choose another --out")
-    folder.mkdir(parents=True, exist_ok=True)
+    sweep(folder)
     data = {"schema": SCHEMA, "name": study.name, "study": dict(study.source), "outcomes": None}
     write_text(folder / FILE, dumps(data))
 

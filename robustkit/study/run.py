@@ -9,6 +9,7 @@ import torch
 from robustkit import events
 from robustkit.errors import RobustkitError
 from robustkit.evaluation import evaluate
+from robustkit.locks import at_work
 from robustkit.models.turns import one_at_a_time
 from robustkit.records.run import RunRecord
 from robustkit.records.text import share
@@ -38,18 +39,19 @@ def run(study: Study, folder: Path, *, fresh: bool = False, on_event: Callable[[
         on_event: told of progress, see `robustkit.study.events`.
 
     Raises:
-        UsageError: if a name or option of the study is not known, or the folder holds something else.
+        UsageError: if a name or option of the study is not known, or the folder holds something else or is at work.
     """
     check(study)
-    begin(study, folder)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(study.threads or threads)
-    try:
-        results = _computed(study, folder, fresh=fresh, tell=on_event or (lambda event: None))
-    finally:
-        torch.set_num_threads(threads)
-    files = report.write(results, folder)
-    results.save(folder)  # last, so that its presence means the rest is there
+    with at_work(folder):
+        begin(study, folder)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(study.threads or threads)
+        try:
+            results = _computed(study, folder, fresh=fresh, tell=on_event or (lambda event: None))
+        finally:
+            torch.set_num_threads(threads)
+        files = report.write(results, folder)
+        results.save(folder)  # last, so that its presence means the rest is there
     if on_event is not None:
         on_event(Finished(files))
     return results

@@ -16,6 +16,7 @@ from safetensors.torch import save
 from torch import nn
 
 from robustkit.errors import UsageError
+from robustkit.locks import besides, sweep
 from robustkit.models.sources import checkpoint
 from robustkit.models.sources.trained import CARD, RECIPE, WEIGHTS
 from robustkit.records.folder import dumps, write_atomic, write_text
@@ -34,20 +35,16 @@ class TrainingFolder:
     path: Path
 
     def open(self, settings: Mapping[str, Any], command: str, *, fresh: bool) -> Checkpoint | None:
-        """Start the training here, or return where it stands.
+        """Start the training here, or return where it stands; who does it must be `at_work` in the folder.
 
         Raises:
             UsageError: if the folder holds something else, or another training.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise UsageError(f"{self.path} is a file; --out wants a folder")
         content = {"schema": SCHEMA, "id": digest(settings), "command": command, "settings": dict(settings)}
-        self.path.mkdir(parents=True, exist_ok=True)
-        for part in self.path.glob(".*.part"):  # what a kill can leave behind
-            part.unlink(missing_ok=True)
-        if any(self.path.iterdir()):
+        if besides(self.path):
             known = self._known()
             if not fresh and known["id"] == content["id"]:
+                sweep(self.path)
                 return self._checkpoint()
             if not fresh:
                 text = _difference(known["settings"], settings)
@@ -56,6 +53,7 @@ class TrainingFolder:
                 )
             for name in reversed(FILES):  # the card first: without it nothing counts as finished
                 (self.path / name).unlink(missing_ok=True)
+        sweep(self.path)
         write_text(self.path / RECIPE, dumps(content))
         return None
 

@@ -14,6 +14,7 @@ from robustkit import plugins
 from robustkit.datasets import load_dataset
 from robustkit.errors import UsageError
 from robustkit.events import TrainingEvent, TrainingStarted
+from robustkit.locks import at_work
 from robustkit.models.opening import choose_device
 from robustkit.models.sources import load_model, trained, untrained
 from robustkit.models.turns import one_at_a_time
@@ -157,9 +158,9 @@ def train(
     """Train, or go on with a training that was begun in `out`; returns the card of the model in that folder.
 
     Raises:
-        UsageError: see `prepare`; and if `out` holds something else.
+        UsageError: see `prepare`; and if `out` holds something else or is at work.
     """
-    with _threads(request.threads):
+    with _threads(request.threads), at_work(out):
         ready = prepare(request)
         folder = TrainingFolder(out)
         start = folder.open(ready.settings(), ready.command(out.name), fresh=fresh)

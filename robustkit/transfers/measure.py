@@ -14,6 +14,7 @@ from robustkit.engine.identity import source_hashes
 from robustkit.engine.memory import samples_in_flight
 from robustkit.engine.plan import Named, environment, parse_target
 from robustkit.engine.request import Execution
+from robustkit.locks import at_work
 from robustkit.models.opening import Opened
 from robustkit.records.transfer import TransferRecord
 from robustkit.records.transfer_folder import Part as Kind
@@ -36,15 +37,25 @@ def measure(
     """The record of a request on open models, kept in the folder that `out` names, if it names one.
 
     Raises:
-        UsageError: for a target that the models do not have, or a folder that holds something else.
+        UsageError: for a target that the models do not have, or a folder that holds something else or is at work.
     """
     one = next(iter(models.values()))
     parse_target(request.target, one.subject.facts.classes)
     common = plan.base(models, samples, request)
     job = plan.job(common, models, request)
+    path = out({**job, "base": common["id"]}) if callable(out) else Path(out) if out is not None else None
+    with at_work(path):
+        return _measured(models, sets, samples, request, execution, (common, job), path, tell)
+
+
+def _measured(
+    models: Mapping[str, Opened], sets: Sequence[plan.SurrogateSet], samples: Samples, request: plan.Request,
+    execution: Execution, jobs: tuple[dict[str, Any], dict[str, Any]], path: Path | None, tell: Tell,
+) -> TransferRecord:  # fmt: skip
+    """The same in the folder at `path`; `jobs` are what every command of that folder shares, and this command's own."""
+    one, (common, job) = next(iter(models.values())), jobs
     width = one.subject.reference.tile
     folder, shard_size = None, -(-(execution.shard_size or SHARD) // width) * width
-    path = out({**job, "base": common["id"]}) if callable(out) else Path(out) if out is not None else None
     if path is not None:
         folder = TransferFolder(path)
         shard_size = folder.open(common, shard_size, fresh=execution.fresh)
