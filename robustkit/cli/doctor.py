@@ -67,7 +67,7 @@ def _diagnosis(
         module, card = sources.load_model(model, trust=trust)
     module.to(choose_device(device, module, named=True))
     x, y = data.batch(spread(len(data), n))
-    return diagnose(module, x, y, card, outputs=outputs, thorough=True)
+    return diagnose(module, x, y, card, outputs=outputs, thorough=True, defended="defended/" in model)
 
 
 def _show(found: "Machine", model: str | None, diagnosis: "Diagnosis | None") -> None:

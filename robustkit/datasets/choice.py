@@ -103,7 +103,7 @@ def choose_samples(dataset: Dataset, n: int | None, indices: Any, target: str = 
         labels.append(y)
         hashes += [image_sha256(image) for image in x]
     whole = Samples(dataset, chosen, torch.cat(labels), tuple(hashes))
-    if not target.isdigit():
+    if not target.isdecimal():
         return whole
     keep = (whole.labels != int(target)).nonzero()[:, 0].tolist()
     if not keep:

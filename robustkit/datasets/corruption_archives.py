@@ -172,7 +172,7 @@ def imagenet_c(
     root = find_folder("imagenet-c", path, ("imagenet-c", "ImageNet-C"), advice)
     folders = {place.parent.name.replace("_", "-"): place.parent for place in sorted(root.glob("*/1"))}
     folders |= {place.parent.name.replace("_", "-"): place.parent for place in sorted(root.glob("*/*/1"))}
-    folders = {kind: folder for kind, folder in folders.items() if (folder / "1").is_dir() and not kind.isdigit()}
+    folders = {kind: folder for kind, folder in folders.items() if (folder / "1").is_dir() and not kind.isdecimal()}
     if not folders:
         raise UsageError(f"{root} holds no corruptions; their images lie in KIND/SEVERITY/WNID, as they were unpacked")
     found = ImageNetC(root, folders, subset, crop)

@@ -77,6 +77,8 @@ def _tensor(value: object, what: str) -> Tensor:
         raise UsageError(f"{what} is of type {type(value).__name__}; give a torch tensor or a numpy array")
     if value.dtype.kind not in "fiub":
         raise UsageError(f"{what} holds {value.dtype}, not numbers")
+    if value.dtype.itemsize > 8:
+        raise UsageError(f"{what} holds {value.dtype}, which torch does not have; give x.astype('float32')")
     return torch.from_numpy(np.require(value, value.dtype.newbyteorder("="), ["C", "W"]))
 
 

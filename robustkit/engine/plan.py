@@ -29,6 +29,9 @@ DECIDING = (
     "numerics/*.py",
     "models/capabilities.py",
     "models/oracle.py",
+    "models/acceptance.py",
+    "models/backward.py",
+    "models/state.py",
     "models/examination.py",
     "models/gradients.py",
     "models/wrapping.py",
@@ -239,7 +242,7 @@ def parse_target(target: Any, classes: int | None) -> str:
     text = str(target)
     if text in ("random", "least-likely"):
         return text
-    if not text.isdigit() or (classes is not None and int(text) >= classes):
+    if not text.isdecimal() or (classes is not None and int(text) >= classes):
         most = f" from 0 to {classes - 1}" if classes else ""
         raise UsageError(f"target {text!r} must be a class{most}, least-likely or random")
     return text

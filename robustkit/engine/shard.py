@@ -19,10 +19,10 @@ from robustkit.engine.memory import out_of_memory
 from robustkit.engine.plan import Named, targets_for
 from robustkit.engine.progress import Progress
 from robustkit.engine.voting import VotingJudge, clean, clean_by_vote
-from robustkit.errors import RobustkitError, UsageError
-from robustkit.models.examination import restore
+from robustkit.errors import RobustkitError, UsageError, first_line
 from robustkit.models.opening import Opened
 from robustkit.models.oracle import Counts, ModelOracle, Network
+from robustkit.models.state import restore
 from robustkit.numerics.streams import SampleDraws, key_of
 from robustkit.records import schema
 
@@ -266,7 +266,7 @@ def _batch(
     # What an attack is lent is a copy: nothing that it writes to is read again.
     oracle = ModelOracle(
         bench.network(place, first), counts, everyone.clone(), facts.classes, facts.randomised, facts.differentiable,
-        watch=judge.saw if isinstance(judge, VotingJudge) else None,
+        watch=judge.saw if isinstance(judge, VotingJudge) else None, no_gradient=facts.no_gradient,
     )  # fmt: skip
     lent = judge.lent()
     draws = SampleDraws(key_of(bench.seed, place), indices.clone())
@@ -280,7 +280,7 @@ def _batch(
         watch.guard.raise_callers()
         if out_of_memory(error) and len(x) > subject.reference.tile:
             raise
-        judge.violate(everyone, f"{type(error).__name__}: {first_line(error)}")
+        judge.violate(everyone, f"{type(error).__name__}: {first_line(error, 300)}")
     finally:
         counts.on_call = None  # it leads back to the counts and the judge: a ring that would keep their images
     if not judge.unchanged(*lent):
@@ -350,8 +350,3 @@ def _merged(known: Facts, fresh: Facts) -> Facts:
     }
     order = np.argsort(both["position"], kind="stable")
     return {name: values[order] if name in _ROWS else values for name, values in both.items()}
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text, cut to what a table can hold."""
-    return (str(error).strip().splitlines() or [""])[0][:300]

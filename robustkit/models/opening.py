@@ -14,8 +14,9 @@ from robustkit.api import ModelCard
 from robustkit.datasets.choice import Samples
 from robustkit.errors import UsageError
 from robustkit.models import defended, sources
-from robustkit.models.examination import CallableModule, Subject, as_module, check_labels, examine, lent, snapshot
+from robustkit.models.examination import CallableModule, Subject, as_module, check_labels, examine, lent
 from robustkit.models.sources.evaluating import evaluating
+from robustkit.models.state import State, check_usable, snapshot
 
 Model = str | nn.Module | Callable[[Tensor], Tensor]
 
@@ -36,7 +37,6 @@ class Opened:
     """A model that is ready to be measured on some samples, and what was found out about it.
 
     `module` is the model behind its defenses, in eval mode, and `weights` a copy of its state as it was examined.
-    `stateful` says that the examination itself changed the state.
     """
 
     name: str
@@ -45,9 +45,8 @@ class Opened:
     defenses: tuple[defended.Named, ...]
     samples: Samples
     subject: Subject
-    weights: Mapping[str, Tensor]
+    weights: State
     outputs: str
-    stateful: bool
 
     @property
     def device(self) -> torch.device:
@@ -58,6 +57,11 @@ class Opened:
     def defense(self) -> str:
         """The defenses' names as one spec; empty without any."""
         return defended.text(self.defenses)
+
+    @property
+    def defended(self) -> bool:
+        """Whether a defense stands before the model, added here or in its spec."""
+        return bool(self.defenses) or "defended/" in self.name
 
     def on(self, samples: Samples) -> "Opened":
         """The same model for other samples of the same data."""
@@ -91,9 +95,11 @@ def load(
         raise UsageError(f"outputs={outputs!r}; there are: logits, probs")
     if not isinstance(model, str):
         module = as_module(model)
+        check_usable(module)
         return Loaded(model_name(module), module, None, choose_device(device, module, named=False), outputs)
-    with evaluating(data, norm):
+    with evaluating(data, norm), torch.inference_mode(False):
         module, card = sources.load_model(model, trust=trust)
+    check_usable(module)
     where = choose_device(device, module, named=True)
     return Loaded(model, module.to(where), card, where, outputs)
 
@@ -120,17 +126,16 @@ def open_model(
             stack.enter_context(lent(module))
             module = defended.protect(module, defenses)
         stack.enter_context(lent(module))
-        before = snapshot(module)
         subject = examine(
             module, *samples.first(), classes=samples.dataset.classes or None, outputs=loaded.outputs, tile=tile,
             seed=seed, device=loaded.device, input_shape=loaded.card.input_shape if loaded.card else (),
         )  # fmt: skip
         check_labels(samples.labels, subject.facts.classes)
-        weights = snapshot(module)
-        stateful = any(not torch.equal(value, weights[name]) for name, value in before.items())
-        del before
+        if loaded.card and loaded.card.caution:
+            caution = {"kind": "weights", "message": loaded.card.caution}
+            subject = replace(subject, flags=(*subject.flags, caution))
         yield Opened(
-            loaded.name, loaded.card, module, tuple(defenses), samples, subject, weights, loaded.outputs, stateful
+            loaded.name, loaded.card, module, tuple(defenses), samples, subject, snapshot(module), loaded.outputs
         )
 
 

@@ -20,11 +20,10 @@ from robustkit.datasets.choice import Samples
 from robustkit.engine.costs import cost_of
 from robustkit.engine.memory import out_of_memory
 from robustkit.engine.plan import targets_for
-from robustkit.engine.shard import first_line
-from robustkit.errors import RobustkitError, UsageError
+from robustkit.errors import RobustkitError, UsageError, first_line
 from robustkit.events import Guard
-from robustkit.models.examination import restore, snapshot
 from robustkit.models.oracle import Counts, ModelOracle, Network
+from robustkit.models.state import restore, snapshot
 from robustkit.numerics.streams import SampleDraws, key_of
 from robustkit.records.transfer_folder import Part, TransferFolder
 from robustkit.spec import digest
@@ -223,7 +222,7 @@ class Run:
         everyone = torch.arange(len(part.x), device=part.x.device)
         oracle = ModelOracle(
             network, counts, everyone.clone(), facts.classes, facts.randomised, facts.differentiable,
-            len(row.surrogates.members),
+            len(row.surrogates.members), no_gradient=facts.no_gradient,
         )  # fmt: skip
         # What an attack is lent is a copy: nothing that it writes to is read again.
         lent = (part.x.clone(), part.y.clone(), None if target is None else target.clone())
@@ -239,7 +238,7 @@ class Run:
             watch.guard.raise_callers()
             if out_of_memory(error) and len(part.x) > network.tile:
                 raise
-            checked = refused(part.x, f"{type(error).__name__}: {first_line(error)}")
+            checked = refused(part.x, f"{type(error).__name__}: {first_line(error, 300)}")
         if not (torch.equal(lent[0], part.x) and torch.equal(lent[1], part.y) and _same(lent[2], target)):
             checked = refused(part.x, "changed the images or labels it was lent")
         if not subject.untouched(row.weights):
