@@ -278,7 +278,8 @@ class ModelFacts(NamedTuple):
 
     `zero_gradient` and `misleading_gradient` are shares of the first images: the gradient of the cross-entropy or of
     the margin is exactly zero there; a small step against the gradient of the margin does not lower the margin.
-    `blind_members` are the numbers of the members that pass no gradient.
+    `blind_members` are the numbers of the members that pass no gradient. `no_gradient` says why none flows through the
+    model, where that is so.
     """
 
     classes: int
@@ -289,6 +290,7 @@ class ModelFacts(NamedTuple):
     zero_gradient: float = 0.0
     misleading_gradient: float = 0.0
     blind_members: tuple[int, ...] = ()
+    no_gradient: str = ""
 
 
 @runtime_checkable
@@ -314,7 +316,8 @@ class Defense(Protocol):
 class ModelCard:
     """What is known of a model: where it is from and how its input is meant. Empty means unknown.
 
-    `mean` and `std` are what the module itself does to [0,1] images; `threat` is what it was trained against.
+    `mean` and `std` are what the module itself does to [0,1] images; `threat` is what it was trained against. `caution`
+    is what every number measured on it must say of how it was loaded.
     """
 
     name: str
@@ -329,6 +332,7 @@ class ModelCard:
     paper: str = ""
     sha256: str = ""
     notes: str = ""
+    caution: str = ""
 
 
 @runtime_checkable

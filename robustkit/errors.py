@@ -21,3 +21,14 @@ class NotEstablishedError(RobustkitError):
 
 class NoGradientError(RobustkitError):
     """A gradient was asked of a model through which none flows."""
+
+
+def first_line(error: BaseException, most: int = 200) -> str:
+    """What an error of somebody else's code says, in one line of at most so many characters.
+
+    TorchScript tells the cause below the place: there it is the last line.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    return (lines[-1] if "TorchScript interpreter" in lines[0] else lines[0])[:most]

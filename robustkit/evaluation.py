@@ -10,7 +10,7 @@ from robustkit import datasets, events, spec
 from robustkit.api import Attack, Dataset, Defense, Norm, Suite
 from robustkit.audit.run import Question, audit_opened, check_norm
 from robustkit.datasets.choice import choose_samples
-from robustkit.doctor import KINDS, enough, examine_input
+from robustkit.doctor import KINDS, LEFT_OUT, enough, examine_input
 from robustkit.engine.measure import begin, complete
 from robustkit.engine.plan import Named, check_attack, parse_target
 from robustkit.engine.request import Execution, Request, check_counts, threat_of
@@ -90,7 +90,7 @@ def evaluate(
     samples = choose_samples(dataset, n, indices, wanted)
     opening = open_model(loaded, samples, defenses=defenses, tile=tile, seed=request.seed)
     with opening as opened, begin(opened, request, execution) as begun:
-        record = begun.finished or complete(begun, _doctor_flags(opened, carry) if doctor else ())
+        record = begun.finished or complete(begun, _doctor_flags(opened, carry, execution.tell) if doctor else ())
         if audit and record.audit is None:
             record = _audited(opened, begun.plan.attacks, record, execution.tell)
         if begun.folder is not None and record is not begun.finished:
@@ -118,7 +118,9 @@ def _audited(
     return replace(record, audit=found.to_json())
 
 
-def _doctor_flags(opened: Opened, carry: RunRecord | None) -> Sequence[Mapping[str, Any]]:
+def _doctor_flags(
+    opened: Opened, carry: RunRecord | None, tell: Callable[[events.Event], None]
+) -> Sequence[Mapping[str, Any]]:
     """What the doctor finds; of a sweep, what it found at the first eps."""
     if carry is not None:
         return [flag for flag in carry.flags if flag["kind"] in KINDS]
@@ -127,4 +129,7 @@ def _doctor_flags(opened: Opened, carry: RunRecord | None) -> Sequence[Mapping[s
         return []  # on images corrupted on purpose another contrast or range may truly be better
     network = subject.reference.seeded("doctor") if subject.facts.randomised else subject.reference
     some = samples.at(enough(len(samples), subject.probes[0]))
-    return examine_input(network, some.batch, len(some), opened.card).flags()
+    as_it_is = "randomised" if subject.facts.randomised else "behind a defense" if opened.defended else ""
+    if as_it_is:
+        tell(events.Noted(LEFT_OUT.format(as_it_is)))
+    return examine_input(network, some.batch, len(some), opened.card, as_it_is=as_it_is).flags()

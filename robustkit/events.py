@@ -18,7 +18,7 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Noted:
-    """Something the user should know before the attacks begin; it stands in the record's flags too."""
+    """Something the user should know before the attacks begin; what bears on the number is in its flags too."""
 
     message: str
 

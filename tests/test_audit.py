@@ -14,11 +14,13 @@ from robustkit.audit import Audit, Check, Series, gradients, rules, standins
 from robustkit.audit.chain import Settings
 from robustkit.audit.noise import RandomNoise
 from robustkit.audit.rules import Claim, Limits
-from robustkit.audit.run import Question, audit, audited
+from robustkit.audit.run import Question, audit, audit_opened
 from robustkit.datasets import resolve
+from robustkit.datasets.choice import choose_samples
 from robustkit.engine import plan
 from robustkit.errors import UsageError
 from robustkit.models.examination import examine
+from robustkit.models.opening import load, open_model
 from robustkit.records.findings import stored
 from robustkit.stats import Proportion
 from tests import toys
@@ -310,13 +312,14 @@ def cheats():
             return super().forward(x).detach()
 
     class Counts(Changed):
-        def __init__(self, network):
+        def __init__(self, network, weight):
             super().__init__(network)
             self.register_buffer("calls", torch.zeros(()))
+            self.weight = weight
 
         def forward(self, x):
             self.calls += 1
-            return super().forward(x)
+            return super().forward(x) + self.weight * self.calls * torch.arange(5)
 
     class Drops(Changed):
         def train(self, mode=True):
@@ -338,7 +341,8 @@ def cheats():
         "undeclared noise": (Changed(net, lambda x: x + 0.01 * torch.randn_like(x)), "suspect", {"randomness"}),
         "noise of its own": (Unseeded(net), "invalid", {"randomness"}),
         "stays in training": (Drops(net), "invalid", {"state"}),
-        "counts its calls": (Counts(net), "invalid", {"state"}),
+        "counts its calls and goes by it": (Counts(net, 0.01), "invalid", {"state"}),
+        "counts its calls alone": (Counts(net, 0.0), "valid", set()),
     }
 
 
@@ -399,9 +403,10 @@ def of_record(attack):
     """The record of an attack on the honest model, and a short audit of it."""
     named = plan.resolve_attacks(attack, THREAT, ModelFacts(5, False, True, 0, ()))
     record = evaluate(Net(), (X, Y), attack, eps=THREAT.eps)
-    question = Question(THREAT, 0, "logits", None, torch.device("cpu"))
-    data = resolve((X, Y))
-    return record, audited(Net(), data, range(FEW), question, record=record, attacks=named, settings=SHORT)
+    samples = choose_samples(resolve((X, Y)), FEW, None)
+    with open_model(load(Net(), "pair", THREAT.norm), samples) as opened:
+        found = audit_opened(opened, Question(THREAT, 0), record=record, attacks=named, settings=SHORT)
+    return record, found
 
 
 def test_a_record_s_own_claim_is_under_audit():

@@ -236,6 +236,54 @@ def test_what_is_no_classifier_of_the_images_is_refused(model, n, text):
 # Statistics
 
 
+class Noisy(nn.Module):
+    """A network behind noise that would drown if the pixels were 255 times as large."""
+
+    def __init__(self, inner, *, declared):
+        super().__init__()
+        self.inner = inner
+        if declared:
+            self.randomised = True
+
+    def forward(self, x):
+        return self.inner(x + 0.3 * torch.randn_like(x))
+
+
+class Direction(nn.Module):
+    """Decides by what lies where, whatever the scale of the pixels."""
+
+    def forward(self, x):
+        return Nearest()(x / x.flatten(1).amax(1).clamp_min(1e-6).view(-1, 1, 1, 1))
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_no_other_input_is_proposed_to_a_randomised_model(declared):
+    x, y = blobs()
+    model = Noisy(Direction(), declared=declared)
+    given = (model(x).argmax(1) == y).sum()
+    assert (model(255 * x).argmax(1) == y).sum() > given + 50  # the trap: without noise it is better
+    found = diagnose(model, x, y, thorough=True)
+    assert not kinds(found)
+    assert [trial.setting for trial in found.trials] == ["as given"]
+    assert any("the model is randomised, so no other setting of its input was tried" in note for note in found.notes)
+
+
+def test_no_other_input_is_proposed_to_a_defended_model():
+    x, y = blobs()
+    model = Fed(Nearest(), lambda x: x / 255)
+    assert kinds(diagnose(model, x, y)) == ["normalisation"]
+    found = diagnose(model, x, y, defended=True)
+    assert "normalisation" not in kinds(found)
+    assert any("behind a defense, so no other setting" in note for note in found.notes)
+
+
+@pytest.mark.parametrize("n", [5, 64])
+def test_a_softmax_in_bfloat16_is_found_out_too(n):
+    x, y = blobs()
+    found = diagnose(Fed(Nearest(), outputs=lambda z: z.bfloat16().softmax(1)), x[:n], y[:n])
+    assert "each row sums to 1" in next(f.message for f in found.findings if f.kind == "model-outputs")
+
+
 def test_few_images_establish_nothing():
     x, y = blobs(n=14)
     found = diagnose(Fed(Nearest(), lambda x: x / 255), x, y)

@@ -46,6 +46,27 @@ def test_the_numbers_are_the_same_without_it(model):
     assert not any(flag["kind"] in KINDS for flag in without.flags)
 
 
+@pytest.mark.parametrize(
+    ("model", "options", "why"),
+    [
+        (Randomised(Nearest(IMAGENET), sigma=0.2), {"draws": 3}, "randomised"),
+        (Nearest(IMAGENET), {"defense": "bit-depth:bits=3"}, "behind a defense"),
+        ("defended/(python/tests.test_doctor_use.wrong):by=median", {}, "behind a defense"),
+    ],
+)
+def test_no_other_input_is_proposed_where_it_would_pass_by_a_defense_and_that_is_said(model, options, why):
+    heard = []
+    record = robustkit.evaluate(model, blobs(), attack="fgsm", eps=0.02, on_event=heard.append, **options)
+    assert "normalisation" not in {flag["kind"] for flag in record.flags}
+    assert any(
+        isinstance(event, events.Noted) and f"the model is {why}, so no other" in event.message for event in heard
+    )
+
+
+def wrong():
+    return Nearest(IMAGENET)
+
+
 def test_a_sweep_asks_once_and_corrupted_images_are_not_asked_about():
     first = evaluate(model := Counted(IMAGENET))
     seen = model.seen

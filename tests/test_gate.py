@@ -204,12 +204,12 @@ def test_the_job_of_a_baseline_is_asked_again_whole():
 
 
 def test_the_committed_baselines_are_of_the_bundled_weights_and_neither_zero_nor_one(monkeypatch):
-    from robustkit.models.examination import weights_sha256
+    from robustkit.models.state import sha256
 
     for name in ("digits-cnn", "digits-cnn-at", "digits-trades"):
         held = baseline.load(ROOT / f"reports/baselines/{name}.json")
         assert held.job["model"] == name
-        assert held.job["model_sha256"] == weights_sha256(load_model(name)[0])
+        assert held.job["model_sha256"] == sha256(load_model(name)[0])
         assert held.n == 355
         assert 0.2 < float(held.robust_accuracy) < 0.8
         assert (held.job["device"], held.job["threads"]) == ("cpu", 1)

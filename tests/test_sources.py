@@ -6,6 +6,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+import robustkit
 from benchmarks import kit
 from robustkit.api import ModelCard
 from robustkit.errors import UsageError
@@ -49,6 +50,98 @@ def test_state_dicts_are_found_in_what_torch_saved(weights, key, prefix, zipped)
     checkpoint = {key: saved, "epoch": 3, "best": 0.9} if key else saved
     torch.save(checkpoint, "net.pt", _use_new_zipfile_serialization=zipped)
     assert same(load_model(f"./net.pt:{ARCH}")[0], weights)
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "model.", "module.model.", "_orig_mod.module.", "module._orig_mod.", "ema.module.", "model._orig_mod.ema.",
+        "classifier.net.", "_fsdp_wrapped_module.",
+    ],
+)  # fmt: skip
+def test_what_wrappers_put_before_the_names_is_taken_off_in_any_order(weights, prefix):
+    torch.save({prefix + name: value for name, value in weights.items()}, "net.pt")
+    save_file({prefix + name: value for name, value in weights.items()}, "net.safetensors")
+    assert same(load_model(f"./net.pt:{ARCH}")[0], weights)
+    assert same(load_model(f"./net.safetensors:{ARCH}")[0], weights)
+
+
+def test_a_wrapper_inside_a_network_is_taken_off_and_a_network_s_own_prefix_is_not(weights, tmp_path):
+    inside = {name.replace(".", "._orig_mod.", 1): value for name, value in weights.items()}
+    torch.save(inside, "net.pt")
+    assert same(load_model(f"./net.pt:{ARCH}")[0], weights)
+    (tmp_path / "my_wrapped_here.py").write_text(
+        "from torch import nn\n\ndef make():\n    return nn.ModuleDict({'model': nn.Linear(2, 3)})\n"
+    )
+    own = {"model.weight": torch.ones(3, 2), "model.bias": torch.zeros(3)}
+    torch.save({f"module.{name}": value for name, value in own.items()}, "net.pt")
+    assert same(load_model("./net.pt:arch=python/my_wrapped_here.make")[0], own)
+
+
+def test_a_torch_average_of_models_loads(weights):
+    network = digits_cnn()
+    network.load_state_dict(weights)
+    average = torch.optim.swa_utils.AveragedModel(network)
+    average.update_parameters(network)
+    torch.save(average.state_dict(), "net.pt")
+    assert same(load_model(f"./net.pt:{ARCH}")[0], weights)
+
+
+@pytest.mark.parametrize(
+    ("raw", "averaged"),
+    [
+        ("state_dict", "state_dict_ema"), ("model", "model_ema"), ("model", "ema"), ("net", "ema_state_dict"),
+        ("model.", "ema_model."), ("", "model_ema.module."),
+    ],
+)  # fmt: skip
+def test_of_two_sets_of_weights_it_is_said_which_was_taken(weights, raw, averaged):
+    average = {name: value + 1 for name, value in weights.items()}
+    if averaged.endswith("."):  # both in one state dict
+        saved = {raw + n: v for n, v in weights.items()} | {averaged + n: v for n, v in average.items()}
+    else:
+        saved = {"epoch": 3, raw: weights, averaged: average}
+    torch.save(saved, "net.pt")
+    module, card = load_model(f"./net.pt:{ARCH}")
+    assert same(module, weights)
+    assert "those of the last step were taken, weights=ema takes their running average" in card.caution
+    module, card = load_model(f"./net.pt:{ARCH},weights=ema")
+    assert same(module, average)
+    assert not card.caution
+    module, card = load_model(f"./net.pt:{ARCH},weights=raw")
+    assert same(module, weights)
+    assert not card.caution
+    record = robustkit.evaluate(f"./net.pt:{ARCH}", "digits", "fgsm", eps=0.1, n=20, doctor=False)
+    assert "weights=ema" in next(flag["message"] for flag in record.flags if flag["kind"] == "weights")
+
+
+def test_averaged_weights_alone_are_taken_and_none_that_are_not_there(weights):
+    torch.save({"ema": weights, "epoch": 2}, "net.pt")
+    module, card = load_model(f"./net.pt:{ARCH}")
+    assert same(module, weights)
+    assert not card.caution
+    assert same(load_model(f"./net.pt:{ARCH},weights=ema")[0], weights)
+    torch.save(weights, "net.pt")
+    with pytest.raises(UsageError, match="nothing in the file is told to be the ema weights; leave out weights=ema"):
+        load_model(f"./net.pt:{ARCH},weights=ema")
+    with pytest.raises(UsageError, match="no set of weights called 'em'; did you mean ema"):
+        load_model(f"./net.pt:{ARCH},weights=em")
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int64, torch.complex64, torch.bool])
+def test_integers_are_no_weights_of_a_network_of_floats(weights, dtype):
+    weights["0.weight"] = (100 * weights["0.weight"]).to(dtype)
+    save_file(weights, "net.safetensors")
+    kind = str(dtype).removeprefix("torch.")
+    with pytest.raises(
+        UsageError, match=rf"0\.weight is {kind} in the file and float32 in the network.*quantised export"
+    ):
+        load_model(f"./net.safetensors:{ARCH}")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_floats_of_any_width_load(weights, dtype):
+    save_file({name: value.to(dtype) for name, value in weights.items()}, "net.safetensors")
+    assert same(load_model(f"./net.safetensors:{ARCH}")[0], {n: v.to(dtype).float() for n, v in weights.items()})
 
 
 def test_arch_may_be_a_callable_of_the_users(weights, tmp_path):
@@ -122,7 +215,7 @@ def test_a_pickled_network_is_loaded_only_if_trusted(weights, zipped):
     torch.save(network, "net.pt", _use_new_zipfile_serialization=zipped)
     with pytest.raises(UsageError, match=r"holds more than weights: it needs torch\.nn\.modules\..*add --trust"):
         load_model(f"./net.pt:{ARCH}")
-    with pytest.raises(UsageError, match="say of which network"):
+    with pytest.raises(UsageError, match=r"holds more than weights: .*add --trust.*say of which network"):
         load_model("./net.pt")
     assert same(load_model(f"./net.pt:{ARCH}", trust=True)[0], weights)
     assert same(load_model("./net.pt", trust=True)[0], weights)
@@ -179,7 +272,24 @@ def with_card():
     return nn.Identity(), ModelCard("mine", classes=5)
 
 def anything(**settings):
-    return nn.Sequential(*[nn.ReLU() for _ in settings])
+    made = nn.Sequential(*[nn.ReLU() for _ in settings])
+    made.settings = settings
+    return made
+
+def plain(width=2, rate=0.5, bias=True, kind="a", size=None, *, also: int = 1):
+    made = nn.Linear(3, width)
+    made.settings = (width, rate, bias, kind, size, also)
+    return made
+
+class Silent(nn.Linear):
+    def train(self, mode=True):
+        super().train(mode)
+
+    def eval(self):
+        self.train(False)
+
+def silent():
+    return Silent(3, 2)
 
 def wrong():
     return "a network"
@@ -203,6 +313,33 @@ def test_a_callable_in_the_current_folder_makes_a_network(module):
     assert card == ModelCard("my_networks_here.make", "python")
     assert load_model(f"{module}.with_card")[1].classes == 5
     assert len(load_model(f"{module}.anything:a=1,b=2")[0]) == 2
+
+
+def test_an_option_without_annotation_has_the_type_of_its_default(module):
+    made, _ = load_model(f"{module}.plain:width=5,rate=1/4,bias=false,kind=7,size=8,also=3")
+    assert made.settings == (5, 0.25, False, "7", "8", 3)
+    assert made.out_features == 5
+    with pytest.raises(UsageError, match="width must be a whole number, not 'wide'"):
+        load_model(f"{module}.plain:width=wide")
+
+
+def test_what_reads_as_a_number_is_one_for_a_callable_that_takes_anything(module):
+    made, _ = load_model(f"{module}.anything:a=1,b=2.5,c=true,d=none,e=1e-3,f=relu")
+    assert made.settings == {"a": 1, "b": 2.5, "c": True, "d": None, "e": 1e-3, "f": "relu"}
+    assert [type(value) for value in made.settings.values()] == [int, float, bool, type(None), float, str]
+
+
+def test_a_network_of_torchvision_by_its_function_takes_its_number_of_classes():
+    pytest.importorskip("torchvision")
+    assert load_model("python/torchvision.models.resnet18:num_classes=5")[0].fc.out_features == 5
+
+
+def test_a_network_whose_eval_returns_nothing_loads(module, tmp_path):
+    network = load_model(f"{module}.silent")[0]
+    assert (type(network).__name__, network.training) == ("Silent", False)
+    torch.save(network.state_dict(), "net.pt")
+    assert type(load_model(f"./net.pt:arch={module}.silent")[0]).__name__ == "Silent"
+    assert type(load_model(f"{module}.silent:mean=0.5,std=0.5")[0].network).__name__ == "Silent"
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ class Smoothed(nn.Module):
     def forward(self, x: Images) -> Logits:
         """The logarithm of the mean probabilities, or the number of votes for each class."""
         sigma, draws = self.settings.sigma, self.settings.draws
-        outputs = [self.network(x + sigma * torch.randn_like(x)) for _ in range(draws)]
+        outputs = [capabilities.answer(self.network, x + sigma * torch.randn_like(x)) for _ in range(draws)]
         if self.settings.by == "vote":
             return torch.stack([F.one_hot(z.argmax(1), z.shape[1]).to(z) for z in outputs]).sum(0)
         return torch.stack([F.log_softmax(z, 1) for z in outputs]).logsumexp(0) - math.log(draws)

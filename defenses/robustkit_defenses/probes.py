@@ -108,9 +108,10 @@ class Probed(nn.Module):
 
     def forward_with_members(self, x: Images) -> tuple[Logits, Tensor]:
         """That mean, and each member's logits (members, batch, classes), the backbone's last; of one pass."""
+        again = None if self.share_draw else x.clone()  # the backbone may write into its input
         outputs, logits = outputs_of(self.backbone, self.layers, x)
-        if not self.share_draw:
-            logits = self.backbone(x)
+        if again is not None:
+            logits = self.backbone(again)
         z = torch.stack([*self._probed(outputs), logits])
         return rows.average(z.unbind()), z
 

@@ -125,14 +125,16 @@ def _gradients(network: Network, x: Images, losses: Sequence[Loss], decision: La
     """The gradient of each loss with respect to each image, for the model's own decision unless another is given."""
     found: list[list[Tensor]] = [[] for _ in losses]
     for k, some in enumerate(torch.split(x, network.tile)):
-        (tile,) = _quiet(network, k).tracked(some)
-        logits = tile.outputs.logits
+        quiet = _quiet(network, k)
+        tiles = quiet.tracked(some)
+        logits = tiles[0].outputs.logits.detach().requires_grad_(True)
         label = logits.detach().argmax(1)
         if decision is not None:
             label[: len(some)] = decision[k * network.tile :][: len(some)]
-        for grads, loss in zip(found, losses, strict=True):
-            value = loss(logits, label).sum()
-            (grad,) = torch.autograd.grad(value, tile.x, retain_graph=True, materialize_grads=True)
+        with torch.enable_grad():
+            values = [loss(logits, label).sum() for loss in losses]
+        several = [torch.autograd.grad(value, [logits], materialize_grads=True) for value in values]
+        for grads, grad in zip(found, quiet.pull(tiles, several)[0], strict=True):
             grads.append(grad[: len(some)].to(x.dtype))
     return [torch.cat(grads) for grads in found]
 

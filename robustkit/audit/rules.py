@@ -72,12 +72,12 @@ def _ranges(indices: Sequence[int]) -> str:
 
 
 def state(*, training: bool, changes: bool) -> Check:
-    """Whether the model is in eval mode and stays the same when called."""
+    """Whether the model is in eval mode, and answers the same however often it was called."""
     if training:
         return Check("state", "invalid", "a part of the model stays in training mode after eval()")
     if changes:
-        return Check("state", "invalid", "calling the model changes its own weights or buffers, so no two calls agree")
-    return Check("state", "fine", "in eval mode, and calling the model changes nothing in it")
+        return Check("state", "invalid", "calling the model changes its own state, and with it its answers")
+    return Check("state", "fine", "in eval mode, and calling the model changes no answer of it")
 
 
 def randomness(*, randomised: bool, declared: bool, repeatable: bool) -> Check:

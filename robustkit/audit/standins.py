@@ -65,9 +65,9 @@ class Inside(nn.Module):
         """The inner network's logits."""
         network = self.model.get_submodule(self.name)
         fed: list[Tensor] = []
-        with torch.no_grad(), _hooked([(network, lambda inputs, _: fed.append(inputs[0].detach()))]):
-            self.model(x)
-        seen = [network(x + (u - x.detach()).to(x.dtype)) for u in fed if u.shape == x.shape]
+        with torch.no_grad(), _hooked([(network, lambda inputs, _: fed.append(inputs[0].detach().clone()))]):
+            self.model(x.clone())
+        seen = [capabilities.answer(network, x + (u - x.detach()).to(x.dtype)) for u in fed if u.shape == x.shape]
         if not seen:
             raise RuntimeError(f"{self.name} is not fed images any more")
         return rows.average(seen)
@@ -84,7 +84,7 @@ class Smoothed(nn.Module):
         """The mean outputs."""
         copies = torch.arange(self.copies, device=x.device)
         noise = SampleDraws(key_of("robustkit audit smoothing"), copies).normal(x.shape[1:]).to(x)
-        return rows.average([self.model((x + self.sigma * one).clamp(0, 1)) for one in noise])
+        return rows.average([capabilities.answer(self.model, (x + self.sigma * one).clamp(0, 1)) for one in noise])
 
 
 def networks_inside(model: nn.Module, x: Images, classes: int) -> list[str]:

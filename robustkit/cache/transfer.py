@@ -171,7 +171,7 @@ def _total(answer: Any, start: int) -> int | None:
     if found := re.search(r"/(\d+)$", answer.headers.get("Content-Range", "")):
         return int(found[1])
     length = answer.headers.get("Content-Length", "")
-    return start + int(length) if length.isdigit() else None
+    return start + int(length) if length.isdecimal() else None
 
 
 def _reason(error: Exception) -> str:

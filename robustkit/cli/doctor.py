@@ -68,8 +68,8 @@ def _diagnosis(
     data, defenses = datasets.resolve(options.dataset_of(model, dataset)), defended.resolve(defense)
     loaded = load(model, data.name, norm, **asked)
     x, y = data.batch(spread(len(data), n))
-    module = defended.protect(loaded.module, defenses)
-    return diagnose(module, x, y, loaded.card, outputs=loaded.outputs, tile=tile, thorough=True)
+    module, behind = defended.protect(loaded.module, defenses), bool(defenses) or "defended/" in model
+    return diagnose(module, x, y, loaded.card, outputs=loaded.outputs, tile=tile, thorough=True, defended=behind)
 
 
 def _show(found: "Machine", model: str, diagnosis: "Diagnosis | None") -> None:

@@ -64,7 +64,7 @@ def _indices(ctx: click.Context, param: click.Parameter, value: str | None) -> s
 
 
 def _batch_size(ctx: click.Context, param: click.Parameter, value: str) -> int | str:
-    if value != "auto" and not (value.isdigit() and int(value)):
+    if value != "auto" and not (value.isdecimal() and int(value)):
         raise UsageError(f"--batch-size {value!r} must be auto or a positive number")
     return value if value == "auto" else int(value)
 

@@ -182,7 +182,7 @@ def imagenet_c(
     folders = {
         kind: folder
         for kind, folder in folders.items()
-        if (folder / "1").is_dir() and not kind.isdigit() and not hidden(folder, root)
+        if (folder / "1").is_dir() and not kind.isdecimal() and not hidden(folder, root)
     }
     if not folders:
         raise UsageError(f"{root} holds no corruptions; their images lie in KIND/SEVERITY/WNID, as they were unpacked")

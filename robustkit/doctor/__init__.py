@@ -6,6 +6,9 @@ another setting is clearly better: at least MARGIN more of the images right, wit
 ALPHA after Bonferroni's correction for all that was tried. Settings that do not look better on the first images are
 dropped early; that makes findings rarer, never more frequent.
 
+A model that is randomised or behind a defense is looked at as it is only: another setting of its input may look better
+because it drowns the noise, or passes by the defense, and its advice would switch that off.
+
 What it cannot see: mean/std that differ a little (ImageNet's and CIFAR-10's change some predictions in a hundred). On
 images that are corrupted on purpose another setting may truly be better, such as more contrast; the engine asks for no
 doctor there.
@@ -25,7 +28,10 @@ from robustkit.doctor.settings import MeanStd, Setting
 from robustkit.doctor.trials import ALPHA, GLANCE, LOOKS, MARGIN, Bench, Sample, Trial, spread
 from robustkit.errors import UsageError
 from robustkit.models import capabilities
+from robustkit.models.acceptance import first_call
+from robustkit.models.examination import check_outputs, differs, lent, sum_to_one, tile_width
 from robustkit.models.oracle import Network, Noise
+from robustkit.models.state import check_usable, modes, restore, snapshot
 from robustkit.stats import Proportion
 
 __all__ = [
@@ -42,6 +48,10 @@ __all__ = [
     "spread",
 ]
 
+LEFT_OUT = (
+    "the model is {}, so no other setting of its input was tried: what looks better may only pass by that; for the "
+    "input's sake look at the network without it"
+)
 KINDS = ("normalisation", "model-outputs", "labels", "chance", "batch-norm")
 
 
@@ -97,6 +107,7 @@ def diagnose(
     outputs: str = "logits",
     tile: int | None = None,
     thorough: bool = False,
+    defended: bool = False,
 ) -> Diagnosis:
     """Compare a model's clean accuracy as given with other settings of its input, and look at its outputs.
 
@@ -110,22 +121,21 @@ def diagnose(
         outputs: what the model is declared to return, "logits" or "probs".
         tile: width of the batches the model sees; None is what an evaluation takes.
         thorough: try every setting on all images, even where it can hardly be better.
+        defended: a defense stands before the model.
 
     Raises:
         UsageError: if there are no images, or the model does not turn them into (n, classes) outputs.
     """
-    from robustkit.models.examination import lent, restore, snapshot, tile_width
-
     if not len(x):
         raise UsageError("there are no images to look at; give at least one")
-    held = [tensor for tensor in itertools.chain(module.parameters(), module.buffers()) if tensor.is_floating_point()]
-    device, dtype = (held[0].device, held[0].dtype) if held else (x.device, torch.float32)
-    width = tile or tile_width(x[0].numel(), device)
-    network = Network(module, width, device, dtype, noise=Noise("doctor"))
+    check_usable(module)
+    held = next(itertools.chain(module.parameters(), module.buffers()), x)
+    network = Network(module, tile or tile_width(x[0].numel(), held.device), held.device, noise=Noise("doctor"))
     order = torch.tensor(spread(len(x), len(x)))
-    training = [part for part in module.modules() if part.training]
+    training = [part for part, in_training in modes(module) if in_training]
     with lent(module):
-        _check_accepts(network, x[:1])
+        network = _accepted(network, x)
+        randomised = capabilities.randomised(module) or differs(network, [x[: network.tile]])
         found = examine_input(
             network,
             lambda start, stop: (x[order[start:stop]], y[order[start:stop]]),
@@ -133,6 +143,7 @@ def diagnose(
             card,
             outputs,
             thorough=thorough,
+            as_it_is="randomised" if randomised else "behind a defense" if defended else "",
         )
         if not any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in training):
             return found
@@ -153,6 +164,7 @@ def examine_input(
     outputs: str = "logits",
     *,
     thorough: bool = False,
+    as_it_is: str = "",
 ) -> Diagnosis:
     """The same for a network that is in eval mode already, fetching images only as they are needed.
 
@@ -166,11 +178,12 @@ def examine_input(
         card: what is known of the model.
         outputs: what the model is declared to return.
         thorough: try every setting on all images.
+        as_it_is: why no other setting of its input is to be tried: it is "randomised", or "behind a defense".
     """
     bench = Bench(network, sample, n)
     own = settings.inside(network.module, bench.channels)
     declared = settings.of_card(card, bench.channels)
-    candidates = settings.first_look(bench.channels, declared, own[0] if own else None)
+    candidates = [] if as_it_is else settings.first_look(bench.channels, declared, own[0] if own else None)
     tests = 2 * (len(candidates) + 3)  # three readings of the labels; the first look decides nothing, two others do
 
     alive: list[Setting] = []
@@ -200,7 +213,8 @@ def examine_input(
         findings.append(Finding("labels", _evidence(bench.given, renamed[0], "model and data number classes unlike")))
     if bench.like_guessing and not bench.one_class and not clear and not renamed:
         findings.append(Finding("chance", _guessing(bench.given.right, bench.classes)))
-    return Diagnosis([bench.given, *tried.values(), *renamed], findings, list(_notes(own, declared, bench)))
+    notes = [*([LEFT_OUT.format(as_it_is)] if as_it_is else []), *_notes(own, declared, bench)]
+    return Diagnosis([bench.given, *tried.values(), *renamed], findings, notes)
 
 
 def _look_closer(bench: Bench, alive: Sequence[Setting], tests: int) -> list[Trial]:
@@ -248,7 +262,7 @@ def _outputs(logits: Logits, declared: str) -> Iterator[Finding]:
     advice = "return logits, or declare the probabilities (--outputs probs)"
     if bool(((logits == 0) | (logits == 1)).all()):
         found, advice = "exactly 0 or 1: hard decisions or a saturated softmax, with no gradient", "return logits"
-    elif bool(((logits.double().sum(1) - 1).abs() < 1e-3).all()):
+    elif sum_to_one(logits):
         found = "in [0,1] and each row sums to 1: probabilities, which hide gradients"
     else:
         found, advice = "in [0,1]: scores after a sigmoid, it seems, which hide gradients", "return logits"
@@ -286,17 +300,14 @@ def _guessing(right: Proportion, classes: int) -> str:
     )
 
 
-def _check_accepts(network: Network, x: Images) -> None:
-    from robustkit.models.examination import check_outputs
+def _accepted(network: Network, x: Images) -> Network:
+    """The network in the type of images that it takes.
 
-    try:
-        with torch.no_grad():
-            raw = network.module(x.to(network.device, network.dtype))
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # whatever a foreign network raises on images that it was not made for
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UsageError(f"the model does not accept images of shape {tuple(x.shape[1:])}: {first}") from error
+    Raises:
+        UsageError: if it takes these in none, or returns no (n, classes) outputs.
+    """
+    network, raw = first_call(network, x[:1])
     # Their form only: values that are no logits, and labels that do not fit, are findings.
     form = torch.zeros_like(raw) if isinstance(raw, Tensor) else raw
-    check_outputs(form, torch.zeros(len(x), dtype=torch.int64), None, "logits")
+    check_outputs(form, torch.zeros(1, dtype=torch.int64), None, "logits")
+    return network

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from robustkit.api import Images, Labels, Logits
 from robustkit.doctor.settings import GIVEN, Setting
+from robustkit.errors import first_line
 from robustkit.models.oracle import Network
 from robustkit.stats import Proportion, mcnemar_p
 
@@ -139,7 +140,7 @@ class Bench:
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # whatever a foreign network raises on images that it refuses
-            self.errors[setting] = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            self.errors[setting] = first_line(error)
             return torch.zeros(len(y), dtype=torch.bool)
 
     def trial(self, setting: Setting, tests: int) -> Trial:

@@ -13,7 +13,7 @@ from torch import Tensor
 from robustkit.api import Attack, Case, Images, Labels, Logits, Mask, ThreatModel
 from robustkit.engine.memory import out_of_memory
 from robustkit.engine.world import World
-from robustkit.errors import NotEstablishedError, RobustkitError, UsageError
+from robustkit.errors import NotEstablishedError, RobustkitError, UsageError, first_line
 from robustkit.events import Guard
 from robustkit.models.opening import Opened
 from robustkit.models.oracle import Counts, ModelOracle, Network
@@ -63,7 +63,15 @@ def oracle_for(
     counts.on_call = guard.watching(lambda: at_work(counts))
     facts = opened.subject.facts
     return ModelOracle(
-        network, counts, batch.rows, facts.classes, facts.randomised, facts.differentiable, passes, watch=saw
+        network,
+        counts,
+        batch.rows,
+        facts.classes,
+        facts.randomised,
+        facts.differentiable,
+        passes,
+        watch=saw,
+        no_gradient=facts.no_gradient,
     )
 
 
@@ -109,7 +117,7 @@ def attempt(
         if out_of_memory(error) and len(batch.x) > opened.subject.reference.tile:
             raise
         ended = "" if isinstance(error, Exception) else "the attack ended the process: "
-        failures.append(f"{ended}{type(error).__name__}: {first_line(error)}")
+        failures.append(f"{ended}{type(error).__name__}: {first_line(error, 300)}")
     if not all(a is None or b is None or torch.equal(bare(a), b) for a, b in zip(lent[1:], batch[1:], strict=True)):
         failures.append("changed the images or labels it was lent")
     failures += [f"left {name} changed" for name in left]
@@ -137,8 +145,3 @@ def in_batches(rows: Tensor, in_flight: int, tile: int, run: Callable[[Tensor], 
             continue
         rows = rows[len(now) :]
         yield now, result
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text, cut to what a table can hold."""
-    return (str(error).strip().splitlines() or [""])[0][:300]

@@ -20,8 +20,8 @@ from robustkit.engine.units import Units, shard_size
 from robustkit.errors import UsageError
 from robustkit.locks import at_work
 from robustkit.models import defended
-from robustkit.models.examination import restore
 from robustkit.models.opening import Opened, load, open_model
+from robustkit.models.state import restore
 from robustkit.records.folder import RunFolder, load_run
 from robustkit.records.run import RunRecord
 from robustkit.spec import DEFAULT_DRAWS, Job

@@ -87,6 +87,15 @@ def surrogates(module: nn.Module) -> dict[str, nn.Module]:
     return named if _all_modules(named.values()) and all(isinstance(name, str) for name in named) else {}
 
 
+def answer(module: nn.Module, x: Images) -> Logits:
+    """One of several answers of modules to the same images, or of one module: nothing is shared among them.
+
+    A module may write into its input, or answer from a buffer that its next call fills anew.
+    """
+    logits: Logits = module(x.clone()).clone()
+    return logits
+
+
 def forward_with_members(module: nn.Module, x: Images) -> tuple[Logits, Tensor | None]:
     """The outputs of a module, and its members' (members, batch, classes) where it tells them."""
     match _answer(module, AnswersWithMembers.forward_with_members, x):
@@ -109,7 +118,7 @@ def member_outputs(module: nn.Module, x: Images, first: int | None = None) -> Te
     match _answer(module, AnswersWithMembers.forward_with_members, x):
         case (Tensor(), Tensor() as each):
             return each[:first]
-    return torch.stack([member(x) for member in members(module)[:first]])
+    return torch.stack([answer(member, x) for member in members(module)[:first]])
 
 
 def _answer(module: nn.Module, method: Callable[..., Any], *arguments: object) -> Any:

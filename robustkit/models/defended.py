@@ -9,6 +9,7 @@ from torch import nn
 from robustkit import plugins, spec
 from robustkit.api import Defense
 from robustkit.errors import UsageError
+from robustkit.models.state import put_in_eval_mode
 
 
 class Named(NamedTuple):
@@ -34,7 +35,7 @@ def protect(module: nn.Module, defenses: Sequence[Named]) -> nn.Module:
         UsageError: if a defense cannot protect this model.
     """
     for _, defense in defenses:
-        module = defense.protect(module).eval()
+        module = put_in_eval_mode(defense.protect(module))
     return module
 
 

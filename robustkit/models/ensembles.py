@@ -40,7 +40,7 @@ class Ensemble(nn.Module):
         Raises:
             UsageError: if the members have different classes.
         """
-        outputs = [network(x) for network in self.networks]
+        outputs = [capabilities.answer(network, x) for network in self.networks]
         if len(widths := {output.shape[1:] for output in outputs}) > 1:
             found = ", ".join(str(*width) for width in sorted(widths))
             raise UsageError(f"the members of the ensemble have different numbers of classes: {found}")
@@ -49,7 +49,7 @@ class Ensemble(nn.Module):
 
     def first_members(self, x: Images, n: int) -> Tensor:
         """The logits of the first n members (members, batch, classes), without a pass of the others."""
-        return torch.stack([network(x) for network in self.networks[:n]])
+        return torch.stack([capabilities.answer(network, x) for network in self.networks[:n]])
 
     def members(self) -> Sequence[nn.Module]:
         """The classifiers."""

@@ -2,7 +2,7 @@
 
 import hashlib
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -15,11 +15,13 @@ from torch import Tensor, nn
 from robustkit.api import Images, Labels, Logits, ModelFacts
 from robustkit.errors import UsageError
 from robustkit.models import capabilities
-from robustkit.models.gradients import gradient_faults, gradient_flow, probed_gradient
+from robustkit.models.acceptance import first_call, resize_hint, sizes
+from robustkit.models.gradients import gradient_faults, probed_gradient
 from robustkit.models.oracle import Network, Noise
-from robustkit.models.state import put_values, same_values
+from robustkit.models.state import State, changed, modes, put_in_eval_mode, quantised, restore, sha256, snapshot
 from robustkit.models.turns import one_at_a_time
 from robustkit.numerics.streams import SampleDraws, key_of
+from robustkit.records.run import INSUFFICIENT
 
 PROBES = 8
 _SIGNS = 16  # of each probe image's gradient
@@ -41,7 +43,11 @@ class CallableModule(nn.Module):
 
 @dataclass(frozen=True)
 class Subject:
-    """A model ready to be attacked, and what was found out about it."""
+    """A model ready to be attacked, and what was found out about it.
+
+    `volatile` names what a plain call of the model changes in its state, which no logit depends on: it is no part of
+    what the model is. Of a `stateful` one the logits move with it.
+    """
 
     reference: Network
     facts: ModelFacts
@@ -49,6 +55,8 @@ class Subject:
     probes: Images
     probe_logits: Logits
     flags: tuple[Mapping[str, Any], ...]
+    volatile: frozenset[str] = frozenset()
+    stateful: bool = False
 
     @property
     def probe_sha256(self) -> str:
@@ -83,21 +91,26 @@ class Subject:
             return ""
         network = self.reference.seeded("probe") if self.facts.randomised else self.reference
         probes = self.probes[: network.tile]
-        grad = probed_gradient(network, probes)
+        grad = probed_gradient(network, probes).grad
         if grad is None:
             return ""
         draws = SampleDraws(key_of("robustkit gradient signs"), torch.arange(_SIGNS, device=grad.device))
         towards = draws.normal(probes.shape[1:]).flatten(1).double()
-        seen = grad[: len(probes)].flatten(1).double() @ towards.T
+        seen = grad.flatten(1).double() @ towards.T
         return np.packbits((seen > 0).cpu().numpy()).tobytes().hex()
 
-    def untouched(self, weights: Mapping[str, Tensor]) -> bool:
+    def untouched(self, weights: State) -> bool:
         """Whether the model is still in eval mode, has these weights, and answers as it did at the start.
 
-        A randomised one is asked under fixed noise; where seeding does not fix that, its answers tell nothing.
+        What its own calls change is put back first. A randomised model is asked under fixed noise; where seeding does
+        not fix that, its answers tell nothing.
         """
         module = self.reference.module
-        if any(m.training for m in module.modules()) or not _same_weights(module, weights):
+        if any(training for _, training in modes(module)):
+            return False
+        if self.volatile:
+            restore(module, {name: value for name, value in weights.items() if name in self.volatile})
+        if changed(weights, module.state_dict()):
             return False
         if not self.facts.randomised:
             return _alike(self.reference.logits(self.probes), self.probe_logits)
@@ -129,8 +142,8 @@ def lent(module: nn.Module) -> Iterator[None]:
         stack.enter_context(one_at_a_time())
         for parameter in module.parameters():
             stack.callback(_hold, parameter, parameter.requires_grad, parameter.grad)
-        for part in module.modules():
-            stack.callback(setattr, part, "training", part.training)
+        for part, training in modes(module):
+            stack.callback(setattr, part, "training", training)
         stack.callback(restore, module, snapshot(module))
         stack.callback(np.random.set_state, np.random.get_state())
         stack.callback(random.setstate, random.getstate())
@@ -144,7 +157,7 @@ def lent(module: nn.Module) -> Iterator[None]:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.autocast("cpu", enabled=False))
         stack.enter_context(torch.autocast("cuda", enabled=False))
-        module.eval()
+        put_in_eval_mode(module)
         for parameter in module.parameters():
             _hold(parameter, False, None)
         yield
@@ -155,29 +168,9 @@ def _hold(parameter: nn.Parameter, requires_grad: bool, grad: Tensor | None) -> 
     parameter.grad = grad
 
 
-def restore(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Undo what was done to the mode and the weights; untouched weights are not written to, new buffers stay."""
-    module.eval()
-    with torch.no_grad():
-        for name, value in module.state_dict(keep_vars=True).items():
-            known = weights.get(name)
-            if known is not None and not same_values(value, known):
-                put_values(value, known)
-
-
-def snapshot(module: nn.Module) -> dict[str, Tensor]:
-    """A copy of the weights."""
-    return {name: value.detach().clone() for name, value in module.state_dict().items()}
-
-
-def _same_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> bool:
-    state = module.state_dict()
-    return all(name in state and same_values(state[name], value) for name, value in weights.items())
-
-
 def _alike(a: Tensor, b: Tensor) -> bool:
     """Equal but for rounding: some kernels are not deterministic."""
-    return torch.allclose(a, b, rtol=1e-5, atol=1e-6)
+    return torch.allclose(a, b, rtol=1e-5, atol=1e-6, equal_nan=True)
 
 
 def examine(
@@ -200,7 +193,7 @@ def examine(
         y: their labels.
         classes: what the dataset says, or None.
         outputs: "logits" or "probs".
-        tile: width of a tile, or None for `tile_width`'s.
+        tile: width of a tile, or None for `tile_width`'s; 1 where a model must see each image alone.
         seed: the run's seed, which also seeds a randomised model.
         device: where the images go.
         input_shape: (channels, height, width) that the model's card names, or empty.
@@ -208,38 +201,57 @@ def examine(
     Raises:
         UsageError: if it does not take the images, or its outputs are no N×K finite logits that fit the labels.
     """
-    dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
-    width = tile or tile_width(x[0].numel(), device)
-    network = Network(module, width, device, dtype, outputs == "probs")
+    before = snapshot(module)
+    # Dynamic quantisation scales by the range of the whole batch: an image has an answer of its own alone.
+    width = tile or (1 if quantised(module, "dynamic") else tile_width(x[0].numel(), device))
     x, y = x[:width].to(device), y[:width].to(device)
+    network, raw = first_call(Network(module, width, device, probabilities=outputs == "probs"), x, input_shape)
     draws = SampleDraws(key_of("robustkit probe images"), torch.arange(PROBES, device=device))
     probes = draws.uniform(x.shape[1:])
 
-    raw = _raw_outputs(module, x.to(dtype), input_shape)
     k = check_outputs(raw, y, classes, outputs)
-    randomised = capabilities.randomised(module) or _differs(network, [x, probes])
+    randomised = capabilities.randomised(module) or differs(network, [x, probes])
     if randomised:
         network = replace(network, noise=Noise(seed, "examine"))
     else:
         _check_rows_are_independent(network, x, probes)
-    gradient = gradient_flow(network, x[:PROBES])
-    zero, misleading = (0.0, 0.0) if gradient == "none" else gradient_faults(network, x)
+    gradient = probed_gradient(network, x[:PROBES])
+    zero, misleading = (0.0, 0.0) if gradient.flow == "none" else gradient_faults(network, x)
     members = capabilities.members(module)
-    flows = [gradient_flow(replace(network, module=member), x[:PROBES]) for member in members]
+    flows = [probed_gradient(replace(network, module=member), x[:PROBES]).flow for member in members]
     facts = ModelFacts(
         classes=k,
         randomised=randomised,
-        differentiable=gradient != "none",
+        differentiable=gradient.flow != "none",
         members=len(members),
         surrogates=tuple(capabilities.surrogates(module)),
         zero_gradient=zero,
         misleading_gradient=misleading,
         blind_members=tuple(number for number, flow in enumerate(flows) if flow == "none"),
+        no_gradient=gradient.why,
     )
+    logits = network.logits(probes)
+    volatile = changed(before, module.state_dict())
+    stateful = bool(volatile) and _moves_with_its_state(network, before, x)
     return Subject(
-        network, facts, weights_sha256(module), probes, network.logits(probes),
-        (*_flags(facts, gradient), *_size_flags(x.shape[1:], input_shape)),
+        network, facts, sha256(module, volatile), probes, logits,
+        (*_flags(facts, gradient.flow), *_state_flags(volatile, stateful), *_size_flags(x.shape[1:], input_shape)),
+        volatile, stateful,
     )  # fmt: skip
+
+
+def _moves_with_its_state(network: Network, before: State, x: Images) -> bool:
+    """Whether the logits are others now than they were when the state was as `before`, under the same noise."""
+    module = network.module
+    now = snapshot(module)
+
+    def logits(state: State) -> Logits:
+        restore(module, state)
+        return network.seeded("state").logits(x)
+
+    then, again, later = (logits(state) for state in (before, before, now))
+    restore(module, now)
+    return _alike(then, again) and not _alike(then, later)
 
 
 def tile_width(values: int, device: torch.device) -> int:
@@ -251,45 +263,12 @@ def tile_width(values: int, device: torch.device) -> int:
     return 32 if device.type == "cpu" else 64
 
 
-def _raw_outputs(module: nn.Module, x: Images, input_shape: Sequence[int]) -> Any:
-    shape = tuple(x.shape[1:])
-    if input_shape and input_shape[0] != shape[0]:
-        raise UsageError(
-            f"the model takes images of {input_shape[0]} channels (its card says {_sizes(input_shape)}), the dataset's "
-            f"are {_sizes(shape)}; choose ones that fit"
-        )
-    try:
-        with torch.no_grad():
-            return module(x)
-    except (torch.OutOfMemoryError, UsageError):
-        raise
-    except Exception as error:  # whatever a foreign network raises on images that it was not made for
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UsageError(
-            f"the model does not accept images of shape {shape}: {first}; {_resize_hint(shape, input_shape)}"
-        ) from error
-
-
-def _resize_hint(shape: Sequence[int], input_shape: Sequence[int]) -> str:
-    """What to do about images of another size than the model was made for."""
-    if tuple(input_shape[1:]) == tuple(shape[1:]):
-        return f"its card says that it is made for {_sizes(input_shape)}, which they are"
-    height, width = input_shape[1:] or (224, 224)
-    size = f"{height}" if height == width else f"{height}x{width}"
-    made = f"it is made for {_sizes(input_shape)} (its card)" if input_shape else "if that is for their size"
-    return f"{made}: resize={size} in its spec resizes them inside the model"
-
-
 def _size_flags(shape: Sequence[int], input_shape: Sequence[int]) -> Iterator[Mapping[str, Any]]:
     if input_shape and tuple(shape[1:]) != tuple(input_shape[1:]):
         yield {
             "kind": "image-size",
-            "message": f"the model takes these images of {_sizes(shape)}, but {_resize_hint(shape, input_shape)}",
+            "message": f"the model takes these images of {sizes(shape)}, but {resize_hint(shape, input_shape)}",
         }
-
-
-def _sizes(shape: Sequence[int]) -> str:
-    return "×".join(map(str, shape))
 
 
 def check_outputs(raw: Any, y: Labels, classes: int | None, outputs: Outputs) -> int:
@@ -306,12 +285,12 @@ def check_outputs(raw: Any, y: Labels, classes: int | None, outputs: Outputs) ->
     if k < 2:
         raise UsageError("the model has one output; a classifier needs at least 2 (stack −z and z for one logit)")
     if not torch.isfinite(raw).all():
-        raise UsageError("the model's outputs on the clean images are not finite (NaN or inf); check its weights")
+        raise UsageError(f"the model's outputs on the clean images are not finite: {_not_finite(raw)}")
     if classes is not None and classes != k:
         raise UsageError(f"the model has {k} outputs but the dataset has {classes} classes; choose ones that fit")
     check_labels(y, k)
     hard = bool(((raw == 0) | (raw == 1)).all())
-    distribution = bool((raw >= 0).all() and (raw <= 1).all() and ((raw.double().sum(1) - 1).abs() < 1e-3).all())
+    distribution = bool((raw >= 0).all() and (raw <= 1).all()) and sum_to_one(raw)
     if distribution and not hard and outputs == "logits":
         raise UsageError(
             "the model's outputs are probabilities (each row sums to 1), which hides gradients; return logits, or "
@@ -320,6 +299,26 @@ def check_outputs(raw: Any, y: Labels, classes: int | None, outputs: Outputs) ->
     if outputs == "probs" and not distribution:
         raise UsageError("outputs='probs' was said, but the model's rows are not in [0,1] or do not sum to 1")
     return k
+
+
+def sum_to_one(outputs: Tensor) -> bool:
+    """Whether each row sums to 1 but for rounding: a softmax in bfloat16 may miss it by 0.004.
+
+    The type is told by the values, which may have been cast since.
+    """
+    room = 1e-3
+    for coarse in (torch.float16, torch.bfloat16):
+        if torch.equal(outputs.to(coarse).to(outputs.dtype), outputs):
+            room = max(room, torch.finfo(coarse).eps)
+    return bool(((outputs.double().sum(1) - 1).abs() <= room).all())
+
+
+def _not_finite(raw: Tensor) -> str:
+    masked = raw == -torch.inf
+    if bool((masked | raw.isfinite()).all()) and not bool(masked.all(1).any()):
+        which = int(masked.any(0).nonzero()[0, 0])
+        return f"class {which} has logits of −inf; to mask classes out, use a large finite number such as −1e9"
+    return "NaN or inf; check its weights"
 
 
 def check_labels(y: Labels, k: int) -> None:
@@ -332,7 +331,8 @@ def check_labels(y: Labels, k: int) -> None:
         raise UsageError(f"labels go up to {int(y.max())} but the model has {k} outputs (classes 0 to {k - 1})")
 
 
-def _differs(network: Network, batches: Sequence[Tensor]) -> bool:
+def differs(network: Network, batches: Sequence[Tensor]) -> bool:
+    """Whether some calls of the network on the same images differ."""
     for images in batches:
         first = network.logits(images)
         for _ in range(4):
@@ -353,7 +353,7 @@ def _check_rows_are_independent(network: Network, x: Images, probes: Tensor) -> 
     if max(float((alone - among).abs().amax()), float((alone - beside).abs().amax())) > scale:
         raise UsageError(
             "the model's outputs for an image depend on the other images of its batch; is it in eval mode, and does "
-            "its BatchNorm track running statistics?"
+            "its BatchNorm track running statistics? tile=1 shows it one image at a time"
         )
 
 
@@ -367,8 +367,8 @@ def _flags(facts: ModelFacts, gradient: str) -> Iterator[Mapping[str, Any]]:
     if gradient == "none":
         yield {
             "kind": "no-gradient",
-            "message": "no gradient flows through the model (detached, or hard decisions): gradient attacks cannot run "
-            "on it; query attacks can",
+            "message": f"no gradient flows through the model ({facts.no_gradient}): gradient attacks cannot run on it; "
+            "query attacks can",
         }
     if gradient == "some":
         yield {
@@ -377,15 +377,20 @@ def _flags(facts: ModelFacts, gradient: str) -> Iterator[Mapping[str, Any]]:
         }
 
 
-def weights_sha256(module: nn.Module) -> str:
-    """sha256 over the state dict: names, types, shapes and bytes; empty if it has none."""
-    state = module.state_dict()
-    found = hashlib.sha256()
-    for name in sorted(state):
-        value = state[name].detach().cpu().contiguous()
-        found.update(f"{name}|{value.dtype}|{tuple(value.shape)}|".encode())
-        found.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return found.hexdigest() if state else ""
+def _state_flags(volatile: Collection[str], stateful: bool) -> Iterator[Mapping[str, Any]]:
+    names = ", ".join(sorted(volatile)[:3]) + " …" * (len(volatile) > 3)
+    if stateful:
+        yield {
+            "kind": INSUFFICIENT,
+            "message": f"calling the model changes its own state ({names}), and its answers with it: no two calls "
+            "agree, so no robust accuracy is established; keep that state fixed in eval mode",
+        }
+    elif volatile:
+        yield {
+            "kind": "changing-buffers",
+            "message": f"calling the model changes its own state ({names}), on which no answer depends: that is left "
+            "out where the model is compared before and after an attack",
+        }
 
 
 def _sha256(values: Tensor) -> str:

@@ -1,43 +1,55 @@
 """What the gradients of a model are worth, seen on a few images: whether they flow, vanish or mislead."""
 
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from robustkit.api import Images
+from robustkit.errors import NoGradientError, first_line
 from robustkit.models.oracle import Network, Noise
+from robustkit.models.state import quantised
 from robustkit.numerics import rows
 from robustkit.numerics.streams import SampleDraws, key_of
 
 STEP = 1 / 255  # of each pixel, small against any eps that is attacked
 
 
-def gradient_flow(network: Network, x: Images) -> str:
-    """Whether gradients reach the image: "all", "some" (zero for some of the images) or "none"."""
-    grad = probed_gradient(network, x)
-    if grad is None:
-        return "none"
-    alive = grad[: x.shape[0]].flatten(1).ne(0).any(1)
-    return "all" if bool(alive.all()) else "some" if bool(alive.any()) else "none"
+class Probe(NamedTuple):
+    """The gradient of a fixed mixture of the logits at some images, at most a tile of them; None, and why, if none."""
+
+    grad: Tensor | None
+    why: str = ""
+
+    @property
+    def flow(self) -> str:
+        """Whether gradients reach the image: "all", "some" (zero for some of the images) or "none"."""
+        if self.grad is None:
+            return "none"
+        alive = self.grad.flatten(1).ne(0).any(1)
+        return "all" if bool(alive.all()) else "some" if bool(alive.any()) else "none"
 
 
-def probed_gradient(network: Network, x: Images) -> Tensor | None:
-    """The gradient of a fixed mixture of the logits at some images, at most a tile of them; None if there is none."""
+def probed_gradient(network: Network, x: Images) -> Probe:
+    """The gradient at some images, as far as it can be had."""
+    integers = "its weights are quantised, and torch goes back through floats only" if quantised(network.module) else ""
+    x = x[: network.tile]
     try:
-        (tile, *_) = network.tracked(x)
+        (tile,) = network.tracked(x)
         logits = tile.outputs.logits[: x.shape[0]]
         if not logits.requires_grad:
-            return None
+            return Probe(None, integers or "its outputs are detached from its input, or are hard decisions")
         weights = SampleDraws(key_of("robustkit gradient probe"), torch.arange(x.shape[0], device=x.device))
-        cotangent = weights.normal(tuple(logits.shape[1:])).to(logits)
-        grad: Tensor | None = torch.autograd.grad(logits, tile.x, cotangent, allow_unused=True)[0]
+        ((grad,), _) = network.pull([tile], [[weights.normal(tuple(logits.shape[1:])).to(logits)]])
     except torch.OutOfMemoryError:
         raise
-    except (RuntimeError, NotImplementedError):
-        return None
-    return grad
+    except NoGradientError as error:
+        return Probe(None, integers or str(error))
+    except (RuntimeError, NotImplementedError) as error:
+        return Probe(None, integers or f"torch says: {first_line(error)}")
+    return Probe(grad[: x.shape[0]])
 
 
 def gradient_faults(network: Network, x: Images) -> tuple[float, float]:
@@ -63,11 +75,11 @@ def _quiet(network: Network) -> Network:
 
 def _gradients(network: Network, x: Images) -> tuple[Tensor, Tensor, Tensor]:
     """The logits, and the gradients of the cross-entropy and of the margin of the decision."""
-    (tile,) = network.tracked(x)
-    logits = tile.outputs.logits
+    tiles = network.tracked(x)
+    logits = tiles[0].outputs.logits.detach()[: len(x)].requires_grad_(True)
     decision = logits.detach().argmax(1)
-    of_entropy, of_margin = (
-        torch.autograd.grad(value.sum(), tile.x, retain_graph=True, materialize_grads=True)[0][: len(x)].to(x.dtype)
-        for value in (F.cross_entropy(logits, decision, reduction="none"), rows.margin(logits, decision))
-    )
-    return logits.detach()[: len(x)], of_entropy, of_margin
+    with torch.enable_grad():
+        values = [F.cross_entropy(logits, decision, reduction="none"), rows.margin(logits, decision)]
+    several = [torch.autograd.grad(value.sum(), [logits], materialize_grads=True) for value in values]
+    (of_entropy, of_margin), _ = network.pull(tiles, several)
+    return logits.detach(), of_entropy[: len(x)].to(x.dtype), of_margin[: len(x)].to(x.dtype)

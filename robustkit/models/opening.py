@@ -16,18 +16,10 @@ from robustkit.api import ModelCard
 from robustkit.datasets.choice import Samples
 from robustkit.errors import NotEstablishedError, UsageError
 from robustkit.models import defended, sources
-from robustkit.models.examination import (
-    CallableModule,
-    Subject,
-    as_module,
-    check_labels,
-    examine,
-    lent,
-    restore,
-    snapshot,
-)
+from robustkit.models.examination import CallableModule, Subject, as_module, check_labels, examine, lent
+from robustkit.models.picture import Picture
 from robustkit.models.sources.evaluating import evaluating
-from robustkit.models.state import State, same_values
+from robustkit.models.state import State, check_usable, restore, snapshot
 
 Model = str | nn.Module | Callable[[Tensor], Tensor]
 
@@ -47,9 +39,8 @@ class Loaded:
 class Opened:
     """A model that is ready to be measured on some samples, and what was found out about it.
 
-    `module` is the model behind its defenses, in eval mode, `weights` a copy of its weights as it was examined, and
-    `state` a picture of what it is besides.
-    `stateful` says that the examination itself changed the state.
+    `module` is the model behind its defenses, in eval mode, `weights` a copy of its state as it was examined, and
+    `picture` one of what it is besides.
     """
 
     name: str
@@ -58,10 +49,9 @@ class Opened:
     defenses: tuple[defended.Named, ...]
     samples: Samples
     subject: Subject
-    weights: Mapping[str, Tensor]
-    state: State
+    weights: State
+    picture: Picture
     outputs: str
-    stateful: bool
 
     @property
     def device(self) -> torch.device:
@@ -84,6 +74,11 @@ class Opened:
             "device": self.device.type, "threads": torch.get_num_threads(),
         }  # fmt: skip
 
+    @property
+    def defended(self) -> bool:
+        """Whether a defense stands before the model, added here or in its spec."""
+        return bool(self.defenses) or "defended/" in self.name
+
     def on(self, samples: Samples) -> "Opened":
         """The same model for other samples of the same data."""
         return replace(self, samples=samples)
@@ -93,7 +88,9 @@ class Opened:
         facts = self.subject.facts
         known = facts._replace(surrogates=tuple(dict.fromkeys((*facts.surrogates, *stand_ins))))
         subject = replace(self.subject, reference=replace(self.subject.reference, module=module), facts=known)
-        return replace(self, module=module, subject=subject, weights=snapshot(module), state=self.state.again(module))
+        return replace(
+            self, module=module, subject=subject, weights=snapshot(module), picture=self.picture.again(module)
+        )
 
     def put_back(self) -> bool:
         """Undo what an attack did to the model; whether any of it showed in its mode, its weights or its answers.
@@ -102,7 +99,7 @@ class Opened:
             NotEstablishedError: if it cannot be undone.
         """
         shows = self._shows()
-        if self.state.restore() or shows:
+        if self.picture.restore() or shows:
             restore(self.module, self.weights)
         if shows and self._shows():
             raise NotEstablishedError(
@@ -140,9 +137,11 @@ def load(
         raise UsageError(f"outputs={outputs!r}; there are: logits, probs")
     if not isinstance(model, str):
         module = as_module(model)
+        check_usable(module)
         return Loaded(model_name(module), module, None, choose_device(device, module, named=False), outputs)
-    with evaluating(data, norm):
+    with evaluating(data, norm), torch.inference_mode(False):
         module, card = sources.load_model(model, trust=trust)
+    check_usable(module)
     where = choose_device(device, module, named=True)
     return Loaded(model, module.to(where), card, where, outputs)
 
@@ -170,20 +169,21 @@ def open_model(
             stack.enter_context(lent(module))
             module = defended.protect(module, defenses)
         stack.enter_context(lent(module))
-        before, state = snapshot(module), State(module)
+        picture = Picture(module)
         subject = examine(
             module, *samples.first(), classes=samples.dataset.classes or None, outputs=loaded.outputs, tile=tile,
             seed=seed, device=loaded.device, input_shape=loaded.card.input_shape if loaded.card else (),
         )  # fmt: skip
         check_labels(samples.labels, subject.facts.classes)
+        if loaded.card and loaded.card.caution:
+            caution = {"kind": "weights", "message": loaded.card.caution}
+            subject = replace(subject, flags=(*subject.flags, caution))
         _ = subject.noisy_logits  # now, before any attack could change them
-        weights, state = snapshot(module), State(module, state)
-        stateful = any(not same_values(value, weights[name]) for name, value in before.items())
-        del before
-        stack.callback(state.restore)
+        picture = Picture(module, picture)
+        stack.callback(picture.restore)
         yield Opened(
-            loaded.name, loaded.card, module, tuple(defenses), samples, subject, weights, state, loaded.outputs,
-            stateful,
+            loaded.name, loaded.card, module, tuple(defenses), samples, subject, snapshot(module), picture,
+            loaded.outputs,
         )  # fmt: skip
 
 

@@ -1,13 +1,16 @@
-"""White-box access to one classifier: logits, gradients and counting, in zero-padded tiles of one fixed width.
+"""White-box access to one classifier: logits, gradients and counting, in padded tiles of one fixed width.
 
 A network's float results depend on the shape of its batch, but in tiles of one width not on what else is in them;
 so every call, the judge's too, goes through tiles, and a record is the same however many samples are in flight.
+
+A call gets images of its own and its answer is copied: a model may write into its input, or answer from a buffer that
+its next call fills anew (bound outputs of a runtime, CUDA graphs).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +18,7 @@ from torch import Tensor, nn
 from robustkit.api import Gradient, Images, Logits, Loss, Oracle, Outputs
 from robustkit.errors import NoGradientError
 from robustkit.models import capabilities
+from robustkit.models.backward import Tile, pulled_back
 from robustkit.numerics import generators, rows
 from robustkit.numerics.streams import key_of
 
@@ -38,11 +42,6 @@ class Noise:
         with generators.seeded(seed, device):
             capabilities.reseed(module, seed)
             yield
-
-
-class _Tile(NamedTuple):
-    x: Tensor
-    outputs: Outputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,18 +68,53 @@ class Network:
         with torch.no_grad():
             return _joined([self.call(tile) for tile in self.tiles(x)], x.shape[0])
 
-    def tracked(self, x: Images) -> list[_Tile]:
+    def tracked(self, x: Images) -> list[Tile]:
         """The tiles of `x` with their outputs, recorded for a backward pass."""
         with torch.enable_grad():
             tiles = [tile.detach().requires_grad_(True) for tile in self.tiles(x)]
-            return [_Tile(tile, self.call(tile)) for tile in tiles]
+            return [Tile(tile, self.call(tile)) for tile in tiles]
+
+    def pull(self, tiles: Sequence[Tile], several: Sequence[Sequence[Tensor]]) -> tuple[list[Tensor], int]:
+        """The gradient of the tiles' images for each of `several` sets of cotangents of their joined outputs.
+
+        Also how many more forward passes that took. What torch.compile made may allow one backward pass only: then
+        each further one has a forward pass of its own, with the same noise.
+
+        Raises:
+            NoGradientError: if the outputs do not depend on the images, or torch cannot go back through the model.
+        """
+        grads: list[Tensor] = []
+        once, more = False, 0
+        for i, cotangents in enumerate(several):
+            if once:
+                tiles, more = self._repeated(tiles), more + 1
+            try:
+                keep = i + 1 < len(several) and not once
+                grads.append(pulled_back(tiles, cotangents, retain_graph=keep))
+            except RuntimeError as error:
+                if "donated buffer" not in str(error):
+                    raise
+                once = True
+                grads.append(pulled_back(tiles, cotangents, retain_graph=False))
+        return grads, more
+
+    def _repeated(self, tiles: Sequence[Tile]) -> list[Tile]:
+        """The same tiles called again, with the same noise."""
+        if self.noise is not None:
+            self.noise.calls -= len(tiles)
+        with torch.enable_grad():
+            leaves = [tile.x.detach().requires_grad_(True) for tile in tiles]
+            return [Tile(leaf, self.call(leaf)) for leaf in leaves]
 
     def tiles(self, x: Images) -> Sequence[Tensor]:
-        """A copy of some images in tiles, the last one padded with zeros."""
+        """A copy of some images in tiles, the last one filled up with copies of the first image.
+
+        Copies, not zeros: a network may standardise each image, or refuse what is no image.
+        """
         missing = -x.shape[0] % self.tile
         x = x.to(self.device, self.dtype)
         # Copied even when nothing is missing: a model that writes into its input must not write into an attack's.
-        x = torch.cat([x, x.new_zeros(missing, *x.shape[1:])])
+        x = torch.cat([x, x[:1].detach().expand(missing, *x.shape[1:])])
         return torch.split(x, self.tile)
 
     def call(self, tile: Tensor) -> Outputs:
@@ -91,12 +125,14 @@ class Network:
         return self._plain_call(tile)
 
     def _plain_call(self, tile: Tensor) -> Outputs:
-        logits, members = capabilities.forward_with_members(self.module, tile)
+        # A tile that gradients are asked for is a leaf or a view, which a model could not write into.
+        logits, members = capabilities.forward_with_members(self.module, tile.clone() if tile.requires_grad else tile)
+        logits = logits.clone()
         if logits.dtype not in (torch.float32, torch.float64):
             logits = logits.float()
         if self.probabilities:
             logits = logits.clamp_min(torch.finfo(logits.dtype).tiny).log()
-        return Outputs(logits, members)
+        return Outputs(logits, None if members is None else members.clone())
 
 
 def _joined(outputs: Sequence[Outputs], n: int) -> Outputs:
@@ -131,7 +167,8 @@ class ModelOracle:
     """The oracle of one network for the samples at `samples` of a batch; see `robustkit.api.Oracle`.
 
     A call counts as `passes`: as many as the networks it goes through, where passes of members are what is counted.
-    `watch` is told of each pass through the model itself: the samples, their images and the logits.
+    `watch` is told of each pass through the model itself: the samples, their images and the logits. `no_gradient` says
+    why one that is not differentiable passes no gradient.
     """
 
     network: Network
@@ -142,6 +179,7 @@ class ModelOracle:
     differentiable: bool = True
     passes: int = 1
     watch: Callable[[Tensor, Images, Logits], None] | None = None
+    no_gradient: str = ""
 
     def select(self, rows: Tensor) -> "ModelOracle":
         """The same model for some of the samples; counters follow their samples."""
@@ -158,7 +196,8 @@ class ModelOracle:
     def gradient(self, x: Images, loss: Loss) -> Gradient:
         """One forward, and one backward for each loss; the loss itself is evaluated on the joined outputs."""
         if not self.differentiable:
-            raise NoGradientError("no gradient flows through this model (detached, or hard decisions)")
+            why = self.no_gradient or "detached, or hard decisions"
+            raise NoGradientError(f"no gradient flows through this model ({why})")
         n = x.shape[0]
         tiles = self.network.tracked(x)
         if not tiles[0].outputs.logits.requires_grad:
@@ -168,13 +207,14 @@ class ModelOracle:
             leaves = [o.requires_grad_(True) for o in joined if o is not None]
             values = loss(Outputs(*leaves))
             losses = [single.sum() for single in (values if values.dim() == 2 else [values])]
-        grads = []
-        for i, single in enumerate(losses):
-            last = i == len(losses) - 1
-            # The losses of the rows are summed, so the cotangent of a row is its own.
-            found = torch.autograd.grad(single, leaves, retain_graph=not last, materialize_grads=True)
-            grads.append(_pulled_back(tiles, found, retain_graph=not last)[:n].to(x.dtype))
-        self.counts.add(self.samples, forwards=self.passes, backwards=self.passes * len(losses))
+        # The losses of the rows are summed, so the cotangent of a row is its own.
+        several = [
+            torch.autograd.grad(single, leaves, retain_graph=i + 1 < len(losses), materialize_grads=True)
+            for i, single in enumerate(losses)
+        ]
+        found, more = self.network.pull(tiles, several)
+        grads = [grad[:n].to(x.dtype) for grad in found]
+        self.counts.add(self.samples, forwards=self.passes * (1 + more), backwards=self.passes * len(losses))
         if self.watch is not None:
             self.watch(self.samples, x, joined.logits)
         grad = torch.stack(grads) if values.dim() == 2 else grads[0]
@@ -341,26 +381,3 @@ def _as(x: Tensor, outputs: Outputs) -> Outputs:
 def _mean(outputs: Sequence[Outputs]) -> Outputs:
     members = [o.members for o in outputs if o.members is not None]
     return Outputs(rows.average([o.logits for o in outputs]), rows.average(members) if members else None)
-
-
-def _pulled_back(tiles: Sequence[_Tile], cotangents: Sequence[Tensor], *, retain_graph: bool) -> Tensor:
-    """The gradient of every tile's images, given the gradients of the joined outputs."""
-    grads, start = [], 0
-    for tile in tiles:
-        roots, seeds = [], []
-        for output, cotangent, axis in zip(tile.outputs, cotangents, (0, 1), strict=False):
-            if output is None:
-                continue
-            width = tile.x.shape[0]
-            real = cotangent.narrow(axis, start, min(width, cotangent.shape[axis] - start))
-            seed = torch.zeros_like(output)
-            seed.narrow(axis, 0, real.shape[axis]).copy_(real)
-            if output.requires_grad:
-                roots.append(output)
-                seeds.append(seed)
-        (found,) = torch.autograd.grad(roots, tile.x, seeds, retain_graph=retain_graph, allow_unused=True)
-        if found is None:  # the outputs hang on the weights alone
-            raise NoGradientError("the model's outputs are detached from its input")
-        grads.append(found)
-        start += tile.x.shape[0]
-    return torch.cat(grads) if len(grads) > 1 else grads[0]

@@ -1,101 +1,110 @@
-"""What a module is besides its weights: attributes, hooks, buffers that are not kept, and what a callable refers to.
+"""A module's state: kept, compared, hashed and put back, whatever it holds.
 
-What the module changes itself when it is called (a counter, a cache, a generator's state) is left to it.
+That is mostly tensors, but a quantised layer keeps packed parameters and a dtype in its state dict, and any module may
+put an object there (`get_extra_state`).
 """
 
-import functools
-import sys
-import types
-from collections.abc import Collection, Iterator, MutableSequence, MutableSet
-from copy import copy
+import copy
+import hashlib
+import pickle
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-_MOST = 100_000  # objects that are looked at: a module that holds a whole data set is not searched to its end
-_PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
-_ABSENT = object()
-_Place = tuple[int, Any]  # of a container, and a key in it: None where its order or its whole content is meant
+from robustkit.errors import UsageError
+
+State = Mapping[str, Any]
 
 
-class State:
-    """A picture of all that a module refers to, to compare with and to go back to.
+def put_in_eval_mode(module: nn.Module) -> nn.Module:
+    """The module itself, in eval mode: also one whose `eval()` returns nothing, or is refused.
+
+    A program of torch.export refuses it, for it is fixed in the mode that it was exported in.
+    """
+    try:
+        module.eval()
+    except NotImplementedError:
+        for part in module.modules():
+            part.training = False
+    return module
+
+
+def modes(module: nn.Module) -> list[tuple[nn.Module, bool]]:
+    """Each part and whether it is in training mode; a frozen TorchScript module has no mode, which is eval."""
+    return [(part, getattr(part, "training", False)) for part in module.modules()]
+
+
+def check_usable(module: nn.Module) -> None:
+    """Refuse weights that cannot be computed with.
+
+    Raises:
+        UsageError: for tensors on the device `meta`, or made under `torch.inference_mode()`.
+    """
+    for name, tensor in _tensors(module):
+        if tensor.is_meta:
+            raise UsageError(
+                f"the model's weights have no values ({name} is on the device 'meta'): make it with weights, or call "
+                "model.to_empty(device='cpu') and load a state dict"
+            )
+        if tensor.is_inference():
+            raise UsageError(
+                f"the model was made under torch.inference_mode() ({name} is an inference tensor), and no gradient can "
+                "flow through it: make or load it outside, or give copy.deepcopy(model), taken outside"
+            )
+
+
+def quantised(module: nn.Module, how: str = "") -> bool:
+    """Whether a part of the module computes in integers, through which torch passes no gradient.
+
+    `how="dynamic"` asks for parts that scale what they are fed by the range of the whole batch.
+    """
+    return any(type(part).__module__.startswith(f"torch.ao.nn.quantized.{how}") for part in module.modules())
+
+
+def snapshot(module: nn.Module) -> dict[str, Any]:
+    """A copy of the state."""
+    return {name: _copied(value) for name, value in module.state_dict().items()}
+
+
+def changed(before: State, after: State) -> frozenset[str]:
+    """The names of what is not the same any more, or is gone; what is new does not count."""
+    return frozenset(name for name, value in before.items() if name not in after or not _same(value, after[name]))
+
+
+def restore(module: nn.Module, state: State) -> None:
+    """Undo what was done to the mode and the state; what is as it was is not written to, new entries stay."""
+    put_in_eval_mode(module)
+    held = module.state_dict(keep_vars=True)
+    lost = [name for name in changed(state, held) if name in held]
+    for name in lost:
+        if isinstance(held[name], Tensor) and isinstance(state[name], Tensor):
+            put_values(held[name], state[name])
+    now = module.state_dict()
+    if lost and any(name in changed(state, now) for name in lost):
+        # Packed parameters and extra state are no tensors of the module's own: they are loaded, and all of a layer's.
+        # The versions of the layers' formats, which torch keeps beside a state dict, are those of the module itself.
+        for name in list(now):
+            if name in state and _fits(state[name], now[name]):
+                now[name] = state[name]
+        module.load_state_dict(now, strict=False)
+
+
+def sha256(module: nn.Module, leave_out: Collection[str] = ()) -> str:
+    """sha256 over the state dict: names, types, shapes and bytes; empty if it has none.
 
     Args:
-        module: whose weights are not part of it; see `robustkit.models.examination.snapshot`.
-        before: a picture from before some calls: what has changed since then is the module's own business.
+        module: whose state it is.
+        leave_out: names that do not count, for their values are no part of what the module is.
     """
-
-    def __init__(self, module: nn.Module, before: "State | None" = None) -> None:
-        self._module = module
-        self._own: frozenset[_Place] = frozenset() if before is None else before._own | {*before.changes()}
-        self._containers: list[tuple[Any, Any]] = []  # and a copy of each
-        self._values: list[tuple[Any, Any]] = []  # tensors and arrays that are no weights, and a copy of each
-        self._look()
-
-    def changes(self) -> Iterator[_Place]:
-        """The places that are no longer as pictured."""
-        for container, known in self._containers:
-            for place in _differences(container, known):
-                if place not in self._own:
-                    yield place
-        for value, known in self._values:
-            if (id(value), None) not in self._own and not same_values(value, known):
-                yield id(value), None
-
-    def restore(self) -> bool:
-        """Put everything back as pictured; whether anything was not."""
-        changed = {*self.changes()}
-        if changed:
-            for container, known in self._containers:
-                if any(place in changed for place in _differences(container, known)):
-                    self._refill(container, known)
-            for value, known in self._values:
-                if (id(value), None) in changed:
-                    put_values(value, known)
-        return bool(changed)
-
-    def again(self, module: nn.Module) -> "State":
-        """A picture of another module around this one."""
-        found = State(module)
-        found._own = self._own
-        return found
-
-    def _refill(self, container: Any, known: Any) -> None:
-        if isinstance(container, dict):
-            kept = {key: value for key, value in container.items() if (id(container), key) in self._own}
-            wanted = {key: kept.get(key, value) for key, value in known.items()} | kept
-            container.clear()
-            container.update(wanted)
-        elif isinstance(container, MutableSet):
-            container.clear()
-            container |= known
-        else:
-            container.clear()
-            container.extend(known)
-
-    def _look(self) -> None:
-        weights = {id(value) for value in self._module.state_dict(keep_vars=True).values()}
-        todo: list[Any] = [self._module]
-        seen: set[int] = set()
-        while todo and len(seen) < _MOST:
-            item = todo.pop()
-            if id(item) in seen or isinstance(item, _PLAIN):
-                continue
-            seen.add(id(item))
-            if isinstance(item, np.ndarray | Tensor) and _comparable(item):
-                if id(item) not in weights:
-                    self._values.append((item, item.copy() if isinstance(item, np.ndarray) else item.detach().clone()))
-            elif isinstance(item, dict | MutableSequence | MutableSet) and type(item).__module__ in _BUILTIN:
-                self._containers.append((item, copy(item)))
-                todo.extend(item.values() if isinstance(item, dict) else item)
-            else:
-                todo.extend(_within(item))
-
-
-_BUILTIN = ("builtins", "collections")
+    state = {name: value for name, value in module.state_dict().items() if name not in leave_out}
+    found = hashlib.sha256()
+    for name in sorted(state):
+        for part in _bytes(name, state[name]):
+            found.update(part)
+    return found.hexdigest() if state else ""
 
 
 def same_values(one: Any, other: Any) -> bool:
@@ -124,58 +133,53 @@ def put_values(into: Any, known: Any) -> None:
         into[...] = known
 
 
-def _comparable(value: Tensor | np.ndarray) -> bool:
-    if isinstance(value, np.ndarray):
-        return value.dtype.kind in "biufc"
-    return value.layout == torch.strided and not value.is_quantized and value.device.type != "meta"
+def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_parameters()
+    yield from module.named_buffers()
 
 
-def _within(item: Any) -> Collection[Any]:
-    """What an object refers to, as far as it is a user's or a module's: not into libraries, classes or modules."""
-    if isinstance(item, tuple | frozenset):
-        return item
-    if isinstance(item, functools.partial):
-        return [item.func, item.args, item.keywords]
-    if isinstance(item, types.MethodType):
-        return [item.__self__]
-    library = _library(type(item).__module__)
-    if isinstance(item, types.FunctionType):
-        if _library(item.__module__):
-            return []
-        cells = [cell.cell_contents for cell in item.__closure__ or () if _filled(cell)]
-        return [*cells, item.__dict__, item.__defaults__, item.__kwdefaults__]
-    if isinstance(item, nn.Module) or (hasattr(item, "__dict__") and not library and not isinstance(item, type)):
-        return [vars(item)]
-    return []
+def _copied(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, tuple | list):
+        return type(value)(_copied(item) for item in value)
+    return copy.deepcopy(value)
 
 
-def _library(name: Any) -> bool:
-    root = str(name).partition(".")[0]
-    return root in ("torch", "numpy") or (root in sys.stdlib_module_names and root != "__main__")
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.device == b.device and same_values(a, b)
+    if isinstance(a, tuple | list) and isinstance(b, tuple | list):
+        return len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b, strict=True))
+    return type(a) is type(b) and _pickled(a) == _pickled(b)
 
 
-def _filled(cell: Any) -> bool:
+def _fits(a: Any, b: Any) -> bool:
+    return not isinstance(a, Tensor) or (isinstance(b, Tensor) and a.shape == b.shape)
+
+
+def _bytes(name: str, value: Any) -> Iterator[bytes]:
+    if isinstance(value, tuple | list):
+        for place, item in enumerate(value):
+            yield from _bytes(f"{name}.{place}", item)
+    elif not isinstance(value, Tensor):
+        yield f"{name}|{type(value).__name__}|".encode() + _pickled(value)
+    elif value.is_quantized:
+        yield f"{name}|{value.dtype}|{value.qscheme()}|".encode()
+        scales = [value.q_scale(), value.q_zero_point()] if value.qscheme() == torch.per_tensor_affine else [
+            value.q_per_channel_scales().tolist(), value.q_per_channel_zero_points().tolist()
+        ]  # fmt: skip
+        yield repr(scales).encode()
+        yield from _bytes(name, value.int_repr())
+    else:
+        value = value.detach().cpu().contiguous()
+        yield f"{name}|{value.dtype}|{tuple(value.shape)}|".encode()
+        yield value.reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def _pickled(value: Any) -> bytes:
+    """The bytes of a value that is no tensor; of one that cannot be pickled its type alone."""
     try:
-        return cell.cell_contents is not None
-    except ValueError:  # a name that is not bound yet
-        return False
-
-
-def _differences(container: Any, known: Any) -> Iterator[_Place]:
-    if not isinstance(container, dict):
-        same = len(container) == len(known) and (
-            container == known if isinstance(container, MutableSet) else all(map(_unchanged, container, known))
-        )
-        if not same:
-            yield id(container), None
-        return
-    for key in {**known, **container}:
-        if not _unchanged(container.get(key, _ABSENT), known.get(key, _ABSENT)):
-            yield id(container), key
-    # The order counts too: a Sequential runs its modules in that of their dict.
-    if list(container) != list(known) and container.keys() == known.keys():
-        yield id(container), None
-
-
-def _unchanged(now: Any, before: Any) -> bool:
-    return now is before or (isinstance(now, _PLAIN) and type(now) is type(before) and now == before)
+        return pickle.dumps(value)
+    except (pickle.PicklingError, TypeError, AttributeError, RuntimeError):
+        return type(value).__qualname__.encode()

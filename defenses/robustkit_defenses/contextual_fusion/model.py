@@ -101,7 +101,7 @@ class ContextFusion(nn.Module):
                 f"the head was fitted on images of {_sizes(self.head.input_shape)}, these are {_sizes(x.shape[1:])}; "
                 "choose data that fits, or fit a head on images of this size"
             )
-        foreground, background = self.foreground(x), self.background(x)
+        foreground, background = self.foreground(x.clone()), self.background(x)  # one may write into its input
         alone = torch.stack([self.head.foreground(foreground), self.head.background(background)])
         return self.head(foreground, background), alone
 

@@ -9,6 +9,7 @@ from robustkit.api import CardSource, ModelCard, ModelSource
 from robustkit.errors import UsageError
 from robustkit.models.sources import normalized
 from robustkit.models.sources.trust import trusted, trusting
+from robustkit.models.state import put_in_eval_mode
 from robustkit.models.turns import one_at_a_time
 from robustkit.spec import parse, suggest
 
@@ -40,7 +41,9 @@ def load_model(spec: str, *, trust: bool = False) -> tuple[nn.Module, ModelCard]
     own = {key: text for key, text in parsed.options.items() if key not in shared}
     with trusting(trust or trusted()):
         module, card = source.load(parsed.name, own)
-    return normalized.prepare(module.eval(), card, {k: text for k, text in parsed.options.items() if k in shared})
+    return normalized.prepare(
+        put_in_eval_mode(module), card, {k: text for k, text in parsed.options.items() if k in shared}
+    )
 
 
 def card_dataset(spec: str) -> str:

@@ -40,4 +40,4 @@ class Defended:
         defenses = defended.resolve(wanted.by)
         module, card = load_model(unwrap(name))
         text = defended.text(defenses)
-        return defended.protect(module, defenses).eval(), replace(card, name=f"{card.name} behind {text}")
+        return defended.protect(module, defenses), replace(card, name=f"{card.name} behind {text}")

@@ -53,6 +53,7 @@ class Ensembles:
             paper=_listing([card.paper for card in cards]),
             sha256=_listing([card.sha256 for card in cards]),
             notes=_listing([card.notes for card in cards]),
+            caution="; ".join(dict.fromkeys(card.caution for card in cards if card.caution)),
         )
 
 

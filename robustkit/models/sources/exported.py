@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from robustkit.api import Images, Logits
-from robustkit.errors import UsageError
+from robustkit.errors import UsageError, first_line
 from robustkit.models.sources.trust import trusted
 
 Format = Literal["TorchScript", "torch.export", "ONNX"]
@@ -58,8 +58,8 @@ def read(file: Path) -> Program:
     except UsageError:
         raise
     except Exception as error:  # a broken file can make a reader raise anything
-        line = str(error).strip().partition("\n")[0][:200]
-        raise UsageError(f"{file} does not load as {kind}: {type(error).__name__}: {line}") from error
+        line = f"{type(error).__name__}: {first_line(error)}"
+        raise UsageError(f"{file} does not load as {kind}: {line}") from error
 
 
 class Exported(nn.Module):
@@ -125,8 +125,7 @@ def _onnx(file: Path) -> Program:
         _settle_reshapes(model)
         return Program(onnx2torch.convert(model).eval(), _known(shape[1:]))
     except (NotImplementedError, RuntimeError) as error:
-        line = str(error).partition("\n")[0][:200]
-        raise UsageError(f"{file} has an operator that cannot be converted: {line}{advice}") from error
+        raise UsageError(f"{file} has an operator that cannot be converted: {first_line(error)}{advice}") from error
 
 
 def _settle_reshapes(model: Any) -> None:

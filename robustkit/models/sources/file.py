@@ -13,13 +13,15 @@ from robustkit.api import ModelCard
 from robustkit.cache.checks import hashes, not_a_file, read_head
 from robustkit.errors import UsageError
 from robustkit.models.sources import checkpoint, exported
-from robustkit.models.sources.normalized import OPTIONS, core
+from robustkit.models.sources.normalized import OPTIONS
 from robustkit.models.sources.trained import CARD, RECIPE, WEIGHTS, model_card, network, read_card
-from robustkit.models.sources.trust import trusted
 from robustkit.models.sources.untrained import architecture
-from robustkit.models.sources.weights import fill, read_weights
+from robustkit.models.sources.weights import fill_from, read_weights
 from robustkit.models.sources.zoo.architectures import ARCHITECTURES
+from robustkit.models.state import put_in_eval_mode
 from robustkit.spec import suggest
+
+_ZOO = ", ".join(ARCHITECTURES)
 
 
 class Files:
@@ -44,8 +46,8 @@ class Files:
         if (file / CARD).is_file():
             return _trained(file, options)
         for key in options:
-            if key != "arch":
-                raise UsageError(f"{name}: " + suggest(key, ["arch", *OPTIONS], "option"))
+            if key not in ("arch", "weights"):
+                raise UsageError(f"{name}: " + suggest(key, ["arch", "weights", *OPTIONS], "option"))
         _check_bytes(file, name)
         card = ModelCard(file.name, "file", sha256=hashes(file)[0])
         if kind := exported.format_of(file):
@@ -56,11 +58,9 @@ class Files:
         if not options.get("arch"):
             return _pickled(file, name), card
         module = architecture(options["arch"])
-        weights = read_weights(file)
-        # Saved by a user, weights have the names of the network itself; saved by us, of what stands around it too.
-        whole = set(weights) == set(module.state_dict())
-        fill(module if whole else core(module), weights, f"{name} with arch={options['arch']}")
-        return module.eval(), card
+        what = f"{name} with arch={options['arch']}"
+        caution = fill_from(module, read_weights(file), what, options.get("weights", ""))
+        return put_in_eval_mode(module), replace(card, caution=caution)
 
 
 def _trained(folder: Path, options: Mapping[str, str]) -> tuple[nn.Module, ModelCard]:
@@ -79,15 +79,18 @@ def _pickled(file: Path, name: str) -> nn.Module:
     """The network in a file that needs no arch=: one that was pickled whole, if it is trusted.
 
     Raises:
-        UsageError: if there is none.
+        UsageError: if there is none, or it is not trusted.
     """
-    found = checkpoint.read(file) if trusted() and file.suffix != ".safetensors" else None
+    where = f"say of which network: {name}:arch=python/package.module.callable, arch=timm/NAME, or one of {_ZOO}"
+    try:
+        found = None if file.suffix == ".safetensors" else checkpoint.read(file)
+    except checkpoint.BrokenError:
+        raise
+    except UsageError as error:
+        raise UsageError(f"{error}; or save its state_dict() and {where}") from error
     if isinstance(found, nn.Module):
-        return found.eval()
-    raise UsageError(
-        f"{name} holds weights only; say of which network: {name}:arch=python/package.module.callable, arch=timm/NAME, "
-        f"or one of {', '.join(ARCHITECTURES)}"
-    )
+        return put_in_eval_mode(found)
+    raise UsageError(f"{name} holds weights only; {where}")
 
 
 def _check_bytes(file: Path, name: str) -> None:

@@ -125,6 +125,6 @@ def _values(key: str, text: str) -> tuple[float, ...]:
 def _size(text: str) -> tuple[int, int]:
     height, by, width = text.partition("x")
     width = width if by else height
-    if not (height.isdigit() and width.isdigit() and int(height) and int(width)):
+    if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
         raise UsageError(f"resize={text} is no image size; write resize=224, or height x width: resize=224x160")
     return int(height), int(width)

@@ -12,6 +12,7 @@ from torch import nn
 
 from robustkit.api import ModelCard
 from robustkit.errors import UsageError
+from robustkit.models.state import put_in_eval_mode
 from robustkit.spec import suggest, typed
 
 
@@ -34,7 +35,7 @@ class Python:
             raise UsageError(
                 f"{name} returned {_kind(made)}; it must return an nn.Module, or an (nn.Module, ModelCard) pair"
             )
-        return module.eval(), card
+        return put_in_eval_mode(module), card
 
 
 def call(dotted: str, options: Mapping[str, str], what: str) -> object:
@@ -88,7 +89,10 @@ def imported(dotted: str) -> Any:
 
 
 def typed_arguments(function: Callable[..., Any], options: Mapping[str, str], what: str) -> dict[str, Any]:
-    """Options given as text, typed by the callable's annotations; what has none stays text.
+    """Options given as text, typed by the callable's annotations, or where one has none by its default.
+
+    Without either, and for `**settings`, what reads as a number or a truth value is one; a default of None says that it
+    may be text, and leaves it that.
 
     Raises:
         UsageError: for an option that it does not take, one that it needs, or a value that is not of its type.
@@ -100,17 +104,32 @@ def typed_arguments(function: Callable[..., Any], options: Mapping[str, str], wh
         return {}
     by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     known = {name: p for name, p in parameters.items() if p.kind in by_name}
-    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    anything = next((p for p in parameters.values() if p.kind is inspect.Parameter.VAR_KEYWORD), None)
     arguments: dict[str, Any] = {}
     for key, text in options.items():
-        if key not in known and not takes_any:
+        if key not in known and anything is None:
             raise UsageError(f"{what}: " + suggest(key, known, "option"))
-        hint = known[key].annotation if key in known else str
-        arguments[key] = typed(text, hint, f"{what}: {key}")
+        arguments[key] = _value(text, known.get(key, anything), f"{what}: {key}")
     lacking = [key for key, p in known.items() if p.default is inspect.Parameter.empty and key not in options]
     if lacking:
         raise UsageError(f"{what} needs {', '.join(lacking)}; append :{','.join(f'{key}=…' for key in lacking)}")
     return arguments
+
+
+def _value(text: str, parameter: inspect.Parameter | None, what: str) -> Any:
+    """An option's text as its parameter wants it."""
+    assert parameter is not None
+    hint, default = parameter.annotation, parameter.default
+    if hint not in (inspect.Parameter.empty, Any):
+        return typed(text, hint, what)
+    if default is None or isinstance(default, str):
+        return text
+    if isinstance(default, bool | int | float):
+        return typed(text, type(default), what)
+    for kind in (int, float):
+        with contextlib.suppress(UsageError):
+            return typed(text, kind, what)
+    return {"true": True, "false": False, "none": None}.get(text.lower(), text)
 
 
 def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter] | None:

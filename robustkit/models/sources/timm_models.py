@@ -13,9 +13,9 @@ from torch import nn
 from robustkit import cache
 from robustkit.api import ModelCard
 from robustkit.cache import checks
-from robustkit.errors import UsageError
+from robustkit.errors import UsageError, first_line
 from robustkit.models.sources.normalized import normalized
-from robustkit.models.sources.weights import fill, read_weights
+from robustkit.models.sources.weights import fill_from, read_weights
 from robustkit.numerics import generators
 from robustkit.spec import build, settings, suggest
 
@@ -28,7 +28,7 @@ with warnings.catch_warnings():
 class Options:
     """What a spec may say: `checkpoint` is a file of the user's; `image_size` other than the architecture's own.
 
-    `seed` decides untrained weights.
+    `weights` is "raw" or "ema" where the checkpoint holds both. `seed` decides untrained weights.
     """
 
     pretrained: bool | None = None
@@ -36,6 +36,7 @@ class Options:
     in_chans: int = 3
     image_size: int | None = None
     checkpoint: str = ""
+    weights: str = ""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -86,14 +87,15 @@ class Timm:
         card, config, wanted = self.card(name, options), _config(name), _options(name, options)
         pretrained = _is_pretrained(name, config, wanted)
         file = _fetched(name, config) if pretrained else Path(wanted.checkpoint).expanduser()
-        weights = read_weights(file) if pretrained or wanted.checkpoint else {}
-        network = _made(name, config, wanted, weights if pretrained else {})
+        weights = read_weights(file) if pretrained or wanted.checkpoint else None
+        network = _made(name, config, wanted, (weights.raw or weights.averaged) if weights and pretrained else {})
         if not network.num_classes:
             raise UsageError(
                 f"timm/{name} gives features, no classes; give pretrained=false,classes=N, or checkpoint=FILE"
             )
-        if wanted.checkpoint:
-            fill(network, weights, f"timm/{name} with checkpoint={wanted.checkpoint}")
+        if wanted.checkpoint and weights:
+            what = f"timm/{name} with checkpoint={wanted.checkpoint}"
+            card = replace(card, caution=fill_from(network, weights, what, wanted.weights))
         card = replace(card, classes=network.num_classes, sha256=checks.hashes(file)[0] if weights else "")
         return normalized(network, card.mean, card.std), card
 
@@ -174,7 +176,7 @@ def _made(name: str, config: Any, wanted: Options, weights: Mapping[str, Any]) -
             warnings.simplefilter("ignore")  # of names that timm has renamed, and of torch functions
             network = timm.create_model(name, **arguments).eval()
     except (TypeError, AssertionError, ValueError, RuntimeError) as error:
-        line = str(error).partition("\n")[0]
+        line = first_line(error)
         given = ",".join(f"{key}={text}" for key, text in settings(wanted).items())
         raise UsageError(f"timm/{name}{':' * bool(given)}{given} cannot be made: {line}") from error
     network.pretrained_cfg.pop("state_dict", None)  # timm keeps a second copy of the weights there

@@ -97,7 +97,7 @@ class Torchvision:
         network = _made(name, wanted.seed, **arguments)
         if weights is not None:
             file = _fetched(name, weights)
-            fill(network, _present_names(read_weights(file)), f"torchvision/{name}")
+            fill(network, _present_names(read_weights(file).raw), f"torchvision/{name}")
             card = replace(card, sha256=checks.hashes(file)[0])
         return normalized(network, card.mean, card.std), card
 

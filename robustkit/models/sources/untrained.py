@@ -7,10 +7,11 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from robustkit.errors import UsageError
+from robustkit.errors import UsageError, first_line
 from robustkit.models.sources import load_model
 from robustkit.models.sources.python import import_callable, typed_arguments
 from robustkit.models.sources.zoo.architectures import ARCHITECTURES
+from robustkit.models.state import put_in_eval_mode
 from robustkit.spec import Spec, parse, suggest
 
 _UNTRAINED: Mapping[str, Mapping[str, str]] = {
@@ -69,11 +70,10 @@ def fitted(spec: str, classes: int, image: tuple[int, int, int]) -> str:
         network = fresh(whole)
     try:
         with torch.no_grad():
-            shape = tuple(network.eval()(torch.zeros(2, *image)).shape)
+            shape = tuple(put_in_eval_mode(network)(torch.zeros(2, *image)).shape)
     except (RuntimeError, ValueError, AssertionError) as error:
-        line = str(error).partition("\n")[0]
         text = "×".join(map(str, image))
-        raise UsageError(f"{whole} does not take the data's images of {text}: {line}") from error
+        raise UsageError(f"{whole} does not take the data's images of {text}: {first_line(error)}") from error
     if shape != (2, classes):
         raise UsageError(f"{whole} answers {shape[1:]} for an image; the data has {classes} classes")
     return whole

@@ -48,7 +48,7 @@ def by_steps(runs: Sequence[tuple[str, RunRecord]]) -> list[Curve]:
     for name, record in runs:
         texts = record.job["attacks"]
         parsed = spec.parse(texts[0]) if len(texts) == 1 else None
-        if parsed is None or not parsed.options.get("steps", "").isdigit():
+        if parsed is None or not parsed.options.get("steps", "").isdecimal():
             raise UsageError(f"{name} names no steps of one attack; give runs with steps=10, steps=100 …, or an audit")
         if record.robust_accuracy is None:
             raise UsageError(f"{name}: the robust accuracy is not established: {record.why_no_robust_accuracy}")

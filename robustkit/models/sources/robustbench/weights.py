@@ -15,6 +15,7 @@ from robustkit.cache import Remote, fetch, home, pins
 from robustkit.errors import UsageError
 from robustkit.models.sources import checkpoint
 from robustkit.models.sources.robustbench.library import Entry, weights_url
+from robustkit.models.sources.weights import check_kinds
 
 _RESNET50 = "https://download.pytorch.org/models/resnet50-0676ba61.pth"  # torchvision's ResNet50_Weights.IMAGENET1K_V1
 DRIVE = (  # both answer with the file, or with a page that says why not
@@ -88,6 +89,7 @@ def fill(module: nn.Module, entry: Entry, checkpoints: Sequence[object]) -> list
             lists = (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
             text = "; ".join(f"{kind}: {_some(keys)}" for kind, keys in lists if keys)
             raise UsageError(f"{what}: the weights do not fit the network ({text}); is it the file of another one?")
+        check_kinds(own, state, what)
         part.load_state_dict(state, strict=False)
         if missing:
             notes.append(f"{what}: not in the file, as the architecture has them: {_some(missing)}")
