@@ -14,13 +14,14 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import robustkit
+from benchmarks import kit
 from robustkit import UsageError
 from robustkit.audit import rules
 from robustkit.doctor import diagnose
 from robustkit.models.ensembles import Ensemble
 from robustkit.models.oracle import Network
 from robustkit.models.state import changed, restore, sha256, snapshot
-from tests import kit, toys
+from tests import toys
 from tests.linear import between, distances, lin
 
 NET, X, Y = lin(n=24, wrong=3)

@@ -241,7 +241,9 @@ def test_a_tensor_s_class_has_no_say(kind, noisy, offered):
 
     record = evaluate(toys.Randomised(model, 0.01) if noisy else model, (x, y), Dresses(), eps=0.05, draws=3)
     assert record.counts["BROKEN"] == record.counts["ROBUST"] == 0
-    assert "an image outside the ball" in {e["message"] for e in record.errors}
+    said = " ".join(e["message"] for e in record.errors)
+    # While tests check shapes, what has none is refused before the judge sees it.
+    assert "an image outside the ball" in said or (kind is Shapeless and offered and "TypeCheckError" in said)
     plain = bare(x.as_subclass(Stranger))
     assert type(plain) is torch.Tensor
     assert torch.equal(plain, x)

@@ -106,8 +106,7 @@ def evaluate_corruptions(
     base, defenses = datasets.resolve(data), defended.resolve(defense)
     corrupted = base if isinstance(base, CorruptionSet) else _made_here(base, seed)
     todo = _cells(corrupted, kinds, severities)
-    known = baseline if isinstance(baseline, CorruptionRecord | None) or baseline == "alexnet" else Path(baseline)
-    known = load_record(known) if isinstance(known, Path) else known
+    known = baseline if baseline is None or isinstance(baseline, CorruptionRecord) else _baseline(baseline)
     name, reference = _reference(known, corrupted.name, [cell for cell in todo if cell[0]])
     clean_name = corrupted.clean.name if corrupted.clean is not None else corrupted.name.removesuffix("-c")
     loaded = load(model, clean_name, "corruptions", outputs=outputs, trust=trust, device=device)
@@ -117,18 +116,7 @@ def evaluate_corruptions(
     cells: list[Cell] = []
     opening = open_model(loaded, samples, defenses=defenses, tile=tile, seed=seed)
     with opening as opened, at_work(out):
-        room = {"corruptions": harness_sha256("robustkit.corruptions.*")}
-        job = {
-            **opened.identity,
-            "data": data if isinstance(data, str) else base.name,
-            "seed": getattr(corrupted, "seed", seed),
-            "model_seed": seed,
-            "draws": draws if opened.subject.facts.randomised else 0,
-            "made_here": corrupted.clean is not None,
-            "cells": [list(cell) for cell in todo],
-            "sources": {**source_hashes((), opened.defenses), **room},
-            "versions": plan.versions(),
-        }
+        job = _job(opened, corrupted, data if isinstance(data, str) else base.name, seed, draws, todo)
 
         def measured(number: int) -> dict[str, Any]:
             kind, severity = todo[number]
@@ -149,6 +137,24 @@ def evaluate_corruptions(
         if out is not None:
             record.save(Path(out) / RESULT)
     return record
+
+
+def _job(
+    opened: Opened, corrupted: CorruptionSet, data: str, seed: int, draws: int, cells: Sequence[tuple[str, int]]
+) -> dict[str, Any]:
+    """All that decides the numbers, as JSON data."""
+    room = {"corruptions": harness_sha256("robustkit.corruptions.*")}
+    return {
+        **opened.identity,
+        "data": data,
+        "seed": getattr(corrupted, "seed", seed),
+        "model_seed": seed,
+        "draws": draws if opened.subject.facts.randomised else 0,
+        "made_here": corrupted.clean is not None,
+        "cells": [list(cell) for cell in cells],
+        "sources": {**source_hashes((), opened.defenses), **room},
+        "versions": plan.versions(),
+    }
 
 
 def _draws(network: Network, draws: int, key: tuple[Any, ...]) -> list[Network]:
@@ -203,6 +209,11 @@ def _cells(
         raise UsageError("no severity was named; there are 1, 2, 3, 4 and 5")
     clean = [("", 0)] if corrupted.clean is not None else []
     return [*clean, *((kind, severity) for kind in wanted for severity in sorted(set(severities)))]
+
+
+def _baseline(named: str | Path) -> str | CorruptionRecord:
+    """AlexNet's errors by their name, or the record in a file or folder."""
+    return "alexnet" if named == "alexnet" else load_record(Path(named))
 
 
 def _reference(

@@ -87,10 +87,13 @@ class Opened:
         """The same model within `module`, which computes the same and offers `stand_ins` to attacks besides."""
         facts = self.subject.facts
         known = facts._replace(surrogates=tuple(dict.fromkeys((*facts.surrogates, *stand_ins))))
-        subject = replace(self.subject, reference=replace(self.subject.reference, module=module), facts=known)
-        return replace(
-            self, module=module, subject=subject, weights=snapshot(module), picture=self.picture.again(module)
+        weights, picture = snapshot(module), self.picture.again(module)
+        volatile = frozenset(
+            name for name in weights for own in self.subject.volatile if f".{name}".endswith(f".{own}")
         )
+        reference = replace(self.subject.reference, module=module)
+        subject = replace(self.subject, reference=reference, facts=known, volatile=volatile)
+        return replace(self, module=module, subject=subject, weights=weights, picture=picture)
 
     def put_back(self) -> bool:
         """Undo what an attack did to the model; whether any of it showed in its mode, its weights or its answers.
