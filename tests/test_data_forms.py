@@ -102,7 +102,7 @@ def test_images_of_pillow_and_bytes_are_divided_by_255():
         (Items(lambda i: (X[i], torch.full((3,), 1 / 3))), r"that of image 1 is \[0.333333, 0.333333, 0.333333\]; "),
         (Items(lambda i: (X[i], torch.tensor([0.0, 1.0, 1.0]))), r"that of image 1 is \[0, 1, 1\]; give one"),
         (Items(lambda i: (X[i], "cat")), "the label of item 1 is 'cat'; it must be a class number"),
-        (Items(lambda i: (X[i], "wolf"), classes=["cat"]), r"'wolf'; must be one of the dataset's classes \(cat …\)"),
+        (Items(lambda i: (X[i], "wolf"), classes=["cat"]), r"it must be one of the dataset's classes \(cat …\)"),
         (Items(lambda i: (X[i], None)), "the label of item 1 is of type NoneType; give a class number"),
         (Items(lambda i: (X[i], Y[i], 7)), r"which part of item 1 is its label\? \(image, tensor\(1\), 7\); give"),
         (Items(lambda i: X[i]), r"item 1 is of type Tensor; it must be \(image, label\), or a dict"),
