@@ -22,6 +22,7 @@ from robustkit.models.ensembles import Ensemble
 from robustkit.models.oracle import Network
 from robustkit.models.state import changed, restore, sha256, snapshot
 from tests import toys
+from tests.needs import kit as needs_kit
 from tests.linear import between, distances, lin
 
 NET, X, Y = lin(n=24, wrong=3)
@@ -222,7 +223,7 @@ def test_members_that_share_a_buffer_or_write_into_their_input_do_not_disturb_ea
             assert torch.equal(x, X)
 
 
-@kit.needs_kit
+@needs_kit
 def test_a_reused_buffer_around_a_real_network_changes_nothing():
     data, options = kit.cifar10(range(64)), {"attack": "fgsm", "eps": "2/255", "tile": 16}
     net = kit.model(name="cifar10_resnet2b_adv2")

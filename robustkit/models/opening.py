@@ -88,9 +88,8 @@ class Opened:
         facts = self.subject.facts
         known = facts._replace(surrogates=tuple(dict.fromkeys((*facts.surrogates, *stand_ins))))
         weights, picture = snapshot(module), self.picture.again(module)
-        volatile = frozenset(
-            name for name in weights for own in self.subject.volatile if f".{name}".endswith(f".{own}")
-        )
+        own = self.subject.volatile
+        volatile = frozenset(name for name in weights if any(f".{name}".endswith(f".{each}") for each in own))
         reference = replace(self.subject.reference, module=module)
         subject = replace(self.subject, reference=reference, facts=known, volatile=volatile)
         return replace(self, module=module, subject=subject, weights=weights, picture=picture)
