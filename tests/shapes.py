@@ -41,4 +41,5 @@ def _shapes(annotated: Any) -> dict[str, Any]:
 def _has_shape(hint: Any) -> bool:
     if isinstance(hint, type) and issubclass(hint, jaxtyping.AbstractArray):
         return True
-    return any(_has_shape(part) for part in typing.get_args(hint))
+    # What a callable takes and gives shows only when it is called.
+    return typing.get_origin(hint) is not Callable and any(_has_shape(part) for part in typing.get_args(hint))

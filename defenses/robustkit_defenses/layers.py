@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustkit import spec
-from robustkit.api import Images, Logits
+from robustkit.api import Images
 from robustkit.errors import UsageError
 
 _LISTED = 80  # layer names in an error
@@ -18,7 +18,7 @@ class _EnoughError(Exception):
 
 def outputs_of(
     backbone: nn.Module, layers: Sequence[str], x: Images, *, whole: bool = True
-) -> tuple[dict[str, Tensor], Logits]:
+) -> tuple[dict[str, Tensor], Tensor]:
     """What some layers give in one pass, in its order, and the backbone's logits.
 
     Unless `whole` the pass ends at the last of the layers, and there are no logits.

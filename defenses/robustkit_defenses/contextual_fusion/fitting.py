@@ -57,9 +57,9 @@ class HeadPlan:
 
 
 def fit_head(
-    foreground: Features,
-    background: Features,
-    y: Labels,
+    foreground: Tensor,
+    background: Tensor,
+    y: Tensor,
     classes: int,
     input_shape: tuple[int, ...] = (),
     plan: HeadPlan | None = None,
@@ -159,7 +159,7 @@ def new_fusion(
     return ContextFusion(*extractors, head)
 
 
-def _dropped(features: Sequence[Features], y: Labels, plan: HeadPlan) -> tuple[list[Features], Labels]:
+def _dropped(features: Sequence[Features], y: Labels, plan: HeadPlan) -> tuple[list[Tensor], Tensor]:
     """The features as they are; or with dropout, copies of them under masks that are drawn once."""
     if not any(plan.dropout):
         return list(features), y

@@ -16,7 +16,7 @@ from robustkit_defenses.crossmax import Mean
 
 Branch = Literal["foreground", "background"]
 BRANCHES: tuple[Branch, ...] = ("foreground", "background")
-Features = Float[Tensor, "batch width"]
+Features = Float[Tensor, "batch _"]
 _CLOSE = 1e-3  # of the largest feature: what another device or thread count may change
 
 
