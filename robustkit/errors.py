@@ -1,22 +1,38 @@
-"""What robustkit raises on purpose. Each message names what was given, what is possible and what to do."""
+"""What robustkit raises on purpose, and how its commands end.
+
+Each message names what was given, what is possible and what to do.
+"""
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """What a command's end says; there is no other. `docs/exit-codes.md` says it to users."""
+
+    DONE = 0
+    GATE_FAILED = 1
+    USAGE = 2
+    NOT_ESTABLISHED = 3
+    UNEXPECTED = 70
+    UNFINISHED = 75
+    INTERRUPTED = 130
+    TERMINATED = 143
 
 
 class RobustkitError(Exception):
     """Anything robustkit refuses or could not do; its text is one line meant for the user."""
 
-    exit_code = 1
+    exit_code = ExitCode.NOT_ESTABLISHED
 
 
 class UsageError(RobustkitError):
     """The request cannot be run as given (exit code 2): nothing was computed and nothing was written."""
 
-    exit_code = 2
+    exit_code = ExitCode.USAGE
 
 
 class NotEstablishedError(RobustkitError):
     """The answer rests on samples that could not be decided (exit code 3)."""
-
-    exit_code = 3
 
 
 class NoGradientError(RobustkitError):

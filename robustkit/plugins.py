@@ -12,7 +12,7 @@ from functools import cache
 from importlib.metadata import entry_points
 from typing import Any, Literal, NamedTuple
 
-from robustkit.errors import UsageError
+from robustkit.errors import RobustkitError, UsageError
 from robustkit.spec import parse, split, suggest, unwrap
 
 GROUP = "robustkit.plugins"
@@ -69,11 +69,14 @@ def table(kind: Kind) -> Mapping[str, Found]:
     for point in sorted(points.values(), key=lambda p: p.name):
         try:
             plugin = point.load()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise UsageError(f"plugin {point.name!r} ({point.value}) does not load: {error}") from error
         if not isinstance(plugin, Plugin):
             raise UsageError(f"plugin {point.name!r} ({point.value}) must be a robustkit.plugins.Plugin")
-        for name, entry in getattr(plugin, kind).items():
+        names = getattr(plugin, kind)
+        if not isinstance(names, Mapping) or not all(isinstance(entry, Entry) for entry in names.values()):
+            raise UsageError(f"plugin {point.name!r} ({point.value}): its {kind} must map names to plugins.Entry")
+        for name, entry in names.items():
             if name in found:
                 raise UsageError(
                     f"two plugins give the {singular(kind)} {name!r}: {found[name].plugin} and {point.name}; "
@@ -87,12 +90,12 @@ def load(kind: Kind, name: str) -> Any:
     """The class or function behind a name.
 
     Raises:
-        UsageError: for an unknown name (with the close ones), or a missing dependency of the plugin.
+        UsageError: for an unknown name (with the close ones), or a plugin that lacks a dependency or is broken.
     """
     names = table(kind)
     if name not in names:
         raise UsageError(suggest(name, names, singular(kind)))
-    entry = names[name].entry
+    entry, plugin = names[name]
     module, _, attribute = entry.path.partition(":")
     try:
         return getattr(importlib.import_module(module), attribute)
@@ -100,6 +103,13 @@ def load(kind: Kind, name: str) -> Any:
         needed = entry.install or (error.name or "").partition(".")[0]
         raise UsageError(
             f"the {singular(kind)} {name!r} needs {error.name!r}, which is not installed: pip install '{needed}'"
+        ) from error
+    except RobustkitError:
+        raise
+    except (Exception, SystemExit) as error:  # what a module of others does when it is imported
+        raise UsageError(
+            f"the {singular(kind)} {name!r} of plugin {plugin!r} does not load ({entry.path}): "
+            f"{type(error).__name__}: {error}"
         ) from error
 
 

@@ -165,10 +165,10 @@ def test_eval_audits_and_a_second_call_adds_what_the_first_left_out(inside):
     assert "SUSPECT" in Path("r/report.md").read_text()
     assert load_run("r").verdict == "suspect"
     assert inside.invoke(main, command).stdout == again.stdout  # kept, though not asked for again
-    assert inside.invoke(main, ["audit", "--run", "r"]).exit_code == 1
+    assert inside.invoke(main, ["audit", "--run", "r"]).exit_code == 3
 
 
-@pytest.mark.parametrize(("found", "code"), [(SOUND, 0), (DOUBT, 1), (None, 2)], ids=["valid", "suspect", "none"])
+@pytest.mark.parametrize(("found", "code"), [(SOUND, 0), (DOUBT, 3), (None, 2)], ids=["valid", "suspect", "none"])
 def test_the_exit_code_is_the_verdict(inside, stored_run, found, code):
     done = inside.invoke(main, ["audit", "--run", stored_run(found)])
     assert done.exit_code == code, done.output
@@ -204,7 +204,7 @@ def test_bad_usage_is_one_line_and_exit_2(inside, arguments, words):
 def test_help_has_an_example(inside):
     said = inside.invoke(main, ["audit", "--help"]).stdout
     assert "robustkit audit --model" in said
-    assert "Exit codes: 0 valid, 1 suspect or invalid, 2 bad usage" in said
+    assert "Exit codes: 0 valid, 2 bad usage, 3 suspect or invalid" in said
 
 
 def test_plots_come_from_what_is_stored_without_torch(tmp_path, stored_run):
@@ -217,7 +217,7 @@ def test_plots_come_from_what_is_stored_without_torch(tmp_path, stored_run):
     done = subprocess.run(
         [sys.executable, "-c", program, stored_run(DOUBT)], cwd=tmp_path, capture_output=True, text=True
     )
-    assert "EXIT 1 TORCH False" in done.stdout, done.stderr
+    assert "EXIT 3 TORCH False" in done.stdout, done.stderr
     pdf, png = (tmp_path / "plots" / f"eps-sweep.{kind}" for kind in ("pdf", "png"))
     assert pdf.read_bytes().startswith(b"%PDF")
     assert png.read_bytes().startswith(b"\x89PNG")

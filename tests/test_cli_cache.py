@@ -64,7 +64,7 @@ def test_verify_finds_a_flipped_byte_that_keeps_size_and_time(filled):
         stream.write(bytes([BODY[1234] ^ 1]))
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert fetch(Remote(PLACE, ())) == file  # which is why there is verify
-    done = run("models", "verify", code=1)
+    done = run("models", "verify", code=3)
     assert f"{PLACE}: has the sha256" in done.stdout
     assert f"robustkit models rm '{PLACE}'" in done.stdout
     assert "1 as pinned, 1 not" in done.stdout

@@ -94,7 +94,7 @@ def test_the_command_prints_what_is_there_and_exits_with_0_or_1(tmp_path, monkey
     assert "no finding" in well.stdout
     assert "pixels × 255" in well.stdout  # the table shows every setting
     ill = CliRunner().invoke(main, ["doctor", "--model", WRONG, "--json", "-"])
-    assert ill.exit_code == 1, ill.output
+    assert ill.exit_code == 3, ill.output
     data = json.loads(ill.stdout)
     assert data["diagnosis"]["findings"][0]["kind"] == "normalisation"
     assert data["machine"]["cache"] == str(tmp_path / "cache")
@@ -132,6 +132,6 @@ def test_missing_extras_and_broken_plugins_are_named(monkeypatch):
     monkeypatch.setattr(plugins, "table", broken)
     assert machine.broken_plugins() == ["plugin 'theirs' does not load: no module named x"]
     run = CliRunner().invoke(main, ["doctor"])
-    assert run.exit_code == 1
+    assert run.exit_code == 3
     assert "broken: plugin 'theirs'" in run.stdout
     assert "pip install 'robustkit[zoo]'" in run.stdout

@@ -22,8 +22,8 @@ from robustkit.models.ensembles import Ensemble
 from robustkit.models.oracle import Network
 from robustkit.models.state import changed, restore, sha256, snapshot
 from tests import toys
-from tests.needs import kit as needs_kit
 from tests.linear import between, distances, lin
+from tests.needs import kit as needs_kit
 
 NET, X, Y = lin(n=24, wrong=3)
 EPS = between(distances(NET, X, Y, "linf"))

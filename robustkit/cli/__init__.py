@@ -1,12 +1,12 @@
-"""The command line: the group of all commands, what becomes of their errors, and the table of them.
+"""The command line: the group of all commands, and the table of them. `endings` says how each ends.
 
 A command parses, calls one function and prints. What is slow to import is imported where it is used.
 """
 
-import contextlib
+import functools
 import sys
-from collections.abc import Iterator
-from typing import Any, NoReturn
+from collections.abc import Sequence
+from typing import Any
 
 import click
 
@@ -19,10 +19,12 @@ from robustkit.cli import (
     completion,
     corruptions,
     doctor,
+    endings,
     evaluate,
     gate,
     leaderboard,
     listing,
+    options,
     plot,
     report,
     run,
@@ -30,18 +32,31 @@ from robustkit.cli import (
     train,
     transfer,
 )
-from robustkit.errors import RobustkitError, UsageError
+from robustkit.errors import UsageError
 from robustkit.spec import suggest
 
 
 class _Group(click.Group):
-    """Turns errors, ours and click's own, into one line and an exit code, and Ctrl-C into 130."""
+    """Ends every command as `cli.endings` says: one line for an error, and no exit code that is not ours."""
 
-    def make_context(
-        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
-    ) -> click.Context:
-        with _one_line():
-            return super().make_context(info_name, args, parent, **extra)
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
+        run = functools.partial(
+            super().main, args, prog_name, complete_var, standalone_mode=False,
+            windows_expand_args=windows_expand_args, **extra,
+        )  # fmt: skip
+        if not standalone_mode:
+            return run()
+        with endings.lasting_output():
+            code = endings.code_of(run)
+        sys.exit(code)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -53,35 +68,8 @@ class _Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         from robustkit.report.download import shown
 
-        try:
-            with shown(), _one_line():
-                return super().invoke(ctx)
-        except RobustkitError as error:
-            _fail(str(error), error.exit_code)
-        except BrokenPipeError:  # whoever read our output has seen enough
-            raise
-        except OSError as error:
-            _fail(f"{error.filename or 'the file system'}: {error.strerror or error}", 2)
-        except KeyboardInterrupt:
-            _fail("interrupted; run the same command to continue", 130)
-
-
-@contextlib.contextmanager
-def _one_line() -> Iterator[None]:
-    """Say on one line what click refuses: an option or a value that it does not know."""
-    try:
-        yield
-    except click.exceptions.NoArgsIsHelpError:
-        raise
-    except click.UsageError as error:
-        command = error.ctx.command_path if error.ctx else "robustkit"
-        said = error.format_message().rstrip(".")
-        _fail(f"{said}{' See' if said.endswith('?') else '; see'} {command} --help", error.exit_code)
-
-
-def _fail(text: str, code: int) -> NoReturn:
-    click.echo(f"Error: {' '.join(text.split())}", err=True)
-    sys.exit(code)
+        with endings.told(ctx), shown():
+            return super().invoke(ctx)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -104,3 +92,4 @@ for command in (
     listing.listing, cache.data, cache.models, completion.completion,
 ):  # fmt: skip
     main.add_command(command)
+options.debug(main)

@@ -1,13 +1,13 @@
 """The command `robustkit audit`: would a gradient attack on this model tell the truth, or is the number masked?"""
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from robustkit.cli import options, output
-from robustkit.errors import UsageError
+from robustkit.cli.endings import end
+from robustkit.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
     from robustkit.audit import Audit
@@ -42,7 +42,7 @@ def audit(
     robustkit audit --run robustkit-runs/<run of eval --audit> --plots plots
     \b
     `robustkit eval --audit` also audits the number that was measured and the attacks that measured it.
-    Exit codes: 0 valid, 1 suspect or invalid, 2 bad usage.
+    Exit codes: 0 valid, 2 bad usage, 3 suspect or invalid.
     """  # noqa: D301
     source = click.get_current_context().get_parameter_source
     given = [name for name in asked if source(name) is click.core.ParameterSource.COMMANDLINE]
@@ -63,7 +63,7 @@ def audit(
         drawn = draw(found, plots)
         click.echo(f"{len(drawn)} plots in {plots}", err=True)
     if found.verdict != "valid":
-        sys.exit(1)
+        end(ExitCode.NOT_ESTABLISHED)
 
 
 def text(found: "Audit") -> str:

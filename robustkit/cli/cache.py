@@ -1,12 +1,12 @@
 """The commands on the cache: `robustkit data …` and `robustkit models …`, which are the same for both kinds of file."""
 
-import sys
 from typing import TYPE_CHECKING
 
 import click
 
 from robustkit.cli import options, output
-from robustkit.errors import UsageError
+from robustkit.cli.endings import end
+from robustkit.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
     from robustkit.cache.shelf import Item, Kind
@@ -46,7 +46,7 @@ def _group(name: str, kind: "Kind", what: str, spec: str, place: str) -> click.G
         robustkit {name} verify
         robustkit {name} verify {place}
         \b
-        Exit codes: 0 all are as pinned, 1 one is not, 2 bad usage.""")  # fmt: skip
+        Exit codes: 0 all are as pinned, 2 bad usage, 3 one is not.""")  # fmt: skip
     @click.argument("pattern", default="")
     def verify(pattern: str) -> None:
         _verify(name, kind, pattern)
@@ -146,7 +146,7 @@ def _verify(name: str, kind: "Kind", pattern: str) -> None:
     others = f", {len(found) - len(pinned)} not pinned" if len(found) > len(pinned) else ""
     click.echo(f"{len(pinned)} read in full: {len(pinned) - wrong} as pinned, {wrong} not{others}")
     if wrong:
-        sys.exit(1)
+        end(ExitCode.NOT_ESTABLISHED)
 
 
 def _remove(name: str, kind: "Kind", pattern: str, *, yes: bool, forget: bool) -> None:

@@ -1,6 +1,5 @@
 """The command `robustkit doctor`: what is on this machine, and whether a model gets the input it was trained on."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from robustkit.cli import options, output
+from robustkit.cli.endings import end
+from robustkit.errors import ExitCode
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -38,7 +39,7 @@ def doctor(model: str | None, json_to: str | None, **asked: Any) -> None:
     \b
     The model's clean accuracy as given is compared with other mean/std, pixels in 0–255, BGR, swapped axes and
     labels numbered otherwise, on the same images; only what is clearly better (5 points, p < 0.001) is a finding.
-    Exit codes: 0 all is well, 1 a finding, 2 bad usage.
+    Exit codes: 0 all is well, 2 bad usage, 3 a finding.
     """  # noqa: D301
     from robustkit.doctor.machine import machine
 
@@ -54,7 +55,7 @@ def doctor(model: str | None, json_to: str | None, **asked: Any) -> None:
         if json_to:
             Path(json_to).write_text(output.as_json(data) + "\n", encoding="utf-8")
     if found.broken_plugins or (diagnosis and not diagnosis.healthy):
-        sys.exit(1)
+        end(ExitCode.NOT_ESTABLISHED)
 
 
 def _diagnosis(

@@ -1,6 +1,5 @@
 """The command `robustkit eval`, and the one call of `robustkit.evaluate` that `gate` makes too."""
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from robustkit.cli import options, output
-from robustkit.errors import UsageError
+from robustkit.cli.endings import end
+from robustkit.errors import ExitCode, UsageError
 from robustkit.spec import DEFAULT_EPS, number
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def evaluate(quantize: str | None, out: Path | None, json_to: str | None, **aske
         result.save(folder[0], files.of_sweep(result))
     output.tell(result.to_json(), f"{result.summary()}\nin {folder[0]}", json_to)
     if any(record.robust_accuracy is None for record in records):
-        sys.exit(3)
+        end(ExitCode.NOT_ESTABLISHED)
 
 
 def complete(asked: Mapping[str, Any]) -> dict[str, Any]:

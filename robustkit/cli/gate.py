@@ -1,6 +1,5 @@
 """The command `robustkit gate`: its options are eval's, with the baseline's job as their default."""
 
-import sys
 from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
@@ -9,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from robustkit.cli import evaluate, options, output
-from robustkit.errors import UsageError
+from robustkit.cli.endings import end
+from robustkit.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
     from robustkit.records.run import RunRecord
@@ -64,7 +64,7 @@ def gate(
     found = rule.judge(before, record, allowed)
     output.tell(found.to_json(), verdict(found, before, record), json_to)
     if not found.passed:
-        sys.exit(1)
+        end(ExitCode.GATE_FAILED)
 
 
 def _check(given: set[str], *, file: Path, run: bool, update: bool, out: bool, budget: bool, json_to: bool) -> None:

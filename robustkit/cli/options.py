@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from robustkit.cli import completion
+from robustkit.cli.endings import DEBUG
 from robustkit.errors import UsageError
 from robustkit.spec import DEFAULT_DRAWS, DEFAULT_EPS
 
@@ -74,6 +75,19 @@ def _file(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
     if value and value != "-" and not Path(value).parent.is_dir():
         raise UsageError(f"{param.opts[-1]} {value}: there is no folder {Path(value).parent}")
     return value
+
+
+def debug(command: click.Command) -> None:
+    """Give --debug to a command and to all below it."""
+    click.option("--debug", is_flag=True, expose_value=False, is_eager=True, callback=_debug,
+                 help="Show the traceback of an error.")(command)  # fmt: skip
+    for each in command.commands.values() if isinstance(command, click.Group) else ():
+        debug(each)
+
+
+def _debug(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value:
+        ctx.meta[DEBUG] = True
 
 
 outputs = click.option("--outputs", type=click.Choice(["logits", "probs"]), default="logits", show_default=True,

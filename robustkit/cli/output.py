@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from robustkit.errors import RobustkitError, UsageError
+from robustkit.errors import ExitCode, RobustkitError, UsageError
 
 RUNS = Path("robustkit-runs")
 
@@ -17,7 +17,7 @@ RUNS = Path("robustkit-runs")
 class Interrupted(RobustkitError):
     """Ctrl-C stopped a command; the text says what is kept."""
 
-    exit_code = 130
+    exit_code = ExitCode.INTERRUPTED
 
 
 @contextlib.contextmanager

@@ -1,12 +1,13 @@
 """`robustkit run`: a study from a TOML file, or only what it would cost."""
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from robustkit.cli import options, output
+from robustkit.cli.endings import end
+from robustkit.errors import ExitCode
 
 if TYPE_CHECKING:
     from robustkit.study.forecast import Cost
@@ -53,7 +54,7 @@ def run(
 
     output.tell(report.to_json(results), f"{report.summary(results)}\nin {folder}", json_to)
     if not results.established:
-        sys.exit(3)
+        end(ExitCode.NOT_ESTABLISHED)
 
 
 def _run(study: "Study", folder: Path, *, fresh: bool, quiet: bool) -> Any:

@@ -1,7 +1,6 @@
 """`robustkit transfer`: its options, on the command line or in a TOML file, and how they become one call."""
 
 import re
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,8 @@ from typing import Any
 import click
 
 from robustkit.cli import completion, options, output
-from robustkit.errors import UsageError
+from robustkit.cli.endings import end
+from robustkit.errors import ExitCode, UsageError
 from robustkit.spec import listed, suggest
 
 # NAME=SPEC, where the '=' of an option comes after a ':'; "NAME"=SPEC of any name.
@@ -184,7 +184,7 @@ def transfer(
         draw(record, heatmap)
     output.tell(record.to_json(), f"{record.summary()}\nin {folder[0]}", json_to)
     if not record.established:
-        sys.exit(3)
+        end(ExitCode.NOT_ESTABLISHED)
 
 
 def _measure(

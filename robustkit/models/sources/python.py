@@ -80,7 +80,7 @@ def imported(dotted: str) -> Any:
             raise UsageError(
                 f"no module called {error.name!r} for {dotted}; it must be installed or in the current folder"
             ) from error
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise UsageError(f"{module_name} does not import: {type(error).__name__}: {error}") from error
     if not hasattr(module, name):
         public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
