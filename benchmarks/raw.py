@@ -21,7 +21,8 @@ import robustkit
 from benchmarks.readme import write_between
 from robustkit import stats
 from robustkit.models import defended
-from robustkit.records.folder import load_run, write_text
+from robustkit.records.files import write_text
+from robustkit.records.folder import load_run
 from robustkit.records.transfer_folder import load_transfer
 from tests import kit
 

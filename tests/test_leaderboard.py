@@ -10,8 +10,9 @@ from robustkit import spec
 from robustkit.cli import main
 from robustkit.errors import NotEstablishedError, UsageError
 from robustkit.records import baseline, leaderboard
+from robustkit.records.files import write_text
 from robustkit.records.findings import Audit, Check
-from robustkit.records.folder import RunFolder, write_text
+from robustkit.records.folder import RunFolder
 from robustkit.stats import Proportion
 from tests import records
 

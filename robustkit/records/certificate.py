@@ -1,6 +1,5 @@
 """The record of a certification: facts of each image in, certified accuracy over radii out. Needs no torch."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -8,7 +7,8 @@ from statistics import NormalDist
 from typing import Any
 
 from robustkit.errors import UsageError
-from robustkit.records.folder import write_text
+from robustkit.records import seal
+from robustkit.records.files import dumps, write_text
 from robustkit.records.schema import CERTIFIED
 from robustkit.spec import number
 from robustkit.stats import Proportion
@@ -61,7 +61,7 @@ class CertifiedRecord:
 
     def save(self, file: Path) -> None:
         """Write the record as JSON, whole or not at all."""
-        write_text(file, json.dumps(self.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        write_text(file, dumps(seal.sealed(self.to_json())))
 
     def summary(self) -> str:
         """The result in a few lines."""

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 from robustkit import spec
 from robustkit.errors import NotEstablishedError, UsageError
 from robustkit.records import baseline
+from robustkit.records.files import write_text
 from robustkit.records.findings import VALID
-from robustkit.records.folder import write_text
 from robustkit.records.run import RunRecord
 from robustkit.spec import suggest
 from robustkit.stats import Proportion

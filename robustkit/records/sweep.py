@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from robustkit.errors import UsageError
-from robustkit.records.folder import dumps, load_run, read_json, write_text
+from robustkit.records import consistency
+from robustkit.records.files import Stored, text_file, write_record
+from robustkit.records.folder import SWEEP_FILE, load_run
 from robustkit.records.run import RunRecord
 from robustkit.records.schema import SWEEP, WRONG
+from robustkit.records.seal import AGAIN
 from robustkit.records.text import audited, share, warning
 from robustkit.spec import number
 
-FILE = "sweep.json"
+FILE = SWEEP_FILE
 
 
 def parse_eps(text: str) -> list[str]:
@@ -35,6 +38,7 @@ class Sweep:
 
     eps: tuple[str, ...]
     records: tuple[RunRecord, ...]
+    notes: tuple[str, ...] = ()  # what came up when it was read from its folder
 
     @property
     def established(self) -> bool:
@@ -71,13 +75,14 @@ class Sweep:
             lines += [f"{'':>10}  {line}" for line in warning(record)]
             if record.why_no_robust_accuracy:
                 lines.append(f"{'':>10}  because {record.why_no_robust_accuracy}")
-        return "\n".join([*lines, f"95 % Wilson intervals; {', '.join(sorted({audited(r) for r in self.records}))}"])
+        lines.append(f"95 % Wilson intervals; {', '.join(sorted({audited(r) for r in self.records}))}")
+        notes = dict.fromkeys([*self.notes, *(note for record in self.records for note in record.notes)])
+        return "\n".join([*lines, *(f"note: {note}" for note in notes)])
 
     def save(self, folder: Path, pages: Mapping[str, str]) -> None:
         """Write the table and its reports beside the runs' folders; `pages` has the text of each report by its name."""
-        for name, text in pages.items():
-            write_text(folder / name, text)
-        write_text(folder / FILE, dumps({**self.to_json(), "eps": list(self.eps)}))
+        files = {name: text_file(text) for name, text in pages.items()}
+        write_record(folder / FILE, {**self.to_json(), "eps": list(self.eps)}, files)
 
 
 def heading(first: RunRecord) -> str:
@@ -105,7 +110,13 @@ def load_sweep(folder: Path) -> Sweep:
     """The sweep stored in a folder.
 
     Raises:
-        UsageError: if there is none, or one of its runs cannot be read.
+        UsageError: if there is none, one of its runs cannot be read, or is another than the sweep was made of.
     """
-    texts: Sequence[str] = read_json(folder / FILE, ("eps",), SWEEP)["eps"]
-    return Sweep(tuple(texts), tuple(load_run(run_folder(folder, place)) for place in range(len(texts))))
+    found = Stored.read(folder / FILE, ("eps", "runs"), SWEEP)
+    with consistency.readable(folder / FILE):
+        texts: Sequence[str] = found.data["eps"]
+        records = [load_run(run_folder(folder, place)) for place in range(len(texts))]
+        for text, record, known in zip(texts, records, found.data["runs"], strict=True):
+            if record.job["id"] != known["job"]["id"] or record.job["eps"] != number(text):
+                raise UsageError(f"{record.folder} holds another run than the sweep had at eps {text}; {AGAIN}")
+    return Sweep(tuple(texts), tuple(records), found.notes)

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 
 from robustkit.errors import UsageError
-from robustkit.records.folder import dumps, load_run, read_json, write_text
+from robustkit.records import consistency, seal
+from robustkit.records.files import dumps, read_json, write_text
+from robustkit.records.folder import load_run
 from robustkit.records.run import RunRecord
 from robustkit.records.schema import BROKEN, UNKNOWN, WRONG
 from robustkit.records.transfer import TransferRecord
@@ -98,7 +100,7 @@ class Results:
             "study": dict(self.study.source),
             "outcomes": [outcome.to_json() for outcome in self.outcomes],
         }
-        write_text(folder / FILE, dumps(data))
+        write_text(folder / FILE, dumps(seal.sealed(data)))
 
 
 def reason(record: RunRecord | TransferRecord) -> str:
@@ -115,20 +117,28 @@ def load(folder: Path) -> Results:
         UsageError: if there are none, they cannot be read, or a run was since replaced.
     """
     data = read_json(folder / FILE, ("name", "study", "outcomes"), SCHEMA)
-    study = grammar.parse(data["study"], data["name"])
-    if data["outcomes"] is None:
-        raise UsageError(f"the study in {folder} is not finished; run its command again to continue it")
-    both: list[Cell | TransferCell] = [*study.cells(), *study.transfers()]
-    cells = {canonical(cell.to_json()): cell for cell in both}
-    outcomes, facts, transfers = [], {}, {}
-    for each in data["outcomes"]:
-        cell = cells[canonical(each["cell"])]
-        outcomes.append(Outcome(cell, each["run"], each["failed"] or ""))
-        if each["run"] and isinstance(cell, Cell):
-            facts[cell] = Facts.of(load_run(folder / each["run"]))
-        elif each["run"] and isinstance(cell, TransferCell):
-            transfers[cell] = load_transfer(folder / each["run"])
+    with consistency.readable(folder / FILE):
+        study = grammar.parse(data["study"], data["name"])
+        if data["outcomes"] is None:
+            raise UsageError(f"the study in {folder} is not finished; run its command again to continue it")
+        both: list[Cell | TransferCell] = [*study.cells(), *study.transfers()]
+        cells = {canonical(cell.to_json()): cell for cell in both}
+        outcomes, facts, transfers = [], {}, {}
+        for each in data["outcomes"]:
+            cell = cells[canonical(each["cell"])]
+            outcomes.append(Outcome(cell, each["run"], each["failed"] or ""))
+            if each["run"] and isinstance(cell, Cell):
+                facts[cell] = Facts.of(_run(folder / each["run"]))
+            elif each["run"] and isinstance(cell, TransferCell):
+                transfers[cell] = load_transfer(folder / each["run"])
     return Results(study, outcomes, facts, transfers)
+
+
+def _run(folder: Path) -> RunRecord:
+    record = load_run(folder)
+    if not record.job["id"].startswith(folder.name.rpartition("-")[2]):  # a cell's folder is named by its job
+        raise UsageError(f"{folder} holds another run than the study put there; run the study again")
+    return record
 
 
 def begin(study: Study, folder: Path) -> None:
@@ -143,7 +153,7 @@ def begin(study: Study, folder: Path) -> None:
         raise UsageError(f"{folder} is not empty and holds no study; choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
     data = {"schema": SCHEMA, "name": study.name, "study": dict(study.source), "outcomes": None}
-    write_text(folder / FILE, dumps(data))
+    write_text(folder / FILE, dumps(seal.sealed(data)))
 
 
 def combined(runs: Sequence[Facts]) -> tuple[np.ndarray | None, np.ndarray | None, str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from robustkit.models.sources.trained import WEIGHTS
-from robustkit.records.folder import dumps, write_text
+from robustkit.records.files import dumps, write_text
 from robustkit.spec import parse
 from robustkit.training.events import Event
 from robustkit.training.recipes import Schedule

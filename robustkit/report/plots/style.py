@@ -52,7 +52,7 @@ def paper() -> Iterator[None]:
 
 def save(figure: "Figure", path: Path) -> None:
     """Write a figure, inside `paper()`; the same figure gives the same bytes with the same matplotlib."""
-    from robustkit.records.folder import write_atomic
+    from robustkit.records.files import write_atomic
 
     write_atomic(path, lambda part: figure.savefig(part, format=path.suffix[1:], metadata=METADATA[path.suffix]))
 
