@@ -9,7 +9,7 @@ from robustkit.records.run import RunRecord
 
 LETTERS = {"W": "WRONG", "B": "BROKEN", "R": "ROBUST", "U": "UNKNOWN"}
 JOB = {
-    "model": "net", "model_sha256": "aa", "probe_sha256": "p", "data": "toy", "attack": "fgsm",
+    "model": "net", "model_sha256": "aa", "probe_sha256": "p", "data": "toy", "data_sha256": "", "attack": "fgsm",
     "attacks": ["fgsm"], "attack_sources": {"fgsm": "s"}, "norm": "linf", "eps": 0.1, "target": "", "seed": 0,
     "outputs": "logits", "quantize": "", "device": "cpu", "threads": 1, "tile": 64, "precision": "float32",
     "versions": {"torch": "2.6"},
@@ -18,8 +18,8 @@ JOB = {
 
 def identified(job, samples):
     """The job of these samples, with the identity that its content makes."""
-    made = {"data_sha256": spec.digest([samples["sha256"].tolist(), samples["label"].tolist()]), **job,
-            "indices": samples["index"].tolist()}  # fmt: skip
+    images = spec.digest([samples["sha256"].tolist(), samples["label"].tolist()])
+    made = {**job, "data_sha256": job["data_sha256"] or images, "indices": samples["index"].tolist()}
     return {**made, "id": spec.digest(made)}
 
 

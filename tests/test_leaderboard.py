@@ -11,7 +11,7 @@ from robustkit.cli import main
 from robustkit.errors import NotEstablishedError, UsageError
 from robustkit.records import baseline, leaderboard
 from robustkit.records.files import write_text
-from robustkit.records.findings import Audit, Check
+from robustkit.records.findings import WHOLE, Audit, Check
 from robustkit.records.folder import RunFolder
 from robustkit.stats import Proportion
 from tests import records
@@ -19,13 +19,15 @@ from tests import records
 
 def record(letters, **job):
     """A record of the toy board's images."""
-    return records.record(letters, **{"model_sha256": "a" * 64, "data_sha256": DATA, **job})
+    job = {"model_sha256": "a" * 64, "data_sha256": DATA, "attack_sources": SOURCES, **job}
+    return records.record(letters, **job)
 
 
 def images(made):
     return spec.digest([made.samples["sha256"].tolist(), made.samples["label"].tolist()])
 
 
+SOURCES = {"fgsm": "5" * 64, "robustkit": "7" * 64}
 DATA = images(records.record("R" * 8))
 BOARD = f"""name = "toy-v1"
 title = "Toy"
@@ -40,7 +42,8 @@ BOARDS = sorted((Path(__file__).parent.parent / "leaderboards").glob("*/board.to
 
 
 def audited(made, outcome="fine", text="no gradient is zero"):
-    return dataclasses.replace(made, audit=Audit((Check("gradients", outcome, text),)).to_json())
+    whole = [] if outcome == "skipped" else [Check(name, "fine", "as it should be") for name in WHOLE]
+    return dataclasses.replace(made, audit=Audit((*whole, Check("queries", outcome, text))).to_json())
 
 
 @pytest.fixture
@@ -117,7 +120,7 @@ def test_equal_accuracies_share_a_rank(board):
         ("d", "RRRRRRWW"),
         ("e", "RRBBBBBB"),
     ):
-        enter(board, audited(record(letters, model=name)), name)
+        enter(board, audited(record(letters, model=name, model_sha256=name * 64)), name)
     rows = [
         line.split("|")[1].strip() for line in leaderboard.write(board).read_text().splitlines() if line[:2] == "| "
     ]

@@ -20,8 +20,8 @@ from robustkit.records.schema import BROKE, BROKEN, ROBUST, SURVIVED, WRONG, Col
 
 COLUMNS = tuple(column.name for column in (*schema.BASELINE_SAMPLES, *schema.BASELINE_COSTS))
 _DTYPES = {column.name: column.dtype for column in (*schema.BASELINE_SAMPLES, *schema.ATTACKS)}
-_JOB = ("model", "model_sha256", "data", "attack", "attacks", "attack_sources", "norm", "eps", "target", "seed",
-        "outputs", "device", "threads", "tile", "precision", "versions")  # fmt: skip
+_JOB = ("model", "model_sha256", "probe_sha256", "data", "attack", "attacks", "attack_sources", "norm", "eps", "target",
+        "seed", "outputs", "device", "threads", "tile", "precision", "versions")  # fmt: skip
 
 
 def save(record: RunRecord, path: Path, entry: str = "") -> None:

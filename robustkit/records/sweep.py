@@ -2,12 +2,13 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from robustkit.errors import UsageError
-from robustkit.records import consistency
+from robustkit.records import baseline, consistency
+from robustkit.records.compare import Comparison, compare
 from robustkit.records.files import Stored, text_file, write_record
 from robustkit.records.folder import SWEEP_FILE, load_run
 from robustkit.records.run import RunRecord
@@ -83,6 +84,56 @@ class Sweep:
         """Write the table and its reports beside the runs' folders; `pages` has the text of each report by its name."""
         files = {name: text_file(text) for name, text in pages.items()}
         write_record(folder / FILE, {**self.to_json(), "eps": list(self.eps)}, files)
+
+
+class Paired(NamedTuple):
+    """Two records at one eps, as it is written before, and what changed from one to the other."""
+
+    eps: str
+    before: RunRecord
+    after: RunRecord
+    comparison: Comparison
+
+    def to_json(self) -> dict[str, Any]:
+        """The comparison, with its eps."""
+        return {"eps": self.eps, **self.comparison.to_json()}
+
+
+def compare_sweeps(before: Sweep | RunRecord, after: Sweep | RunRecord) -> list[Paired]:
+    """What changed at each eps that both have; a run has one.
+
+    Raises:
+        UsageError: if they share no eps, or no sample.
+        NotEstablishedError: if a shared sample is UNKNOWN in one.
+    """
+    earlier, later = _by_eps(before), _by_eps(after)
+    found = []
+    for radius, (eps, record) in earlier.items():
+        if radius in later:
+            other = later[radius][1]
+            pair = compare(record, other)
+            # Each carries the run before it in its own sweep: that these differ says nothing.
+            differs = tuple(what for what in pair.differs if not what.startswith("carried "))
+            found.append(Paired(eps, record, other, replace(pair, differs=differs)))
+    if not found:
+        before_them, after_them = (", ".join(eps for eps, _ in each.values()) for each in (earlier, later))
+        raise UsageError(f"the two share no eps: {before_them} before, {after_them} after")
+    return found
+
+
+def _by_eps(stored: Sweep | RunRecord) -> dict[float, tuple[str, RunRecord]]:
+    sweep = stored if isinstance(stored, Sweep) else Sweep((f"{stored.job['eps']:.6g}",), (stored,))
+    rows = zip(sweep.eps, sweep.records, strict=True)
+    return {float(record.job["eps"]): (eps, record) for eps, record in rows}
+
+
+def read(path: Path) -> Sweep | RunRecord:
+    """The sweep or run in a folder, or the record in a baseline file.
+
+    Raises:
+        UsageError: if there is none of these.
+    """
+    return load_sweep(path) if (path / FILE).is_file() else baseline.read(path)
 
 
 def heading(first: RunRecord) -> str:

@@ -1,5 +1,6 @@
 """Accuracy over eps, with bands."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -15,31 +16,39 @@ from robustkit.report.plots import source, style
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+# What runs on one line share: all but eps that decides a number.
+_SAME = ("model", "defense", "attack", "norm", "data", "target", "seed", "draws", "outputs", "quantize", "data_sha256",
+         "model_sha256")  # fmt: skip
+
 
 def found(sources: Sequence[source.Source]) -> list[Curve]:
-    """A curve for each sweep, each run with distances, and each model that has runs at several eps.
+    """A curve for each sweep, each run with distances, and runs that differ in eps alone.
 
     Raises:
         UsageError: for a record that gives none.
     """
     curves: list[Curve] = []
-    single: dict[tuple[str, str], list[tuple[str, RunRecord]]] = {}
+    single: dict[tuple[str, ...], list[tuple[str, RunRecord]]] = {}
     for name, stored in sources:
         if isinstance(stored, TransferRecord):
             raise UsageError(f"{name} is a transfer run; plot eps draws runs and sweeps")
         if isinstance(stored, Sweep):
-            curves.append(_named(facts.sweep_curve(stored.records), name))
+            curves.append(_named(facts.sweep_curve(stored.records), source.marked(name, *stored.records)))
         elif isinstance(curve := facts.distance_curve(stored), Curve):
-            curves.append(replace(curve, name=name))
+            curves.append(replace(curve, name=source.marked(name, stored)))
         else:
-            job = stored.job
-            single.setdefault((job["model"] + (job.get("defense") or ""), job["attack"]), []).append((name, stored))
-    for (model, _), rows in single.items():
+            single.setdefault(tuple(str(stored.job.get(key) or "") for key in _SAME), []).append((name, stored))
+    differ = [place for place, values in enumerate(zip(*single, strict=True)) if place and len(set(values)) > 1]
+    for key, rows in single.items():
         name, first = rows[0]
         if len({record.job["eps"] for _, record in rows}) < 2:
             _named(facts.distance_curve(first), f"{name}, for want of a sweep,")
         records = sorted((record for _, record in rows), key=lambda record: float(record.job["eps"]))
-        curves.append(_named(facts.sweep_curve(records), model))
+        for one, other in itertools.pairwise(records):
+            if one.job["eps"] == other.job["eps"]:
+                raise UsageError(f"{name} and others: two runs at eps {one.job['eps']:.6g} differ in nothing drawn")
+        called = ", ".join([key[0], *filter(None, (key[place] for place in differ if _SAME[place] != "data_sha256"))])
+        curves.append(_named(facts.sweep_curve(records), source.marked(called, *records)))
     return curves
 
 
@@ -58,5 +67,6 @@ def draw(sources: Sequence[source.Source], width: style.Width) -> "Figure":
     axes.set_xlabel(f"eps ({', '.join(norms)})")
     axes.set_xlim(left=0)
     style.percent(axes, "y", "robust accuracy")
-    style.legend(axes, len(curves))
+    records = [record for _, record in source.runs(sources, "eps")]
+    style.legend(axes, len(curves), doubted=any(record.warning for record in records))
     return figure
