@@ -65,7 +65,8 @@ def write_atomic(path: Path, write: Write) -> None:
         OSError: naming `path`; what was there is there still.
     """
     if path.exists() and not path.is_file() and not path.is_dir():  # /dev/stdout
-        write(path)
+        with _named(path):
+            write(path)
         return
     place = path.resolve() if path.is_symlink() else path  # a link stays a link
     with _staged(place, write) as part, _named(path):

@@ -1,5 +1,6 @@
 """What a study left in its folder: for each cell the folder of its run, or why there is none. No torch."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,19 +142,60 @@ def _run(folder: Path) -> RunRecord:
     return record
 
 
-def begin(study: Study, folder: Path) -> None:
-    """Mark a folder as this study's, with no results yet.
+def begin(study: Study, folder: Path, *, fresh: bool = False) -> str:
+    """Mark a folder as this study's, with no results yet; says what of an earlier form's report will be gone.
 
     Raises:
-        UsageError: if it holds something else.
+        UsageError: if it holds something else, or (unless `fresh`) another study: one that shares nothing.
     """
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file; --out wants a folder")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / FILE).is_file():
         raise UsageError(f"{folder} is not empty and holds no study; choose another --out")
+    note = "" if fresh or not (folder / FILE).is_file() else _earlier(study, folder)
     folder.mkdir(parents=True, exist_ok=True)
     data = {"schema": SCHEMA, "name": study.name, "study": dict(study.source), "outcomes": None}
     write_text(folder / FILE, dumps(seal.sealed(data)))
+    return note
+
+
+def _earlier(study: Study, folder: Path) -> str:
+    """How much of the report in a folder this study has no more; empty if it has all of it.
+
+    Raises:
+        UsageError: if it has none of it, be it at another eps, seed or n.
+    """
+    data = read_json(folder / FILE, ("name", "study"), SCHEMA)
+    with consistency.readable(folder / FILE):
+        known = grammar.parse(data["study"], data["name"])
+    before, now = _parts(known), _parts(study)
+    if before and {part[:5] for part in before}.isdisjoint(part[:5] for part in now):
+        raise UsageError(
+            f"{folder} holds another study, {known.title!r}, which shares nothing with this one; choose another --out, "
+            "or --fresh to replace its report"
+        )
+    gone = len(before - now)
+    return f"{gone} of {len(before)} numbers in the report in {folder} are not in this study and will be gone" * bool(
+        gone
+    )
+
+
+def _parts(study: Study) -> set[tuple[Any, ...]]:
+    """What each number of a study is of, whatever its labels: first data, models, attack and norm, then the rest."""
+    rest = tuple(str(study.options.get(key)) for key in ("n", "indices", "target"))
+    found: set[tuple[Any, ...]] = {
+        (study.data, study.models[c.model], study.defenses[c.defense], study.attacks[c.attack], c.norm,
+         c.eps, c.seed, *rest)
+        for c in study.cells()
+    }  # fmt: skip
+    if study.transfer is not None:
+        sides = [each.values() for each in (study.transfer.surrogates, study.transfer.victims, study.transfer.attacks)]
+        found |= {
+            (study.data, source, victim, attack, c.norm, c.eps, c.seed, *rest)
+            for c in study.transfers()
+            for source, victim, attack in itertools.product(*sides)
+        }
+    return found
 
 
 def combined(runs: Sequence[Facts]) -> tuple[np.ndarray | None, np.ndarray | None, str]:

@@ -37,8 +37,8 @@ def found(sources: Sequence[source.Source]) -> list[Curve]:
         elif isinstance(curve := facts.distance_curve(stored), Curve):
             curves.append(replace(curve, name=source.marked(name, stored)))
         else:
-            single.setdefault(tuple(str(stored.job.get(key) or "") for key in _SAME), []).append((name, stored))
-    differ = [place for place, values in enumerate(zip(*single, strict=True)) if place and len(set(values)) > 1]
+            single.setdefault(tuple(str(stored.job.get(key) or 0) for key in _SAME), []).append((name, stored))
+    differ = [place for place in range(1, len(_SAME)) if len({key[place] for key in single}) > 1]
     for key, rows in single.items():
         name, first = rows[0]
         if len({record.job["eps"] for _, record in rows}) < 2:
@@ -46,8 +46,8 @@ def found(sources: Sequence[source.Source]) -> list[Curve]:
         records = sorted((record for _, record in rows), key=lambda record: float(record.job["eps"]))
         for one, other in itertools.pairwise(records):
             if one.job["eps"] == other.job["eps"]:
-                raise UsageError(f"{name} and others: two runs at eps {one.job['eps']:.6g} differ in nothing drawn")
-        called = ", ".join([key[0], *filter(None, (key[place] for place in differ if _SAME[place] != "data_sha256"))])
+                raise UsageError(f"{name}: two runs at eps {one.job['eps']:.6g} would be one line's; leave one of them out")
+        called = ", ".join([key[0], *filter(None, (_told(_SAME[place], key[place]) for place in differ))])
         curves.append(_named(facts.sweep_curve(records), source.marked(called, *records)))
     return curves
 
@@ -56,6 +56,13 @@ def _named(curve: Curve | LeftOut, name: str) -> Curve:
     if isinstance(curve, LeftOut):
         raise UsageError(f"{name} gives no curve: {curve.reason}")
     return replace(curve, name=name)
+
+
+def _told(key: str, value: str) -> str:
+    """What a line's name says of a setting in which the lines differ; nothing of a hash, or of one that is not set."""
+    if key == "seed":
+        return f"seed {value}"
+    return "" if value == "0" or key.endswith("sha256") else value
 
 
 def draw(sources: Sequence[source.Source], width: style.Width) -> "Figure":
