@@ -25,7 +25,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 import robustkit
 from benchmarks import kit
 from benchmarks.readme import write_between
-from robustkit.records.folder import write_text
+from robustkit.records.files import write_text
 from robustkit.records.transfer import TransferRecord
 from robustkit.records.transfer_text import denominator
 from robustkit.report import transfer as report

@@ -29,7 +29,7 @@ from robustkit.api import Dataset
 from robustkit.datasets import Pair
 from robustkit.datasets.corrupted import Corrupted
 from robustkit.models.sources.normalized import Normalise
-from robustkit.records.folder import write_text
+from robustkit.records.files import write_text
 from robustkit.stats import Proportion
 from tools.zoo.first import Plan, train
 

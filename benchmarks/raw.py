@@ -22,7 +22,8 @@ from benchmarks import kit
 from benchmarks.readme import write_between
 from robustkit import stats
 from robustkit.models import defended
-from robustkit.records.folder import load_run, write_text
+from robustkit.records.files import write_text
+from robustkit.records.folder import load_run
 from robustkit.records.transfer_folder import load_transfer
 
 HERE = Path(__file__).parent.parent / "reports/paper/raw"

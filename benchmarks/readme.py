@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from robustkit.records.folder import write_text
+from robustkit.records.files import write_text
 
 
 def write_between(file: Path, begin: str, end: str, text: str) -> None:

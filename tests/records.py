@@ -4,15 +4,23 @@ import hashlib
 
 import numpy as np
 
+from robustkit import spec
 from robustkit.records.run import RunRecord
 
 LETTERS = {"W": "WRONG", "B": "BROKEN", "R": "ROBUST", "U": "UNKNOWN"}
 JOB = {
-    "model": "net", "model_sha256": "aa", "probe_sha256": "p", "data": "toy", "data_sha256": "d", "attack": "fgsm",
+    "model": "net", "model_sha256": "aa", "probe_sha256": "p", "data": "toy", "data_sha256": "", "attack": "fgsm",
     "attacks": ["fgsm"], "attack_sources": {"fgsm": "s"}, "norm": "linf", "eps": 0.1, "target": "", "seed": 0,
     "outputs": "logits", "quantize": "", "device": "cpu", "threads": 1, "tile": 64, "precision": "float32",
     "versions": {"torch": "2.6"},
 }  # fmt: skip
+
+
+def identified(job, samples):
+    """The job of these samples, with the identity that its content makes."""
+    images = spec.digest([samples["sha256"].tolist(), samples["label"].tolist()])
+    made = {**job, "data_sha256": job["data_sha256"] or images, "indices": samples["index"].tolist()}
+    return {**made, "id": spec.digest(made)}
 
 
 def record(letters, *, first=0, images="", by=None, cost=2, seconds=1.0, flags=(), **job):
@@ -25,17 +33,18 @@ def record(letters, *, first=0, images="", by=None, cost=2, seconds=1.0, flags=(
     met = [(i, name, s, b) for name in job["attacks"] for i, s, b in zip(index, status, by, strict=True)
            if s != "WRONG" and not (b and job["attacks"].index(b) < job["attacks"].index(name))]  # fmt: skip
     outcome = ["broken" if b == name else "violated" if s == "UNKNOWN" else "survived" for _, name, s, b in met]
+    samples = {
+        "index": index,
+        "label": index % 10,
+        "status": status,
+        "broken_by": by,
+        "distance": np.full(n, np.nan),
+        "sha256": np.array([hashlib.sha256(f"{images}{i}".encode()).hexdigest() for i in index]),
+    }
     return RunRecord(
-        job={**job, "indices": index.tolist(), "id": "0"},
+        job=identified(job, samples),
         environment={"device": "x86"},
-        samples={
-            "index": index,
-            "label": index % 10,
-            "status": status,
-            "broken_by": by,
-            "distance": np.full(n, np.nan),
-            "sha256": np.array([hashlib.sha256(f"{images}{i}".encode()).hexdigest() for i in index]),
-        },
+        samples=samples,
         attacks={
             "index": np.array([row[0] for row in met], dtype=np.int64),
             "attack": np.array([row[1] for row in met]),
@@ -119,14 +128,15 @@ def random_record(n, attacks=("apgd", "fab"), *, classes=10, shape=(1, 8, 8), im
         clean = rng.random((len(broken), *shape), dtype=np.float32)
         moved = rng.choice(np.float32([-1, 1]), size=clean.shape) * np.float32(job["eps"])
         kept = {"index": broken, "adv": np.clip(clean + moved, 0, 1), "clean": clean}
+    samples = {
+        "index": index, "label": label, "status": status, "broken_by": by, "distance": distance,
+        "sha256": np.array([hashlib.sha256(f"{i}".encode()).hexdigest() for i in index]), "prediction": prediction,
+        "margin": np.where(wrong, -1.0, 1.0), "target": np.full(n, -1), "broken_at": np.full(n, np.nan),
+    }  # fmt: skip
     return RunRecord(
-        job={**job, "indices": index.tolist(), "id": "0"},
+        job=identified(job, samples),
         environment={"device": "x86"},
-        samples={
-            "index": index, "label": label, "status": status, "broken_by": by, "distance": distance,
-            "sha256": np.array([hashlib.sha256(f"{i}".encode()).hexdigest() for i in index]), "prediction": prediction,
-            "margin": np.where(wrong, -1.0, 1.0), "target": np.full(n, -1), "broken_at": np.full(n, np.nan),
-        },
+        samples=samples,
         attacks={name: np.concatenate([part[name] for part in parts]) for name in parts[0]},
         seconds={name: 1.5 * (place + 1) for place, name in enumerate(attacks)},
         goals={name: "minimal" if name == attacks[-1] else "bounded" for name in attacks},

@@ -16,6 +16,7 @@ from robustkit.audit import Audit, Check, Series
 from robustkit.cli import main
 from robustkit.records import baseline, sweep
 from robustkit.records.compare import compare
+from robustkit.records.findings import lacking
 from robustkit.records.folder import RunFolder, load_run
 from robustkit.records.gate import judge
 from robustkit.report import files
@@ -164,6 +165,7 @@ def test_eval_audits_and_a_second_call_adds_what_the_first_left_out(inside):
     assert "SUSPECT" in again.stdout  # one step, and twelve samples
     assert "SUSPECT" in Path("r/report.md").read_text()
     assert load_run("r").verdict == "suspect"
+    assert lacking(load_run("r").audit) == []  # what boards ask of an audit is what it gives
     assert inside.invoke(main, command).stdout == again.stdout  # kept, though not asked for again
     assert inside.invoke(main, ["audit", "--run", "r"]).exit_code == 3
 

@@ -355,6 +355,7 @@ def test_a_drop_is_in_points_of_accuracy(text, value):
         (["--baseline", "nowhere.json", "--update"], 2, "a new baseline needs --model"),
         (["--baseline", "no/such/base.json", "--update", "--model", "digits-cnn"], 2, "there is no folder no/such"),
         (["--baseline", "page.json"], 2, "cannot be read as JSON"),
+        (["--baseline", "edited.json"], 2, "edited.json is not as it was written: its content has another digest"),
         (["--baseline", "torn.json"], 2, "row 1 of the samples contradicts itself"),
         (["--baseline", "run/run.json"], 2, "here this version reads 'robustkit/baseline/1'"),
         (["--max-drop", "0.005"], 2, "write 0.5pp or 0.5%"),
@@ -383,7 +384,9 @@ def test_bad_usage_is_one_line_an_exit_code_and_leaves_the_baseline(inside, argu
     baseline.save(record("RRR"), Path("base.json"))
     before = Path("base.json").read_text()
     Path("page.json").write_text("<html>")
-    Path("torn.json").write_text(before.replace('[1, 1, "ROBUST", ""', '[1, 1, "BROKEN", ""'))
+    edited = before.replace('[1, 1, "ROBUST", ""', '[1, 1, "BROKEN", ""')
+    Path("edited.json").write_text(edited)
+    Path("torn.json").write_text("".join(line for line in edited.splitlines(True) if '"digest"' not in line))
     runs = {"run": ("RRR", {}), "eps": ("RRR", {"eps": 0.2}), "images": ("RRR", {"images": "x"}),
             "later": ("RRR", {"first": 3}), "other": ("RRR", {"model_sha256": "bb"}), "part": ("R", {"first": 2}),
             "audited": ("RRR", {}), "unknown": ("UUR", {}), "worse": ("RRB", {})}  # fmt: skip

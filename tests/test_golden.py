@@ -3,12 +3,14 @@
 Meant to change? Write them anew with ROBUSTKIT_GOLDEN=1 and look at the difference.
 """
 
+import dataclasses
 import os
 from pathlib import Path
 
 import pytest
 
-from robustkit.records.folder import dumps, load_run
+from robustkit.records.files import dumps
+from robustkit.records.folder import load_run
 from robustkit.records.sweep import load_sweep
 from robustkit.records.transfer_folder import load_transfer
 from robustkit.report import files
@@ -20,6 +22,7 @@ UGLY = "<script>alert(1)</script>|&_{%}$x$"
 
 def made():
     record = records.random_record(60, ("pgd:steps=3", "fab"), audit=records.AUDIT, model=UGLY, classes=4)
+    record = dataclasses.replace(record, job={**record.job, "data_sha256": "d", "id": "0"})
     run = {name: text for name, text in files.of_run(record).items() if name != "report.html"}
     found = {f"run-{name}": text for name, text in run.items()}
     found["run.json"] = dumps(record.to_json())

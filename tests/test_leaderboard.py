@@ -1,4 +1,6 @@
 import dataclasses
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,22 +12,25 @@ from robustkit import spec
 from robustkit.cli import main
 from robustkit.engine.identity import present_hashes
 from robustkit.errors import NotEstablishedError, UsageError
-from robustkit.records import baseline, leaderboard
-from robustkit.records.findings import Audit, Check
-from robustkit.records.folder import RunFolder, write_text
+from robustkit.records import baseline, leaderboard, seal
+from robustkit.records.files import write_text
+from robustkit.records.findings import WHOLE, Audit, Check
+from robustkit.records.folder import RunFolder
 from robustkit.stats import Proportion
 from tests import records
 
 
 def record(letters, **job):
     """A record of the toy board's images."""
-    return records.record(letters, **{"model_sha256": "a" * 64, "data_sha256": DATA, **job})
+    job = {"model_sha256": "a" * 64, "data_sha256": DATA, "attack_sources": SOURCES, **job}
+    return records.record(letters, **job)
 
 
 def images(made):
     return spec.digest([made.samples["sha256"].tolist(), made.samples["label"].tolist()])
 
 
+SOURCES = {"fgsm": "5" * 64, "robustkit": "7" * 64}
 DATA = images(records.record("R" * 8))
 BOARD = f"""name = "toy-v1"
 title = "Toy"
@@ -45,7 +50,8 @@ def present(names):
 
 
 def audited(made, outcome="fine", text="no gradient is zero"):
-    return dataclasses.replace(made, audit=Audit((Check("gradients", outcome, text),)).to_json())
+    whole = [] if outcome == "skipped" else [Check(name, "fine", "as it should be") for name in WHOLE]
+    return dataclasses.replace(made, audit=Audit((*whole, Check("queries", outcome, text))).to_json())
 
 
 @pytest.fixture
@@ -122,7 +128,7 @@ def test_equal_accuracies_share_a_rank(board):
         ("d", "RRRRRRWW"),
         ("e", "RRBBBBBB"),
     ):
-        enter(board, audited(record(letters, model=name)), name)
+        enter(board, audited(record(letters, model=name, model_sha256=name * 64)), name)
     text = leaderboard.write(board, present).read_text()
     rows = [line.split("|")[1].strip() for line in text.splitlines() if line[:2] == "| "]
     assert rows[1:] == ["1", "2", "2", "4", "5"]
@@ -177,6 +183,8 @@ def test_a_run_without_a_robust_accuracy_is_not_added(board, tmp_path):
         (BOARD + 'atack = "fgsm"\n', "no setting called 'atack'; did you mean attack"),
         (BOARD.replace('norm = "linf"\n', ""), "lacks norm"),
         (BOARD.replace("n = 8", 'n = "8"'), "n is '8', which is of the wrong type"),
+        (BOARD + 'attacks = "fgsm"\n', "attacks is 'fgsm', which is of the wrong type"),
+        (BOARD + "sources = [1]\n", r"sources is \[1\], which is of the wrong type"),
     ],
 )
 def test_a_board_that_is_none_is_refused(board, text, message):
@@ -189,6 +197,133 @@ def test_what_others_wrote_is_no_markup(board):
     enter(board, audited(record("RRRRBBWW"), "invalid", "<b>x</b> | y\n# z"), "net")
     text = leaderboard.write(board, present).read_text()
     assert "\\<b\\>x\\</b\\> \\| y \\# z" in text
+
+
+SUITE = {"attack": "suite", "attacks": ["fgsm", "pgd:eot=5"],
+         "attack_sources": {"fgsm": "5" * 64, "pgd:eot=5": "5" * 64, "robustkit": "7" * 64}}  # fmt: skip
+SUITE_BOARD = (
+    BOARD.replace('"fgsm"', '"suite"')
+    + f'attacks = ["fgsm", "pgd"]\nsources = ["{"5" * 64}", "{"7" * 64}"]\nseed = 0\n'
+)
+
+
+def job(**changes):
+    def edit(data):
+        data["job"].update(changes)
+
+    return edit
+
+
+def one_member(data):
+    data["job"]["attacks"] = ["fgsm"]
+    data["samples"] = [[*row[:5], row[5][:1], row[6][:1]] for row in data["samples"]]
+
+
+def one_line_audit(data):
+    data["audit"]["checks"] = [{**data["audit"]["checks"][0], "name": "claim"}]
+
+
+def no_flags(data):
+    data["flags"] = []
+
+
+def sample(place, value):
+    def edit(data):
+        row = next(row for row in data["samples"] if row[2] == "ROBUST")
+        row[place] = value
+
+    return edit
+
+
+EDITS = {  # each is found by the digest; and by what is said here, if the digest is made anew
+    "another model": (job(model="better"), ""),
+    "other weights": (job(model_sha256="0" * 64), ""),
+    "one member of the suite": (one_member, "its attacks lack pgd of the board's suite"),
+    "a one-line audit": (one_line_audit, "its audit lacks state, randomness, threat-model"),
+    "no flags": (no_flags, "its model is randomised, and no flag says so"),
+    "negative passes": (sample(5, [2, -2]), "of the samples contradicts itself"),
+    "another seed": (job(seed=7), "seed is 7, the board's 0"),
+    "other attack sources": (
+        job(attack_sources={**SUITE["attack_sources"], "fgsm": "6" * 64}),
+        r"the code of fgsm is 6666666666666666…, which is none of the sources in board.toml; accept it there",
+    ),
+    "no attack sources": (job(attack_sources={}), "its attack_sources lack fgsm"),
+    "a broken sample is robust": (
+        lambda data: data["samples"][4].__setitem__(slice(2, 4), ["ROBUST", ""]), "of the samples contradicts itself"
+    ),
+    "a robust sample in lower case": (sample(2, "robust"), "of the samples contradicts itself"),
+    "another count": (lambda data: data["summary"]["counts"].update(ROBUST=8, BROKEN=0), "its summary counts"),
+    "a row twice": (lambda data: data["samples"].append(data["samples"][0]), "has a sample twice"),
+    "a row less": (lambda data: data["samples"].pop(), "its summary counts"),
+    "another eps": (job(eps=0.05), "eps is 0.05, the board's 0.1"),
+    "no digest but an edit of a key": (lambda data: data["job"].pop("probe_sha256"), "its job lacks probe_sha256"),
+}  # fmt: skip
+
+
+def noisy(letters, **more):
+    """An audited record of the suite on a model that is voted on."""
+    made = audited(record(letters, draws=10, noisy_sha256="9" * 64, **{**SUITE, **more}))
+    return dataclasses.replace(made, flags=({"kind": "randomised", "message": "it is randomised"},))
+
+
+@pytest.mark.parametrize("kind", EDITS)
+def test_an_edited_entry_is_refused_by_render_and_by_add(board, tmp_path, kind):
+    write_text(board / "board.toml", SUITE_BOARD)
+    baseline.save(noisy("RRRRBBWW"), tmp_path / "base.json")
+    leaderboard.add(board, tmp_path / "base.json", "net")
+    file = board / "entries/net.json"
+    assert leaderboard.write(board).read_text().count("| 1 | net |") == 1
+    edit, words = EDITS[kind]
+    data = json.loads(file.read_text())
+    edit(data)
+    for text, message in ((data, "is not as it was written"), (seal.sealed(data), words)):
+        file.write_text(json.dumps(text))
+        shutil.copy(file, tmp_path / "edited.json")
+        if not message:  # only evaluating it again would tell
+            assert leaderboard.write(board)
+            continue
+        with pytest.raises(UsageError, match=message):
+            leaderboard.write(board)
+        file.unlink()
+        with pytest.raises(UsageError, match=message):
+            leaderboard.add(board, tmp_path / "edited.json", "again")
+        assert not list((board / "entries").iterdir())
+
+
+def test_one_model_is_one_entry_under_its_own_name(board, tmp_path):
+    run = saved(tmp_path / "run", audited(record("RRRRBBWW")))
+    leaderboard.add(board, run, "net")
+    with pytest.raises(UsageError, match="is of a model that is on the board already, as net; give that --name"):
+        leaderboard.add(board, run, "better")
+    assert leaderboard.add(board, run, "net")  # again is no harm
+    (board / "entries/net.json").rename(board / "entries/better.json")
+    with pytest.raises(UsageError, match=r"better.json is the entry net; give it its name again"):
+        leaderboard.write(board)
+    enter(board, audited(record("RRRRBBWW")), "other")  # a baseline that says no name
+    (board / "entries/better.json").rename(board / "entries/net.json")
+    with pytest.raises(UsageError, match="net and other are one model; remove one of them"):
+        leaderboard.write(board)
+
+
+def test_an_entry_without_a_digest_is_named_and_none_is_added(board, tmp_path):
+    leaderboard.add(board, saved(tmp_path / "run", audited(record("RRRRBBWW"))), "net")
+    file = board / "entries/net.json"
+    assert "digest" not in leaderboard.write(board).read_text()
+    data = json.loads(file.read_text())
+    del data["digest"], data["entry"]
+    file.write_text(json.dumps(data))
+    assert "Without a digest, so that an edit would not be seen: net." in leaderboard.write(board).read_text()
+    shutil.move(file, tmp_path / "old.json")
+    with pytest.raises(UsageError, match=r"was not added: old.json is from before records had digests"):
+        leaderboard.add(board, tmp_path / "old.json", "net")
+
+
+def test_the_committed_entries_have_digests():
+    for file in BOARDS:
+        board = leaderboard.load_board(file.parent)
+        assert board.attacks
+        assert board.sources
+        assert not any(entry.record.notes for entry in leaderboard.load_entries(file.parent, board))
 
 
 @pytest.mark.parametrize("file", BOARDS, ids=lambda file: file.parent.name)

@@ -15,7 +15,7 @@ from robustkit.cli import main
 from robustkit.records.folder import RunFolder
 from robustkit.records.sweep import Sweep, load_sweep
 from robustkit.records.transfer_folder import load_transfer
-from robustkit.report import facts
+from robustkit.report import facts, sweeps, tables
 from robustkit.report.plots import KINDS, source, style
 from robustkit.report.plots.source import Source
 from tests import records
@@ -145,6 +145,63 @@ def test_runs_at_several_eps_make_a_curve():
     with style.paper():
         (axes,) = draw("eps", runs).axes
     assert axes.lines[0].get_xydata().tolist() == [[0.0, 0.75], [0.1, 0.5], [0.2, 0.5]]
+
+
+def test_only_runs_that_differ_in_eps_alone_are_joined_by_a_line():
+    def at(eps, letters="WBRR", **job):
+        return Source(f"{eps} {job}", records.record(letters, eps=eps, **job))
+
+    runs = [at(0.1), at(0.2), at(0.1, "WRRR", seed=1), at(0.2, "WRRB", seed=1), at(0.1, norm="l2"), at(0.3, norm="l2")]
+    with style.paper():
+        (axes,) = draw("eps", runs).axes
+    drawn_lines = {line.get_label(): line.get_xdata().tolist() for line in axes.lines}
+    assert drawn_lines == {
+        "net, linf, seed 0": [0, 0.1, 0.2],
+        "net, linf, seed 1": [0, 0.1, 0.2],
+        "net, l2, seed 0": [0, 0.1, 0.3],
+    }
+    with style.paper(), pytest.raises(UsageError, match=r"two runs at eps 0.1 would be one line"):
+        draw("eps", [at(0.1), at(0.1, device="cuda"), at(0.2)])
+
+
+def test_no_line_is_drawn_through_one_eps():
+    with style.paper():
+        for found in (
+            [Source("r", records.record("WBRR"))],
+            [Source("a", records.record("WBRR", seed=0)), Source("b", records.record("WBRR", eps=0.2, seed=1))],
+            [Source("s", Sweep(("0.1",), (records.record("WBRR"),)))],
+            [Source("s", Sweep(("0.1", "0.2"), (records.record("WBRR"), records.record("WURR", eps=0.2))))],
+        ):
+            with pytest.raises(UsageError, match="gives no curve"):
+                draw("eps", found)
+
+
+def doubted(kind):
+    """What a kind draws, with one record that an audit doubts, and nothing else in it."""
+    record = records.random_record(90, (f"pgd:steps={5}", "fab"), images=True, audit=records.AUDIT)
+    if kind == "eps":
+        larger = dataclasses.replace(record, job={**record.job, "eps": 0.2})
+        return [Source("s" * 60, Sweep(("0.1", "0.2"), (records.record("WBRR"), larger)))]
+    return [Source("s" * 60, record)]
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "transfer"])
+def test_every_figure_marks_a_number_that_an_audit_doubts(kind):
+    with style.paper():
+        figure = draw(kind, doubted(kind))
+        texts = [text.get_text() for legend in [*figure.legends, *(a.get_legend() for a in figure.axes)] if legend
+                 for text in legend.get_texts()] + [figure.get_suptitle()]  # fmt: skip
+    assert any(text.endswith("(invalid)") for text in texts), texts
+    assert all(len(text) <= 41 for text in texts)
+
+
+def test_latex_marks_a_number_that_an_audit_doubts():
+    sweep = doubted("eps")[0].found
+    run, plain = sweep.records[1], records.random_record(90)
+    assert tables.latex(run).count(r"$^{\ddagger}$") == len(run.job["attacks"]) + 10  # and the classes
+    assert "double dagger" in tables.latex(run)
+    assert sweeps.latex(sweep.eps, sweep.records).count(r"$^{\ddagger}$") == 1
+    assert "dagger" not in tables.latex(plain) + sweeps.latex(("0.03",), (plain,))
 
 
 def colour_distance(a, b, matrix):

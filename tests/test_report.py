@@ -338,11 +338,12 @@ def test_eval_leaves_its_reports_in_the_run_s_folder_and_a_sweep_too(tmp_path, m
 
 def test_a_sweep_s_curve_leaves_out_what_is_not_established():
     good, bad = records.record("BRRR", eps=0.1), records.record("BURR", eps=0.2)
-    curve = facts.sweep_curve([good, bad])
+    curve = facts.sweep_curve([good, bad, records.record("BBRR", eps=0.3)])
     assert isinstance(curve, Curve)
-    assert curve.x == (0.0, 0.1)
-    assert "1 of 2 eps" in curve.note
+    assert curve.x == (0.0, 0.1, 0.3)
+    assert "1 of 3 eps" in curve.note
     assert isinstance(facts.sweep_curve([bad]), LeftOut)
+    assert facts.sweep_curve([good, bad]).reason == "only eps 0.1 has a robust accuracy, and a line takes two"
     whole = Sweep(("0.1", "0.2"), (good, bad))
     assert "not established" in files.of_sweep(whole)["report.html"]
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -348,6 +349,35 @@ def test_another_folder_is_refused_and_an_enlarged_study_keeps_its_cells(inside)
     after = written(Path("out"))
     assert {name: after[name] for name in before} == before
     assert len(results.load(Path("out")).facts) == 4
+
+
+def test_another_study_of_the_same_file_name_does_not_replace_a_report_without_a_word(inside):
+    for name, models in (("a", '["digits-cnn"]'), ("b", '["digits-cnn-at"]')):
+        Path(name).mkdir()
+        Path(name, "study.toml").write_text(SMALL.replace('["digits-cnn", "digits-cnn-at"]', models))
+    folder = Path("robustkit-runs/study-study")
+    inside("run", "a/study.toml", "--quiet")
+    before = (folder / "report.md").read_text()
+    told = inside("run", "b/study.toml", "--quiet", code=2).stderr
+    assert f"{folder} holds another study, 'study', which shares nothing with this one; choose another --out" in told
+    assert (folder / "report.md").read_text() == before
+    # An earlier form of the study is replaced, and what is lost is said; what it keeps goes without saying.
+    assert "note:" not in inside("run", "a/study.toml").stderr
+    told = " ".join(inside("run", "a/study.toml", "-n", "5").stderr.split())
+    assert f"note: 1 of 1 numbers in the report in {folder} are not in this study and will be gone" in told
+    inside("run", "b/study.toml", "--fresh", "--quiet")
+    assert "digits-cnn-at" in (folder / "report.md").read_text()
+    (folder / "study.json").write_text((folder / "study.json").read_text().replace("fgsm", "pgd"))
+    assert "study.json is not as it was written" in inside("show", folder, code=2).stderr
+
+
+def test_another_run_in_a_study_s_folder_is_refused(inside):
+    Path("study.toml").write_text(SMALL)
+    inside("run", "study.toml", "--out", "out", "--quiet")
+    one, other = sorted(Path("out/runs").iterdir())
+    shutil.rmtree(one)
+    shutil.copytree(other, one)
+    assert "holds another run than the study put there" in inside("show", "out", code=2).stderr
 
 
 BAD = [

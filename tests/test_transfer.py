@@ -12,6 +12,7 @@ import robustkit
 from robustkit import plugins
 from robustkit.errors import UsageError
 from robustkit.models.oracle import Network
+from robustkit.records.files import write_arrays
 from robustkit.records.transfer_folder import load_transfer
 from robustkit.stats import Proportion
 from tests import toys
@@ -99,7 +100,8 @@ def test_what_is_stored_is_what_the_victims_say_of_images_in_the_ball(tmp_path):
         assert np.allclose(record.transfer["distance"][here].astype(float), distance.numpy(), atol=0)
     again = load_transfer(tmp_path / "run")
     assert again.summary() == record.summary()
-    assert again.to_json() == json.loads((tmp_path / "run/transfer.json").read_text())
+    stored = json.loads((tmp_path / "run/transfer.json").read_text())
+    assert {**again.to_json(), "files": stored["files"], "digest": stored["digest"]} == stored
     assert list(record.transfer)[:4] == ["index", "surrogates", "attack", "victim"]
     # Two surrogates, four steps of the ensemble: eight passes of members, and two more for each offer and the end.
     assert record.attacks["backwards"].tolist() == [8] * 50
@@ -216,7 +218,7 @@ def test_a_part_whose_adversarials_were_replaced_is_judged_again(tmp_path):
     (part,) = (out / "journal").glob("adversarials-*.npz")
     facts = dict(np.load(part))
     facts["adv"], facts["sha256"] = x.numpy(), np.array("another")
-    np.savez(part, **facts)
+    write_arrays(part, facts)
     record = robustkit.transfer(
         {"s": TwoClasses(half(True))}, {"v": TwoClasses(half(True))}, PLAIN, (x, y), **arguments
     )

@@ -12,18 +12,25 @@ from robustkit.cli import options, output
 @click.argument("after", type=click.Path(path_type=Path))
 @options.json_to("the comparison")
 def compare(before: Path, after: Path, json_to: str | None) -> None:
-    """Compare two stored runs sample by sample: BEFORE and AFTER are run folders or baseline files.
+    """Compare two stored runs sample by sample: BEFORE and AFTER are folders of runs or sweeps, or baselines.
 
     \b
     robustkit compare robustkit-runs/old robustkit-runs/new
     robustkit compare reports/baselines/digits-cnn-at.json robustkit-runs/new --json -
-    \b
+    A sweep is compared at each eps that the other side has.
     Exit codes: 0 compared, 2 bad usage, 3 a sample of either is UNKNOWN.
     """  # noqa: D301
-    from robustkit.records import baseline
+    from robustkit.records import sweep
     from robustkit.records.compare import compare as pair
-    from robustkit.report.comparison import comparison
+    from robustkit.records.schema import SWEEP_COMPARISON
+    from robustkit.records.sweep import Sweep
+    from robustkit.report import comparison as texts
 
-    first, second = baseline.read(before), baseline.read(after)
-    found = pair(first, second)
-    output.tell(found.to_json(), comparison(found, first, second), json_to)
+    one, other = sweep.read(before), sweep.read(after)
+    if isinstance(one, Sweep) or isinstance(other, Sweep):
+        rows = sweep.compare_sweeps(one, other)
+        data = {"schema": SWEEP_COMPARISON, "table": [row.to_json() for row in rows]}
+        output.tell(data, texts.sweeps(rows), json_to)
+        return
+    found = pair(one, other)
+    output.tell(found.to_json(), texts.comparison(found, one, other), json_to)

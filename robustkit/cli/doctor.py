@@ -1,7 +1,6 @@
 """The command `robustkit doctor`: what is on this machine, and whether a model gets the input it was trained on."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -53,7 +52,7 @@ def doctor(model: str | None, json_to: str | None, **asked: Any) -> None:
     else:
         _show(found, " behind ".join([model or "", *asked["defense"]]), diagnosis)
         if json_to:
-            Path(json_to).write_text(output.as_json(data) + "\n", encoding="utf-8")
+            output.write_json(data, json_to)
     if found.broken_plugins or (diagnosis and not diagnosis.healthy):
         end(ExitCode.NOT_ESTABLISHED)
 

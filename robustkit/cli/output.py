@@ -74,7 +74,14 @@ def tell(data: Any, text: str, json_to: str | None) -> None:
     """The JSON where --json asks for it; the text, unless the JSON has taken stdout."""
     click.echo(as_json(data) if json_to == "-" else text)
     if json_to and json_to != "-":
-        Path(json_to).write_text(as_json(data) + "\n", encoding="utf-8")
+        write_json(data, json_to)
+
+
+def write_json(data: Any, file: str) -> None:
+    """Write what --json FILE asks for, whole or not at all."""
+    from robustkit.records.files import write_text
+
+    write_text(Path(file), as_json(data) + "\n")
 
 
 def tell_run(measure: Callable[[Path | None], Any], out: Path | None, json_to: str | None) -> None:

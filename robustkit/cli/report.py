@@ -1,5 +1,6 @@
 """The command `robustkit report`. What is slow to import is imported where it is used."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,29 +23,34 @@ def report(run: Path, out: Path | None, formats: tuple[Any, ...]) -> None:
     robustkit report robustkit-runs/<run> --out pages --format html
     """  # noqa: D301
     from robustkit.records import sweep
-    from robustkit.records.folder import load_run, write_text
+    from robustkit.records.files import rewrite_pages, write_text
+    from robustkit.records.folder import load_run
     from robustkit.records.transfer_folder import RESULT, load_transfer
     from robustkit.report import files
 
     if out is not None and out.exists() and not out.is_dir():
         raise UsageError(f"--out {out} is a file; give a folder")
     chosen = list(dict.fromkeys(formats)) or list(files.NAMES)
-    texts: dict[Path, str] = {}
+    pages: dict[Path, Mapping[str, str]] = {}  # by the record's file: into its folder, or below `out`
     if (run / RESULT).is_file():
         if "html" in formats:
             raise UsageError("a transfer run has no HTML page; there are md, tex, csv, and `robustkit plot transfer`")
         chosen = [name for name in chosen if name != "html"]
-        texts = {Path(name): text for name, text in files.of_transfer(load_transfer(run), chosen).items()}
+        pages = {Path(RESULT): files.of_transfer(load_transfer(run), chosen)}
     elif (run / sweep.FILE).is_file():
         found = sweep.load_sweep(run)
         for place, record in enumerate(found.records):
-            folder = sweep.run_folder(Path(), place)
-            texts |= {folder / name: text for name, text in files.of_run(record, chosen).items()}
-        texts |= {Path(name): text for name, text in files.of_sweep(found, chosen).items()}
+            pages[sweep.run_folder(Path(), place) / "run.json"] = files.of_run(record, chosen)
+        pages[Path(sweep.FILE)] = files.of_sweep(found, chosen)
     else:
-        texts = {Path(name): text for name, text in files.of_run(load_run(run), chosen).items()}
-    for name, text in texts.items():
-        path = (out or run) / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, text)
-        click.echo(path)
+        pages = {Path("run.json"): files.of_run(load_run(run), chosen)}
+    for file, texts in pages.items():
+        folder = (out or run) / file.parent
+        folder.mkdir(parents=True, exist_ok=True)
+        if out is None:
+            rewrite_pages(run / file, texts)
+        else:
+            for name, text in texts.items():
+                write_text(folder / name, text)
+        for name in texts:
+            click.echo(folder / name)

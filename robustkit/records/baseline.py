@@ -4,27 +4,30 @@ Distances and margins are left out, and so is an attack's violation on a sample 
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from robustkit.errors import NotEstablishedError, UsageError
-from robustkit.records import folder as store
-from robustkit.records import schema
+from robustkit.records import consistency, schema, seal
+from robustkit.records.files import dumps, read_json, write_text
 from robustkit.records.findings import INVALID, stored
+from robustkit.records.folder import load_run
 from robustkit.records.run import RunRecord
 from robustkit.records.schema import BROKE, BROKEN, ROBUST, SURVIVED, WRONG, Columns
 
 COLUMNS = tuple(column.name for column in (*schema.BASELINE_SAMPLES, *schema.BASELINE_COSTS))
 _DTYPES = {column.name: column.dtype for column in (*schema.BASELINE_SAMPLES, *schema.ATTACKS)}
-_JOB = ("model", "model_sha256", "data", "attack", "attacks", "attack_sources", "norm", "eps", "target", "seed",
-        "outputs", "device", "threads", "tile", "precision", "versions")  # fmt: skip
+_JOB = ("model", "model_sha256", "probe_sha256", "data", "attack", "attacks", "attack_sources", "norm", "eps", "target",
+        "seed", "outputs", "device", "threads", "tile", "precision", "versions")  # fmt: skip
 
 
-def save(record: RunRecord, path: Path) -> None:
+def save(record: RunRecord, path: Path, entry: str = "") -> None:
     """Write a record as a baseline; `forwards` and `backwards` of a sample hold one number for each attack it met.
+
+    `entry` is its name on a board, if it is for one.
 
     Raises:
         UsageError: for a run of a sweep, which did not attack what a smaller eps broke.
@@ -45,6 +48,7 @@ def save(record: RunRecord, path: Path) -> None:
     rows = [[*facts, *costs[facts[0]]] for facts in _rows(record.samples, COLUMNS[:5])]
     head = {
         "schema": schema.BASELINE,
+        **({"entry": entry} if entry else {}),
         "job": {key: value for key, value in record.job.items() if key not in ("indices", "id")},
         "environment": {key: record.environment[key] for key in ("device",) if key in record.environment},
         "summary": {
@@ -58,18 +62,33 @@ def save(record: RunRecord, path: Path) -> None:
         **({"audit": dict(record.audit)} if record.audit else {}),
         "columns": COLUMNS,
     }
+    head[seal.DIGEST] = seal.sealed({**head, "samples": rows})[seal.DIGEST]
     lines = ",\n".join("  " + json.dumps(row, ensure_ascii=False) for row in rows)
-    opened = store.dumps(head).removesuffix("\n}\n")
-    store.write_text(path, f'{opened},\n "samples": [\n{lines}\n ]\n}}\n')
+    opened = dumps(head).removesuffix("\n}\n")
+    write_text(path, f'{opened},\n "samples": [\n{lines}\n ]\n}}\n')
 
 
 def load(path: Path) -> RunRecord:
     """The record in a baseline file.
 
     Raises:
-        UsageError: if it cannot be read, or is no baseline.
+        UsageError: if it cannot be read, is no baseline, is not as it was written, or contradicts itself.
     """
-    data = store.read_json(path, ("job", "environment", "seconds", "flags", "columns", "samples"), schema.BASELINE)
+    return load_entry(path)[0]
+
+
+def load_entry(path: Path) -> tuple[RunRecord, str]:
+    """The record in a baseline file, and its name on a board, empty if it has none.
+
+    Raises:
+        UsageError: as `load`.
+    """
+    data = read_json(path, ("job", "environment", "seconds", "flags", "columns", "samples"), schema.BASELINE)
+    with consistency.readable(path):
+        return _record(data, path), str(data.get("entry", ""))
+
+
+def _record(data: Mapping[str, Any], path: Path) -> RunRecord:
     if missing := [key for key in _JOB if key not in data["job"]]:
         raise UsageError(f"{path} is no robustkit baseline: its job lacks {', '.join(missing)}")
     if tuple(data["columns"]) != COLUMNS or not data["samples"]:
@@ -77,20 +96,16 @@ def load(path: Path) -> RunRecord:
     names = data["job"]["attacks"]
     met_by = []
     for number, row in enumerate(data["samples"]):
-        try:
-            index, _, status, broken_by, _, forwards, backwards = row
-            met = 0 if status == WRONG else len(names) if status == ROBUST else names.index(broken_by) + 1
-            sound = status in (WRONG, BROKEN, ROBUST) and met == len(forwards) == len(backwards)
-        except (ValueError, TypeError):
-            sound = False
-        if not sound:
+        met = _met(row, names)
+        if met is None:
             raise UsageError(f"{path}: row {number} of the samples contradicts itself; write the baseline anew")
+        index, _, _, broken_by, _, *paid = row
         met_by += [
             (index, name, BROKE if name == broken_by else SURVIVED, *cost)
-            for name, *cost in zip(names[:met], forwards, backwards, strict=True)
+            for name, *cost in zip(names[:met], *paid, strict=True)
         ]
     samples = _columns([row[:5] for row in data["samples"]], COLUMNS[:5])
-    return RunRecord(
+    record = RunRecord(
         job={**data["job"], "indices": samples["index"].tolist()},
         environment=data["environment"],
         samples=samples,
@@ -98,7 +113,26 @@ def load(path: Path) -> RunRecord:
         seconds=data["seconds"],
         flags=data["flags"],
         audit=stored(data.get("audit")),
+        notes=() if seal.DIGEST in data else (f"{path.name} is {seal.UNSEALED}",),
     )
+    if len(set(record.job["indices"])) != record.n:
+        raise UsageError(f"{path} has a sample twice; write the baseline anew")
+    if (counts := data.get("summary", {}).get("counts", record.counts)) != record.counts:
+        raise UsageError(f"{path}: its summary counts {counts}, its samples {record.counts}; write the baseline anew")
+    return record
+
+
+def _met(row: Any, names: Sequence[str]) -> int | None:
+    """How many attacks a sample met, by its row; None if the row contradicts itself."""
+    try:
+        _, _, status, broken_by, _, forwards, backwards = row
+        met = 0 if status == WRONG else len(names) if status == ROBUST else names.index(broken_by) + 1
+    except (ValueError, TypeError):
+        return None
+    sound = status in (WRONG, BROKEN, ROBUST) and met == len(forwards) == len(backwards)
+    named = bool(broken_by) == (status == BROKEN)
+    paid = all(isinstance(passes, int) and passes >= 0 for passes in (*forwards, *backwards))
+    return met if sound and named and paid else None
 
 
 def _rows(columns: Columns, names: Sequence[str]) -> Iterable[tuple[Any, ...]]:
@@ -116,7 +150,7 @@ def read(path: Path) -> RunRecord:
         UsageError: if there is neither.
     """
     if path.is_dir():
-        return store.load_run(path)
+        return load_run(path)
     if not path.exists():
         raise UsageError(f"there is no {path}; give a run's folder or a baseline file")
     if path.name == "run.json":

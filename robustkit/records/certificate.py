@@ -7,7 +7,8 @@ from statistics import NormalDist
 from typing import Any
 
 from robustkit.errors import UsageError
-from robustkit.records.folder import dumps, write_text
+from robustkit.records import seal
+from robustkit.records.files import dumps, write_text
 from robustkit.records.schema import CERTIFIED
 from robustkit.spec import number
 from robustkit.stats import Proportion
@@ -61,7 +62,7 @@ class CertifiedRecord:
 
     def save(self, file: Path) -> None:
         """Write the record as JSON, whole or not at all."""
-        write_text(file, dumps(self.to_json()))
+        write_text(file, dumps(seal.sealed(self.to_json())))
 
     def summary(self) -> str:
         """The result in a few lines."""

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from robustkit.errors import UsageError
-from robustkit.records.folder import write_text
+from robustkit.records import seal
+from robustkit.records.files import write_text
 from robustkit.records.schema import CORRUPTIONS
 from robustkit.stats import Proportion, mean_interval
 
@@ -183,7 +184,7 @@ class CorruptionRecord:
 
     def save(self, file: Path) -> None:
         """Write the record as JSON, whole or not at all."""
-        write_text(file, json.dumps(self.to_json(), allow_nan=False) + "\n")
+        write_text(file, json.dumps(seal.sealed(self.to_json()), allow_nan=False) + "\n")
 
     def summary(self) -> str:
         """A table of accuracies in percent, and the figures."""
@@ -216,15 +217,16 @@ def load(file: Path) -> CorruptionRecord:
     """A record that `save` wrote, also in the folder of its run.
 
     Raises:
-        UsageError: if the file is none.
+        UsageError: if the file is none, or is not as it was written.
     """
     file = file / RESULT if file.is_dir() else file
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
         if data["schema"] != CORRUPTIONS:
             raise ValueError(f"schema {data['schema']}")
+        seal.is_sealed(data, file)
         baseline = (data["mce"] or {}).get("baseline", "")
-        return CorruptionRecord(
+        record = CorruptionRecord(
             job=data["job"],
             environment=data["environment"],
             indices=tuple(data["indices"]),
@@ -234,10 +236,28 @@ def load(file: Path) -> CorruptionRecord:
             reference=data["reference"],
             notes=tuple(data.get("notes", ())),
         )
+        _check(record)
+        return record
     except OSError as error:
         raise UsageError(f"{file}: {error.strerror or error}; give a record of `robustkit corruptions`") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{file} is no record of `robustkit corruptions` ({error})") from error
+
+
+def _check(record: CorruptionRecord) -> None:
+    """Refuse a record that contradicts itself.
+
+    Raises:
+        ValueError: naming what does.
+    """
+    images, pairs = set(record.indices), {cell[:2] for cell in record.cells}
+    if len(images) != record.n or not record.n:
+        raise ValueError("it has no images, or one of them twice")
+    if len(pairs) != len(record.cells) or len(pairs) != len(record.kinds) * len(record.severities):
+        raise ValueError("it is not of each kind at each severity once")
+    for cell in record.cells:
+        if len(set(cell.wrong)) != len(cell.wrong) or not images.issuperset(cell.wrong):
+            raise ValueError(f"{cell.kind} {cell.severity} is wrong on images that are not its own")
 
 
 def _cell_json(cell: Cell, record: CorruptionRecord) -> dict[str, Any]:

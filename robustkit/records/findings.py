@@ -14,6 +14,12 @@ VALID: Verdict = "valid"
 SUSPECT: Verdict = "suspect"
 INVALID: Verdict = "invalid"
 NOT_AUDITED = "not audited"
+# What every audit that finds a robust accuracy valid has looked at, whatever the norm and the model.
+WHOLE = (
+    "state", "randomness", "threat-model", "hard-outputs", "saturated-outputs", "gradient-flow", "zero-gradient",
+    "misleading-gradient", "gradient-steadiness", "sample", "attacks", "sample-size", "claim", "step-convergence",
+    "restarts", "eps-sweep", "eps-monotone", "noise",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +95,12 @@ class Audit:
             return cls(tuple(_check(row) for row in data["checks"]))
         except (KeyError, TypeError) as error:
             raise UsageError(f"the audit in the record is incomplete ({error}); audit the model again") from None
+
+
+def lacking(audit: Mapping[str, Any]) -> list[str]:
+    """The checks that a whole audit has and this one has not; one that was skipped is there and says why."""
+    names = {check["name"] for check in audit["checks"]}
+    return [name for name in WHOLE if name not in names]
 
 
 def stored(data: Any) -> dict[str, Any] | None:

@@ -1,14 +1,12 @@
 """Run folders: `run.json`, `samples.parquet`, `attacks.parquet`, reports, and the journal of a run under way.
 
-Every file appears whole or not at all: it is written beside its place and then moved there.
+Every file appears whole or not at all: it is written beside its place and then moved there. What is read is as it was
+written, by its digest, and agrees with itself, or it is refused.
 """
 
 import contextlib
-import json
 import os
 import shutil
-import tempfile
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,71 +15,31 @@ import numpy as np
 
 from robustkit.errors import UsageError
 from robustkit.locks import besides, sweep
+from robustkit.records import consistency, seal
+from robustkit.records.files import (
+    Stored,
+    dumps,
+    mapped,
+    parquet,
+    read_arrays,
+    read_json,
+    tensors,
+    text_file,
+    write_arrays,
+    write_record,
+    write_text,
+)
 from robustkit.records.findings import stored
 from robustkit.records.run import RunRecord
-from robustkit.records.schema import RUN, Columns
+from robustkit.records.schema import RUN
 from robustkit.spec import digest
 
 JOB, JOURNAL, RESULT = "job.json", "journal", "run.json"
+SWEEP_FILE = "sweep.json"
 _OURS = (
     JOB, JOURNAL, RESULT, "samples.parquet", "attacks.parquet", "report.md", "report.html", "tables.tex",
     "tables.csv", "adversarial.safetensors",
 )  # fmt: skip
-
-
-def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, then move it there, durably."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    os.close(handle)
-    part = Path(name)
-    try:
-        write(part)
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        part.chmod(0o666 & ~mask)  # mkstemp is private; a run folder is as readable as any file
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically."""
-    write_atomic(path, lambda part: part.write_text(text, encoding="utf-8"))
-
-
-def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write an .npz atomically."""
-
-    def write(part: Path) -> None:
-        with part.open("wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
-
-    write_atomic(path, write)
-
-
-def read_arrays(path: Path, without: Sequence[str] = ()) -> dict[str, np.ndarray] | None:
-    """The arrays of an .npz, or None if there is none; those in `without` are left in the file.
-
-    Raises:
-        UsageError: if it cannot be read.
-    """
-    if not path.exists():
-        return None
-    try:
-        with path.open("rb") as handle, np.load(handle, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files if name not in without}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UsageError(f"{path} cannot be read ({error}); delete it to compute it again, or use --fresh") from error
-
-
-def dumps(data: Any) -> str:
-    """JSON for people and machines; NaN is refused."""
-    return json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-_KINDS = {"F32": "<f4", "F64": "<f8", "I64": "<i8"}  # of what a run keeps, as safetensors writes it
 
 
 class RunFolder:
@@ -113,7 +71,8 @@ class RunFolder:
                 return held
         # job.json first: what has it is ours, and a kill at any moment leaves a folder that can be used again.
         self.path.mkdir(parents=True, exist_ok=True)
-        write_text(self.path / JOB, dumps({"schema": self.schema, "job": dict(job), "plan": dict(plan)}))
+        content = {"schema": self.schema, "job": dict(job), "plan": dict(plan)}
+        write_text(self.path / JOB, dumps(seal.sealed(content)))
         (self.path / JOURNAL).mkdir(exist_ok=True)
         return dict(plan)
 
@@ -169,16 +128,14 @@ class RunFolder:
             record: what `load_run` will give.
             pages: the text of each report to write beside it, by its name; see `robustkit.report.files.of_run`.
         """
-        write_table(self.path / "samples.parquet", record.samples)
-        write_table(self.path / "attacks.parquet", record.attacks)
-        for name, text in pages.items():
-            write_text(self.path / name, text)
+        files = {
+            "samples.parquet": parquet(record.samples),
+            "attacks.parquet": parquet(record.attacks),
+            **{name: text_file(text) for name, text in pages.items()},
+        }
         if record.adversarial is not None:
-            from safetensors.numpy import save_file
-
-            arrays = dict(record.adversarial)
-            write_atomic(self.path / "adversarial.safetensors", lambda part: save_file(arrays, part))
-        write_text(self.path / RESULT, dumps(record.to_json()))
+            files["adversarial.safetensors"] = tensors(dict(record.adversarial))
+        write_record(self.path / RESULT, record.to_json(), files)
 
 
 def resume(
@@ -220,98 +177,40 @@ def resume(
         raise
 
 
-def read_json(file: Path, keys: tuple[str, ...], schema: str = RUN) -> dict[str, Any]:
-    """A JSON object of a run folder, or another file of ours with a `schema`.
-
-    Raises:
-        UsageError: if it is absent, is no JSON, lacks a key, or is of a schema this version does not know.
-    """
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{file} cannot be read as JSON: {error}") from error
-    if isinstance(data, dict) and data.get("schema", schema) != schema:
-        raise UsageError(f"{file} has schema {data['schema']!r}; here this version reads {schema!r}")
-    missing = [key for key in ("schema", *keys) if not isinstance(data, dict) or key not in data]
-    if missing:
-        raise UsageError(f"{file} is no robustkit {schema.split('/')[1]}: it lacks {', '.join(missing)}")
-    return dict(data)
-
-
 def load_run(path: str | Path) -> RunRecord:
     """The finished record in a run folder.
 
     Raises:
-        UsageError: if there is none, or it cannot be read.
+        UsageError: if there is none, it cannot be read, is not as it was written, or contradicts itself.
     """
     folder = Path(path)
     if not folder.is_dir():
         raise UsageError(f"no run folder at {folder}")
+    if (folder / SWEEP_FILE).exists():
+        raise UsageError(f"{folder} holds a sweep over eps; give the folder of one of its runs, {folder / 'eps-01'} …")
     if not (folder / RESULT).exists() and (folder / JOB).exists():
         read_json(folder / JOB, ("job",))  # which refuses the folder of another kind of run
         raise UsageError(f"the run in {folder} is not finished; run its command again to continue it")
-    data = read_json(folder / RESULT, ("job", "environment", "flags", "errors"))
-    return RunRecord(
-        job=data["job"],
-        environment=data["environment"],
-        samples=read_table(folder / "samples.parquet"),
-        attacks=read_table(folder / "attacks.parquet"),
-        seconds=data.get("seconds", {}),
-        flags=data["flags"],
-        errors=data["errors"],
-        predicted=data.get("predicted"),
-        goals=data.get("goals", {}),
-        audit=stored(data.get("audit")),
-        adversarial=_adversarial(folder / "adversarial.safetensors"),
-        folder=str(folder),
-    )
-
-
-def _adversarial(file: Path) -> dict[str, np.ndarray] | None:
-    """The arrays of a .safetensors file, mapped: what is not looked at is not read, for it may be gigabytes."""
-    if not file.exists():
-        return None
-    try:
-        with file.open("rb") as handle:
-            size = int.from_bytes(handle.read(8), "little")
-            head = json.loads(handle.read(size))
-        found = {}
-        for name in head.keys() - {"__metadata__"}:
-            start, stop = head[name]["data_offsets"]
-            kind, shape = np.dtype(_KINDS[head[name]["dtype"]]), tuple(head[name]["shape"])
-            if stop == start:
-                found[name] = np.zeros(shape, dtype=kind)
-            else:
-                found[name] = np.memmap(file, kind, "c", 8 + size + start, shape)
-        return found
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{file} cannot be read: {error}") from error
-
-
-def write_table(path: Path, columns: Columns) -> None:
-    """Write columns as parquet; NaN becomes null."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    arrays = {name: pa.array(values, from_pandas=values.dtype.kind == "f") for name, values in columns.items()}
-    write_atomic(path, lambda part: pq.write_table(pa.table(arrays), part))
-
-
-def read_table(path: Path) -> dict[str, np.ndarray]:
-    """Read columns from parquet; null becomes NaN, and an absent text the empty text."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.ParquetFile(path).read()
-    except (OSError, pa.ArrowInvalid) as error:
-        raise UsageError(f"{path} cannot be read: {error}") from error
-    columns = {}
-    for name in table.column_names:
-        column = table.column(name)
-        text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
-        columns[name] = np.array(column.to_pylist(), dtype=np.str_) if text else column.to_numpy(zero_copy_only=False)
-    return columns
+    found = Stored.read(folder / RESULT, ("job", "environment", "flags", "errors"), RUN)
+    data = found.data
+    with consistency.readable(folder):
+        record = RunRecord(
+            job=data["job"],
+            environment=data["environment"],
+            samples=found.table("samples.parquet"),
+            attacks=found.table("attacks.parquet"),
+            seconds=data.get("seconds", {}),
+            flags=data["flags"],
+            errors=data["errors"],
+            predicted=data.get("predicted"),
+            goals=data.get("goals", {}),
+            audit=stored(data.get("audit")),
+            adversarial=mapped(found, "adversarial.safetensors"),
+            folder=str(folder),
+            notes=found.notes,
+        )
+        consistency.check_run(record, data.get("summary", {}))
+    return record
 
 
 def _difference(known: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:

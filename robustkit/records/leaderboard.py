@@ -7,16 +7,16 @@ rule is another board (`digits-linf-v2`).
 
 import re
 import tomllib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from robustkit import spec
 from robustkit.errors import NotEstablishedError, UsageError
 from robustkit.records import baseline
-from robustkit.records.findings import VALID
-from robustkit.records.folder import write_text
+from robustkit.records.files import write_text
+from robustkit.records.findings import VALID, lacking
 from robustkit.records.run import RunRecord
 from robustkit.spec import suggest
 from robustkit.stats import Proportion
@@ -27,7 +27,11 @@ Hashes = Callable[[Iterable[str]], Mapping[str, str]]  # the present code behind
 
 @dataclass(frozen=True, slots=True)
 class Board:
-    """What every entry of a board was measured by. `data_sha256` is of the images, as run.json has it."""
+    """What every entry of a board was measured by. `data_sha256` is of the images, as run.json has it.
+
+    `attacks` are those that the board's suite runs on every model, without `eot`; `sources` are the sha256 of the code,
+    attacks' and judge's, that the board accepts. Either may be empty: then nothing of it is asked.
+    """
 
     name: str
     title: str
@@ -37,6 +41,9 @@ class Board:
     norm: str
     eps: float
     attack: str
+    seed: int = 0
+    attacks: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
     about: str = ""
 
     def faults(self, record: RunRecord) -> list[str]:
@@ -57,7 +64,42 @@ class Board:
             found.append(f"it has {record.n} samples, the board {self.n}")
         if abs(job["eps"] - self.eps) > 1e-9:
             found.append(f"eps is {job['eps']:g}, the board's {self.eps:g}")
-        return found
+        if job["seed"] != self.seed:
+            found.append(f"seed is {job['seed']}, the board's {self.seed}")
+        return [*found, *self._other_code(job), *_half_told(record)]
+
+    def _other_code(self, job: Mapping[str, Any]) -> Iterator[str]:
+        """Attacks of the suite that did not run, and code that is not the board's."""
+        ran = {_without_eot(name) for name in job["attacks"]}
+        if missing := [name for name in self.attacks if name not in ran]:
+            yield f"its attacks lack {', '.join(missing)} of the board's suite"
+        sources = {name: code for name, code in job["attack_sources"].items() if not name.startswith("defense ")}
+        for name in (*job["attacks"], "robustkit"):
+            if name not in sources:
+                yield f"its attack_sources lack {name}"
+        for name, code in sources.items():
+            if not re.fullmatch("[0-9a-f]{64}", code):
+                yield f"its attack_sources give no sha256 for {name}"
+            elif self.sources and code not in self.sources:
+                yield f"the code of {name} is {code[:16]}…, which is none of the sources in {BOARD}; accept it there"
+                return
+
+
+def _half_told(record: RunRecord) -> Iterator[str]:
+    """What a record must say of itself and does not."""
+    job = record.job
+    if (record.draws or job.get("noisy_sha256") or not job["probe_sha256"]) and not record.randomised:
+        yield "its model is randomised, and no flag says so"
+    if record.audit is not None and record.verdict == VALID and (missing := lacking(record.audit)):
+        yield f"its audit lacks {', '.join(missing)}; audit it again"
+
+
+def _without_eot(name: str) -> str:
+    parsed = spec.parse(name)
+    return str(replace(parsed, options={key: text for key, text in parsed.options.items() if key != "eot"}))
+
+
+_OPTIONAL = [field.name for field in fields(Board) if field.default is not MISSING]
 
 
 class Entry(NamedTuple):
@@ -99,26 +141,40 @@ def load_board(folder: Path) -> Board:
     for key, value in content.items():
         if key not in hints:
             raise UsageError(f"{file}: " + suggest(key, hints, "setting"))
-        kinds = (float, int) if hints[key] is float else hints[key]
-        if not isinstance(value, kinds) or isinstance(value, bool):  # type: ignore[arg-type]
+        if not _fits(value, hints[key]):
             raise UsageError(f"{file}: {key} is {value!r}, which is of the wrong type")
-    if lacking := [key for key in hints if key not in content and key != "about"]:
-        raise UsageError(f"{file} lacks {', '.join(lacking)}")
-    return Board(**content)
+    if missing := [key for key in hints if key not in content and key not in _OPTIONAL]:
+        raise UsageError(f"{file} lacks {', '.join(missing)}")
+    settings: dict[str, Any] = {k: tuple(value) if isinstance(value, list) else value for k, value in content.items()}
+    return Board(**settings)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    if hint in (str, int, float):
+        return isinstance(value, (int, float) if hint is float else hint) and not isinstance(value, bool)
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
 def load_entries(folder: Path, board: Board) -> list[Entry]:
     """The entries of a board: those with a valid robust accuracy first, each part by robust, then clean accuracy.
 
     Raises:
-        UsageError: for an entry that cannot be read or is none of this board's.
+        UsageError: for an entry that cannot be read, is not as it was written or is none of this board's, and for two
+            of one model.
     """
     found = [_entry(file, board) for file in sorted((folder / ENTRIES).glob("*.json"))]
+    names: dict[tuple[str, str], str] = {}
+    for entry in found:
+        known = names.setdefault(_identity(entry.record.job), entry.name)
+        if known != entry.name:
+            raise UsageError(f"{folder / ENTRIES}: {known} and {entry.name} are one model; remove one of them")
     return sorted(found, key=lambda e: (not e.ranked, *(-share for share in e.accuracies), e.name))
 
 
 def _entry(file: Path, board: Board) -> Entry:
-    record = baseline.load(file)
+    record, name = baseline.load_entry(file)
+    if name and name != file.stem:
+        raise UsageError(f"{file} is the entry {name}; give it its name again")
     if faults := board.faults(record):
         raise UsageError(f"{file} is no entry of {board.name}: {'; '.join(faults)}")
     if record.robust_accuracy is None:
@@ -134,6 +190,8 @@ def add(folder: Path, run: Path, name: str = "") -> Path:
         NotEstablishedError: if its robust accuracy is not established.
     """
     board, record = load_board(folder), baseline.read(run)
+    if record.notes:
+        raise UsageError(f"{run} was not added: {record.notes[0]}; evaluate it again")
     if faults := board.faults(record):
         raise UsageError(f"{run} is no entry of {board.name}: {'; '.join(faults)}")
     if record.robust_accuracy is None:
@@ -143,10 +201,14 @@ def add(folder: Path, run: Path, name: str = "") -> Path:
     if not name or Path(name).name != name:
         raise UsageError(f"{name!r} is no name for an entry; give --name with letters, digits, - and .")
     file = folder / ENTRIES / f"{name}.json"
-    if file.exists() and _identity(baseline.load(file).job) != _identity(record.job):
+    known = {entry.name: _identity(entry.record.job) for entry in load_entries(folder, board)}
+    this = _identity(record.job)
+    if known.get(name, this) != this:
         raise UsageError(f"{file} is the entry of another model; give another --name")
+    if others := [other for other, identity in known.items() if identity == this and other != name]:
+        raise UsageError(f"{run} is of a model that is on the board already, as {others[0]}; give that --name")
     file.parent.mkdir(exist_ok=True)
-    baseline.save(record, file)
+    baseline.save(record, file, entry=name)
     return file
 
 
@@ -172,6 +234,7 @@ def render(board: Board, entries: Sequence[Entry], present: Hashes) -> str:
             f"{_share(record.clean_accuracy)} | {_cell(record.verdict)} | `{record.job['model_sha256'][:16]}` |"
         )
     doubts = [f"- {_cell(entry.title)}: {_cell(entry.record.warning)}" for entry in entries if entry.record.warning]
+    unsealed = [_cell(entry.name) for entry in entries if entry.record.notes]
     how = (
         f"robustkit eval --model … --dataset {board.data} -n {board.n} --norm {board.norm} --eps {board.eps!r} "
         f"--attack {board.attack} --audit --out RUN"
@@ -179,6 +242,7 @@ def render(board: Board, entries: Sequence[Entry], present: Hashes) -> str:
     lines += [
         *(["", "Doubted by their audit:", "", *doubts] if doubts else []),
         *_of_other_code(entries, present),
+        *(["", f"Without a digest, so that an edit would not be seen: {', '.join(unsealed)}."] if unsealed else []),
         "",
         "To add a model:",
         "",
@@ -216,7 +280,8 @@ def write(folder: Path, present: Hashes) -> Path:
 
 def _identity(job: Mapping[str, Any]) -> tuple[str, str]:
     """What an entry is of: the weights (without any, the answers) and the defense before them."""
-    return job["model_sha256"] or job.get("probe_sha256", ""), job.get("defense", "")
+    known = job["model_sha256"] or job["probe_sha256"] or job.get("noisy_sha256") or job["model"]
+    return known, job.get("defense", "")
 
 
 def _share(value: Proportion) -> str:

@@ -56,7 +56,7 @@ class RunRecord:
     `seconds` maps an attack's name to its wall time, `goals` to its goal (empty in old records). `predicted` has the
     passes and seconds that the attacks were said to take at most, before they began. `audit` is what `robustkit.audit`
     found, if it was asked. `adversarial` has the images of broken samples: `index`, `adv` and, but for old records,
-    `clean`.
+    `clean`. `notes` is what came up when the record was read from its folder; it is stored nowhere.
     """
 
     job: Mapping[str, Any]
@@ -71,6 +71,7 @@ class RunRecord:
     audit: Mapping[str, Any] | None = None
     adversarial: Mapping[str, Any] | None = field(default=None, repr=False)
     folder: str | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def n(self) -> int:

@@ -18,6 +18,7 @@ CERTIFIED = "robustkit/certified/1"
 BASELINE = "robustkit/baseline/1"
 AUDIT = "robustkit/audit/1"
 COMPARISON = "robustkit/comparison/1"
+SWEEP_COMPARISON = "robustkit/sweep-comparison/1"
 GATE = "robustkit/gate/1"
 
 # How a sample ended: wrong unattacked, broken by an attack, broken by none, or by none though one broke the rules.

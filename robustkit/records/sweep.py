@@ -2,18 +2,22 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from robustkit.errors import UsageError
-from robustkit.records.folder import dumps, load_run, read_json, write_text
+from robustkit.records import baseline, consistency
+from robustkit.records.compare import Comparison, compare
+from robustkit.records.files import Stored, text_file, write_record
+from robustkit.records.folder import SWEEP_FILE, load_run
 from robustkit.records.run import RunRecord
 from robustkit.records.schema import SWEEP, WRONG
+from robustkit.records.seal import AGAIN
 from robustkit.records.text import audited, share, warning
 from robustkit.spec import number
 
-FILE = "sweep.json"
+FILE = SWEEP_FILE
 
 
 def parse_eps(text: str) -> list[str]:
@@ -35,6 +39,7 @@ class Sweep:
 
     eps: tuple[str, ...]
     records: tuple[RunRecord, ...]
+    notes: tuple[str, ...] = ()  # what came up when it was read from its folder
 
     @property
     def established(self) -> bool:
@@ -71,13 +76,64 @@ class Sweep:
             lines += [f"{'':>10}  {line}" for line in warning(record)]
             if record.why_no_robust_accuracy:
                 lines.append(f"{'':>10}  because {record.why_no_robust_accuracy}")
-        return "\n".join([*lines, f"95 % Wilson intervals; {', '.join(sorted({audited(r) for r in self.records}))}"])
+        lines.append(f"95 % Wilson intervals; {', '.join(sorted({audited(r) for r in self.records}))}")
+        notes = dict.fromkeys([*self.notes, *(note for record in self.records for note in record.notes)])
+        return "\n".join([*lines, *(f"note: {note}" for note in notes)])
 
     def save(self, folder: Path, pages: Mapping[str, str]) -> None:
         """Write the table and its reports beside the runs' folders; `pages` has the text of each report by its name."""
-        for name, text in pages.items():
-            write_text(folder / name, text)
-        write_text(folder / FILE, dumps({**self.to_json(), "eps": list(self.eps)}))
+        files = {name: text_file(text) for name, text in pages.items()}
+        write_record(folder / FILE, {**self.to_json(), "eps": list(self.eps)}, files)
+
+
+class Paired(NamedTuple):
+    """Two records at one eps, as it is written before, and what changed from one to the other."""
+
+    eps: str
+    before: RunRecord
+    after: RunRecord
+    comparison: Comparison
+
+    def to_json(self) -> dict[str, Any]:
+        """The comparison, with its eps."""
+        return {"eps": self.eps, **self.comparison.to_json()}
+
+
+def compare_sweeps(before: Sweep | RunRecord, after: Sweep | RunRecord) -> list[Paired]:
+    """What changed at each eps that both have; a run has one.
+
+    Raises:
+        UsageError: if they share no eps, or no sample.
+        NotEstablishedError: if a shared sample is UNKNOWN in one.
+    """
+    earlier, later = _by_eps(before), _by_eps(after)
+    found = []
+    for radius, (eps, record) in earlier.items():
+        if radius in later:
+            other = later[radius][1]
+            pair = compare(record, other)
+            # Each carries the run before it in its own sweep: that these differ says nothing.
+            differs = tuple(what for what in pair.differs if not what.startswith("carried "))
+            found.append(Paired(eps, record, other, replace(pair, differs=differs)))
+    if not found:
+        before_them, after_them = (", ".join(eps for eps, _ in each.values()) for each in (earlier, later))
+        raise UsageError(f"the two share no eps: {before_them} before, {after_them} after")
+    return found
+
+
+def _by_eps(stored: Sweep | RunRecord) -> dict[float, tuple[str, RunRecord]]:
+    sweep = stored if isinstance(stored, Sweep) else Sweep((f"{stored.job['eps']:.6g}",), (stored,))
+    rows = zip(sweep.eps, sweep.records, strict=True)
+    return {float(record.job["eps"]): (eps, record) for eps, record in rows}
+
+
+def read(path: Path) -> Sweep | RunRecord:
+    """The sweep or run in a folder, or the record in a baseline file.
+
+    Raises:
+        UsageError: if there is none of these.
+    """
+    return load_sweep(path) if (path / FILE).is_file() else baseline.read(path)
 
 
 def heading(first: RunRecord) -> str:
@@ -105,7 +161,13 @@ def load_sweep(folder: Path) -> Sweep:
     """The sweep stored in a folder.
 
     Raises:
-        UsageError: if there is none, or one of its runs cannot be read.
+        UsageError: if there is none, one of its runs cannot be read, or is another than the sweep was made of.
     """
-    texts: Sequence[str] = read_json(folder / FILE, ("eps",), SWEEP)["eps"]
-    return Sweep(tuple(texts), tuple(load_run(run_folder(folder, place)) for place in range(len(texts))))
+    found = Stored.read(folder / FILE, ("eps", "runs"), SWEEP)
+    with consistency.readable(folder / FILE):
+        texts: Sequence[str] = found.data["eps"]
+        records = [load_run(run_folder(folder, place)) for place in range(len(texts))]
+        for text, record, known in zip(texts, records, found.data["runs"], strict=True):
+            if record.job["id"] != known["job"]["id"] or record.job["eps"] != number(text):
+                raise UsageError(f"{record.folder} holds another run than the sweep had at eps {text}; {AGAIN}")
+    return Sweep(tuple(texts), tuple(records), found.notes)

@@ -47,6 +47,7 @@ def summary(record: "RunRecord") -> str:
         lines.append(f"  after rounding to {record.job['quantize']}: {share(record.quantized_robust_accuracy)}")
     lines.append(f"95 % Wilson intervals; {audited(record)}")
     lines += [f"note: {flag['message']}" for flag in record.flags]
+    lines += [f"note: {text}" for text in record.notes]
     lines += [f"error: {e['attack']}: {e['message']} ({len(e['indices'])} samples)" for e in record.errors]
     return "\n".join(lines)
 

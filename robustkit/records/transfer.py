@@ -94,7 +94,7 @@ class TransferRecord:
 
     `job` holds the surrogate sets (name → models), the attacks (label → spec), the victims, and `models`;
     `seconds` maps a surrogate set to each attack's wall time. Where there is none, `distance` is NaN and `prediction`
-    and `target` are −1.
+    and `target` are −1. `notes` is what came up when the record was read from its folder; it is stored nowhere.
     """
 
     job: Mapping[str, Any]
@@ -106,6 +106,7 @@ class TransferRecord:
     flags: Sequence[Mapping[str, Any]] = ()
     errors: Sequence[Mapping[str, Any]] = ()
     folder: str | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def n(self) -> int:

@@ -12,18 +12,9 @@ from typing import Any, Literal
 import numpy as np
 
 from robustkit.errors import UsageError
-from robustkit.records.folder import (
-    JOB,
-    JOURNAL,
-    RunFolder,
-    dumps,
-    read_arrays,
-    read_json,
-    read_table,
-    write_arrays,
-    write_table,
-    write_text,
-)
+from robustkit.records import consistency
+from robustkit.records.files import Stored, parquet, read_arrays, text_file, write_arrays, write_record
+from robustkit.records.folder import JOB, JOURNAL, RunFolder
 from robustkit.records.schema import TRANSFER, Columns
 from robustkit.records.transfer import TransferRecord
 
@@ -78,38 +69,41 @@ class TransferFolder:
             record: what `load_transfer` will give.
             pages: the text of each report to write beside it, by its name; see `robustkit.report.files.of_transfer`.
         """
-        for name in _TABLES:
-            write_table(self.path / f"{name}.parquet", getattr(record, name))
-        for name, text in pages.items():
-            write_text(self.path / name, text)
-        write_text(self.path / RESULT, dumps(record.to_json()))
+        tables = {f"{name}.parquet": parquet(getattr(record, name)) for name in _TABLES}
+        files = {**tables, **{name: text_file(text) for name, text in pages.items()}}
+        write_record(self.path / RESULT, record.to_json(), files)
 
 
 def load_transfer(path: str | Path) -> TransferRecord:
     """The finished record in the folder of a transfer run.
 
     Raises:
-        UsageError: if there is none, or it cannot be read.
+        UsageError: if there is none, it cannot be read, is not as it was written, or contradicts itself.
     """
     folder = Path(path)
     if not folder.is_dir():
         raise UsageError(f"no run folder at {folder}")
     if not (folder / RESULT).exists() and (folder / JOB).exists():
         raise UsageError(f"the run in {folder} is not finished; run its command again to continue it")
-    data = read_json(folder / RESULT, ("job", "environment", "seconds", "flags", "errors"), TRANSFER)
-    return TransferRecord(
-        job=data["job"],
-        environment=data["environment"],
-        samples=_table(folder, "samples"),
-        attacks=_table(folder, "attacks"),
-        transfer=_table(folder, "transfer"),
-        seconds=data["seconds"],
-        flags=data["flags"],
-        errors=data["errors"],
-        folder=str(folder),
-    )
+    found = Stored.read(folder / RESULT, ("job", "environment", "seconds", "flags", "errors"), TRANSFER)
+    data = found.data
+    with consistency.readable(folder):
+        record = TransferRecord(
+            job=data["job"],
+            environment=data["environment"],
+            samples=_table(found, "samples"),
+            attacks=_table(found, "attacks"),
+            transfer=_table(found, "transfer"),
+            seconds=data["seconds"],
+            flags=data["flags"],
+            errors=data["errors"],
+            folder=str(folder),
+            notes=found.notes,
+        )
+        consistency.check_transfer(record, data.get("summary", {}))
+    return record
 
 
-def _table(folder: Path, name: str) -> Columns:
-    columns = read_table(folder / f"{name}.parquet")
+def _table(found: Stored, name: str) -> Columns:
+    columns = found.table(f"{name}.parquet")
     return {name: column.astype(np.object_) if column.dtype.kind == "U" else column for name, column in columns.items()}

@@ -41,6 +41,7 @@ def summary(record: "TransferRecord") -> str:
     lines += ["", "passes through surrogates, forward and backward, an image:", *_costs(record)]
     lines += ["", f"95 % Wilson intervals; {WHITE_BOX} white-box: the victim is one of the surrogates"]
     lines += [f"note: {flag['message']}" for flag in record.flags]
+    lines += [f"note: {text}" for text in record.notes]
     lines += [f"not established: {text}" for text in unsettled(record)]
     return "\n".join(lines)
 

@@ -1,21 +1,35 @@
 """A comparison and a gate's verdict as plain text."""
 
+from collections.abc import Sequence
+
 from robustkit.records.compare import Change, Comparison, Flip
 from robustkit.records.gate import Verdict
 from robustkit.records.run import RunRecord
 from robustkit.records.schema import ROBUST
+from robustkit.records.sweep import Paired
 from robustkit.records.text import heading
 
 SHOWN = 40
+DOUBTED = "‡"  # as in a study's report
 
 
 def comparison(found: Comparison, before: RunRecord, after: RunRecord) -> str:
     """What changed from one record to the other."""
-    lines = [f"before  {heading(before)}", f"after   {heading(after)}", *_numbers(found), *_flips(found.flips)]
+    sides = (("before", before), ("after", after))
+    lines = [f"{side:<6}  {heading(record)}" for side, record in sides]
+    lines += _numbers(found, doubted=any(record.warning for _, record in sides))
+    lines += _flips(found.flips)
     lines += [f"note: not the same: {what}" for what in found.differs]
-    lines += [f"{side}: robust accuracy {record.warning}" for side, record in (("before", before), ("after", after))
-              if record.warning]  # fmt: skip
+    doubted = [(side, record.warning) for side, record in sides if record.warning]
+    lines += [f"{DOUBTED} {side}: robust accuracy {warning}" for side, warning in doubted]
+    lines += [f"note: {note}" for note in dict.fromkeys([*before.notes, *after.notes])]
     return "\n".join(lines)
+
+
+def sweeps(found: Sequence[Paired]) -> str:
+    """What changed at each eps that two sweeps share."""
+    parts = [f"eps {row.eps}\n{comparison(row.comparison, row.before, row.after)}" for row in found]
+    return "\n\n".join(parts)
 
 
 def verdict(found: Verdict, before: RunRecord, after: RunRecord) -> str:
@@ -44,12 +58,12 @@ def _asked(found: Verdict) -> list[str]:
     return lines
 
 
-def _numbers(found: Comparison) -> list[str]:
+def _numbers(found: Comparison, *, doubted: bool) -> list[str]:
     left = [f"{count} only {side}" for count, side in ((found.only_before, "before"), (found.only_after, "after"))
             if count]  # fmt: skip
     rows = [("clean accuracy", found.clean)]
     rows += [(f"  after {name}", change) for name, change in found.attacks.items()]
-    rows += [("robust accuracy", found.robust)]
+    rows += [(f"robust accuracy {DOUBTED}" if doubted else "robust accuracy", found.robust)]
     width = max(len(name) for name, _ in rows)
     table = [f"{name:<{width}}  {_row(change)}" for name, change in rows]
     head = f"{'':<{width}}  {'before':>8}  {'after':>8}  {'difference, 95 % interval':<25}  worse  better  one-sided p"

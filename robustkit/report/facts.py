@@ -180,6 +180,8 @@ def sweep_curve(records: Sequence[RunRecord], name: str = "") -> Curve | LeftOut
     if not known:
         return LeftOut(f"no robust accuracy is established: {records[0].why_no_robust_accuracy}")
     shares = [record.robust_accuracy for record in known if record.robust_accuracy is not None]
+    if len(known) == 1:
+        return LeftOut(f"only eps {float(known[0].job['eps']):.6g} has a robust accuracy, and a line takes two")
     left = len(records) - len(known)
     note = f"{left} of {len(records)} eps have no established robust accuracy and are left out." if left else ""
     x = (0.0, *(float(record.job["eps"]) for record in known))

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from robustkit.records.run import RunRecord
 from robustkit.records.sweep import heading
 from robustkit.records.text import share
-from robustkit.report.tables import csv_line, latex_share, lines_as_csv
+from robustkit.report.tables import DOUBTED, csv_line, latex_share, lines_as_csv
 from robustkit.report.tex import latex_table, tex
 from robustkit.report.text import cell
 
@@ -40,9 +40,11 @@ def latex(eps: Sequence[str], records: Sequence[RunRecord]) -> str:
     r"""The accuracy at each eps as a `table` environment; it needs \usepackage{booktabs}."""
     first = records[0]
     caption = f"{heading(first)}. In percent, with 95 % Wilson intervals; what broke at a smaller eps counts as broken."
+    if any(record.warning for record in records):
+        caption += " Do not rely on a number with a double dagger: the audit doubts it."
     rows = [["0", latex_share(first.clean_accuracy), ""]]
     rows += [
-        [tex(name), latex_share(record.robust_accuracy), tex(record.verdict)]
+        [tex(name), latex_share(record.robust_accuracy, DOUBTED * bool(record.warning)), tex(record.verdict)]
         for name, record in zip(eps, records, strict=True)
     ]
     return latex_table(caption, "lrl", ["eps", "accuracy", "audit"], rows)

@@ -15,6 +15,7 @@ HEAD = (
     "seconds",
 )  # fmt: skip
 CLASSES = 30  # in the LaTeX table of classes: more do not fit on a page
+DOUBTED = r"$^{\ddagger}$"  # of a number that the audit doubts
 Share = Proportion | MeanShare | None
 
 
@@ -69,10 +70,12 @@ def csv_line(table: str, name: str, value: Share) -> list[str]:
 
 def latex(record: RunRecord) -> str:
     r"""What stands after each attack, and each class, as `table` environments; they need \usepackage{booktabs}."""
-    what = f"{heading(record)}. Audit: {record.verdict}. In percent, with 95 % Wilson intervals"
+    doubt = " (do not rely on a number with a double dagger)" if record.warning else ""
+    what = f"{heading(record)}. Audit: {record.verdict}{doubt}. In percent, with 95 % Wilson intervals"
+    mark = DOUBTED if record.warning else ""
     rows = [["no attack", "", "", latex_share(record.clean_accuracy), "", "", ""]]
     for row in record.by_attack:
-        cells = [tex(row.name), str(row.attacked), str(row.broken), latex_share(row.robust)]
+        cells = [tex(row.name), str(row.attacked), str(row.broken), latex_share(row.robust, mark)]
         per_image = [f"{passes / max(1, row.attacked):.1f}" for passes in (row.forwards, row.backwards)]
         rows.append([*cells, *per_image, f"{row.seconds:.1f}"])
     head = ["after", "attacked", "broke", "accuracy", "forwards", "backwards", "seconds"]
@@ -81,14 +84,15 @@ def latex(record: RunRecord) -> str:
     tables = [latex_table(f"{what}; passes an attacked image{note}.", "lrrrrrr", head, rows)]
     found = facts.classes(record)
     if len(found) <= CLASSES:
-        lines = [[str(row.label), str(row.clean.n), latex_share(row.clean), latex_share(row.robust)] for row in found]
+        lines = [[str(row.label), str(row.clean.n), latex_share(row.clean), latex_share(row.robust, mark)]
+                 for row in found]  # fmt: skip
         columns = ["class", "n", "clean accuracy", "robust accuracy"]
         tables.append(latex_table(f"{what}; by class.", "lrrr", columns, lines))
     return "\n".join(tables)
 
 
-def latex_share(value: Share) -> str:
-    """A share in percent with its interval."""
+def latex_share(value: Share, mark: str = "") -> str:
+    """A share in percent, with a mark behind the number and its interval."""
     if value is None:
         return "--"
-    return rf"{100 * float(value):.2f} {{\scriptsize[{100 * value.low:.2f}, {100 * value.high:.2f}]}}"
+    return rf"{100 * float(value):.2f}{mark} {{\scriptsize[{100 * value.low:.2f}, {100 * value.high:.2f}]}}"

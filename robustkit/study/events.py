@@ -9,10 +9,11 @@ from robustkit.study.results import Outcome
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The study is checked: its title and how many cells it has."""
+    """The study is checked: its title, how many cells it has, and what of the report in its folder will be gone."""
 
     title: str
     total: int
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)

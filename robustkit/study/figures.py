@@ -31,11 +31,11 @@ def draw(tables: Tables, folder: Path) -> list[str]:
 
 
 def _curve(tables: Tables, columns: list[Column], subject: Subject) -> Curve | None:
-    """From the clean accuracy at 0 on, the robust accuracy at each eps where it is established."""
+    """From the clean accuracy at 0 on, the robust accuracy at each eps where it is established; None for one alone."""
     entries = [(column, tables.entries.get((subject, column))) for column in columns]
     points = [(number(column.eps), entry.robust) for column, entry in entries if entry and entry.robust]
     clean = next((entry.clean for _, entry in entries if entry and entry.clean), None)
-    if not points or clean is None:
+    if len(points) < 2 or clean is None:  # a line takes two radii
         return None
     doubted = any(entry.doubted for _, entry in entries if entry)
     name = f"{subject} (doubted)" if doubted else str(subject)

@@ -50,6 +50,8 @@ class Display:
     def _start(self, event: Started) -> None:
         self.total = event.total
         self._say(f"{event.title}: {event.total} cells")
+        if event.note:
+            self._say(f"note: {event.note}")
         if self.console.is_terminal:
             columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), MofNCompleteColumn())
             left = TextColumn("{task.fields[left]}", markup=False)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from robustkit.records.folder import write_text
+from robustkit.records.files import write_text
 from robustkit.records.schema import ROBUST, WRONG
 from robustkit.records.text import percent
 from robustkit.report.tex import latex_table, tex

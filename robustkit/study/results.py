@@ -1,5 +1,6 @@
 """What a study left in its folder: for each cell the folder of its run, or why there is none. No torch."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,9 @@ import numpy as np
 
 from robustkit.errors import UsageError
 from robustkit.locks import besides, sweep
-from robustkit.records.folder import dumps, load_run, read_json, write_text
+from robustkit.records import consistency, seal
+from robustkit.records.files import dumps, read_json, write_text
+from robustkit.records.folder import load_run
 from robustkit.records.run import RunRecord
 from robustkit.records.schema import BROKEN, UNKNOWN, WRONG
 from robustkit.records.transfer import TransferRecord
@@ -99,7 +102,7 @@ class Results:
             "study": dict(self.study.source),
             "outcomes": [outcome.to_json() for outcome in self.outcomes],
         }
-        write_text(folder / FILE, dumps(data))
+        write_text(folder / FILE, dumps(seal.sealed(data)))
 
 
 def reason(record: RunRecord | TransferRecord) -> str:
@@ -116,33 +119,84 @@ def load(folder: Path) -> Results:
         UsageError: if there are none, they cannot be read, or a run was since replaced.
     """
     data = read_json(folder / FILE, ("name", "study", "outcomes"), SCHEMA)
-    study = grammar.parse(data["study"], data["name"])
-    if data["outcomes"] is None:
-        raise UsageError(f"the study in {folder} is not finished; run its command again to continue it")
-    both: list[Cell | TransferCell] = [*study.cells(), *study.transfers()]
-    cells = {canonical(cell.to_json()): cell for cell in both}
-    outcomes, facts, transfers = [], {}, {}
-    for each in data["outcomes"]:
-        cell = cells[canonical(each["cell"])]
-        outcomes.append(Outcome(cell, each["run"], each["failed"] or ""))
-        if each["run"] and isinstance(cell, Cell):
-            facts[cell] = Facts.of(load_run(folder / each["run"]))
-        elif each["run"] and isinstance(cell, TransferCell):
-            transfers[cell] = load_transfer(folder / each["run"])
+    with consistency.readable(folder / FILE):
+        study = grammar.parse(data["study"], data["name"])
+        if data["outcomes"] is None:
+            raise UsageError(f"the study in {folder} is not finished; run its command again to continue it")
+        both: list[Cell | TransferCell] = [*study.cells(), *study.transfers()]
+        cells = {canonical(cell.to_json()): cell for cell in both}
+        outcomes, facts, transfers = [], {}, {}
+        for each in data["outcomes"]:
+            cell = cells[canonical(each["cell"])]
+            outcomes.append(Outcome(cell, each["run"], each["failed"] or ""))
+            if each["run"] and isinstance(cell, Cell):
+                facts[cell] = Facts.of(_run(folder / each["run"]))
+            elif each["run"] and isinstance(cell, TransferCell):
+                transfers[cell] = load_transfer(folder / each["run"])
     return Results(study, outcomes, facts, transfers)
 
 
-def begin(study: Study, folder: Path) -> None:
+def _run(folder: Path) -> RunRecord:
+    record = load_run(folder)
+    if not record.job["id"].startswith(folder.name.rpartition("-")[2]):  # a cell's folder is named by its job
+        raise UsageError(f"{folder} holds another run than the study put there; run the study again")
+    return record
+
+
+def begin(study: Study, folder: Path, *, fresh: bool = False) -> str:
     """Mark a folder as this study's, with no results yet; who does it must be `at_work` there.
 
+    Says what of an earlier form's report will be gone.
+
     Raises:
-        UsageError: if it holds something else.
+        UsageError: if it holds something else, or (unless `fresh`) another study: one that shares nothing.
     """
     if folder.is_dir() and besides(folder) and not (folder / FILE).is_file():
         raise UsageError(f"{folder} is not empty and holds no study; choose another --out")
+    note = "" if fresh or not (folder / FILE).is_file() else _earlier(study, folder)
     sweep(folder)
     data = {"schema": SCHEMA, "name": study.name, "study": dict(study.source), "outcomes": None}
-    write_text(folder / FILE, dumps(data))
+    write_text(folder / FILE, dumps(seal.sealed(data)))
+    return note
+
+
+def _earlier(study: Study, folder: Path) -> str:
+    """How much of the report in a folder this study has no more; empty if it has all of it.
+
+    Raises:
+        UsageError: if it has none of it, be it at another eps, seed or n.
+    """
+    data = read_json(folder / FILE, ("name", "study"), SCHEMA)
+    with consistency.readable(folder / FILE):
+        known = grammar.parse(data["study"], data["name"])
+    before, now = _parts(known), _parts(study)
+    if before and {part[:5] for part in before}.isdisjoint(part[:5] for part in now):
+        raise UsageError(
+            f"{folder} holds another study, {known.title!r}, which shares nothing with this one; choose another --out, "
+            "or --fresh to replace its report"
+        )
+    gone = len(before - now)
+    return f"{gone} of {len(before)} numbers in the report in {folder} are not in this study and will be gone" * bool(
+        gone
+    )
+
+
+def _parts(study: Study) -> set[tuple[Any, ...]]:
+    """What each number of a study is of, whatever its labels: first data, models, attack and norm, then the rest."""
+    rest = tuple(str(study.options.get(key)) for key in ("n", "indices", "target"))
+    found: set[tuple[Any, ...]] = {
+        (study.data, study.models[c.model], study.defenses[c.defense], study.attacks[c.attack], c.norm,
+         c.eps, c.seed, *rest)
+        for c in study.cells()
+    }  # fmt: skip
+    if study.transfer is not None:
+        sides = [each.values() for each in (study.transfer.surrogates, study.transfer.victims, study.transfer.attacks)]
+        found |= {
+            (study.data, source, victim, attack, c.norm, c.eps, c.seed, *rest)
+            for c in study.transfers()
+            for source, victim, attack in itertools.product(*sides)
+        }
+    return found
 
 
 def combined(runs: Sequence[Facts]) -> tuple[np.ndarray | None, np.ndarray | None, str]:

@@ -35,7 +35,7 @@ def run(study: Study, folder: Path, *, fresh: bool = False, on_event: Callable[[
     Args:
         study: see `grammar.read`.
         folder: where the runs and the report go; of this study or an earlier form of it, or empty.
-        fresh: forget what the folder holds of these runs.
+        fresh: forget what the folder holds of these runs, and whose report it is.
         on_event: told of progress, see `robustkit.study.events`.
 
     Raises:
@@ -43,11 +43,11 @@ def run(study: Study, folder: Path, *, fresh: bool = False, on_event: Callable[[
     """
     check(study)
     with at_work(folder):
-        begin(study, folder)
+        note = begin(study, folder, fresh=fresh)
         threads = torch.get_num_threads()
         torch.set_num_threads(study.threads or threads)
         try:
-            results = _computed(study, folder, fresh=fresh, tell=on_event or (lambda event: None))
+            results = _computed(study, folder, note, fresh=fresh, tell=on_event or (lambda event: None))
         finally:
             torch.set_num_threads(threads)
         files = report.write(results, folder)
@@ -57,9 +57,9 @@ def run(study: Study, folder: Path, *, fresh: bool = False, on_event: Callable[[
     return results
 
 
-def _computed(study: Study, folder: Path, *, fresh: bool, tell: Callable[[Event], None]) -> Results:
+def _computed(study: Study, folder: Path, note: str, *, fresh: bool, tell: Callable[[Event], None]) -> Results:
     cells: list[Cell | TransferCell] = [*study.cells(), *study.transfers()]
-    tell(Started(study.title, len(cells)))
+    tell(Started(study.title, len(cells), note))
     outcomes: list[Outcome] = []
     facts: dict[Cell, Facts] = {}
     transfers: dict[TransferCell, TransferRecord] = {}

@@ -19,7 +19,7 @@ from robustkit.errors import UsageError
 from robustkit.locks import besides, sweep
 from robustkit.models.sources import checkpoint
 from robustkit.models.sources.trained import CARD, RECIPE, WEIGHTS
-from robustkit.records.folder import dumps, write_atomic, write_text
+from robustkit.records.files import dumps, write_atomic, write_text
 from robustkit.spec import digest
 from robustkit.training.loop import Checkpoint
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from robustkit.events import TrainingEvent
 from robustkit.models.sources.trained import WEIGHTS
-from robustkit.records.folder import dumps, write_text
+from robustkit.records.files import dumps, write_text
 from robustkit.spec import parse
 from robustkit.training.recipes import Schedule
 from robustkit.training.run import Request, train

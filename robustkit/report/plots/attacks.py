@@ -28,10 +28,14 @@ def draw(sources: Sequence[source.Source], width: style.Width) -> "Figure":
         shares, y = [share for _, share in known], [row + shift for row, _ in known]
         ends = [[float(s) - s.low for s in shares], [s.high - float(s) for s in shares]]
         axes.errorbar(
-            [float(s) for s in shares], y, xerr=ends, fmt=style.MARKS[place % len(style.MARKS)], label=style.label(name)
+            [float(s) for s in shares],
+            y,
+            xerr=ends,
+            fmt=style.MARKS[place % len(style.MARKS)],
+            label=style.label(source.marked(name, record)),
         )
     axes.set_yticks(range(len(rows)), [style.label(row) for row in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     style.percent(axes, "x", "accuracy")
-    style.legend(axes, len(runs))
+    style.legend(axes, len(runs), doubted=any(record.warning for _, record in runs))
     return figure

@@ -1,10 +1,12 @@
 """The evidence of an audit as plots, from what a record stores. Needs matplotlib (robustkit[plots]), and no torch."""
 
 import importlib.util
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from robustkit.errors import UsageError
+from robustkit.records.files import write_atomic
 from robustkit.records.findings import Audit, Check
 
 FORMATS = ("pdf", "png")
@@ -43,7 +45,8 @@ def _drawn(check: Check, folder: Path) -> list[Path]:
     for path in paths:
         # Without the time of day, and the same file for the same audit.
         dates: dict[str, Any] = {"CreationDate": None} if path.suffix == ".pdf" else {}
-        figure.savefig(path, dpi=150, metadata=dates)
+        save = partial(figure.savefig, format=path.suffix[1:], dpi=150, metadata=dates)
+        write_atomic(path, save)
     return paths
 
 

@@ -34,7 +34,10 @@ def draw(sources: Sequence[source.Source], width: style.Width) -> "Figure":
         raise UsageError(
             f"{name} has no picture to draw: {'they are not grey or coloured' if rows else 'nothing broke'}"
         )
-    return _figure(record, rows, width)
+    figure = _figure(record, rows, width)
+    if record.warning:
+        figure.suptitle(style.label(source.marked(name, record)), size=7)
+    return figure
 
 
 def _figure(record: RunRecord, rows: Sequence[int], width: style.Width) -> "Figure":

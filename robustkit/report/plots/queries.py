@@ -26,7 +26,8 @@ def draw(sources: Sequence[source.Source], width: style.Width) -> "Figure":
         for attack in record.job["attacks"]:
             found = facts.query_curve(record, attack)
             if isinstance(found, Curve):
-                curves.append(replace(found, name=f"{name}, {attack}" if several else attack))
+                called = f"{name}, {attack}" if several else attack
+                curves.append(replace(found, name=source.marked(called, record)))
     if not curves:
         raise UsageError("no attack of these runs broke a sample, so there is no curve over forward passes")
     figure, axes = style.new(width)
@@ -35,5 +36,5 @@ def draw(sources: Sequence[source.Source], width: style.Width) -> "Figure":
     axes.set_xlim(left=0)
     axes.set_xlabel("forward passes of a sample")
     style.percent(axes, "y", "broken, of those attacked")
-    style.legend(axes, len(curves))
+    style.legend(axes, len(curves), doubted=any(record.warning for _, record in runs))
     return figure

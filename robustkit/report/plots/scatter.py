@@ -24,10 +24,8 @@ def draw(sources: Sequence[source.Source], width: style.Width) -> "Figure":
         if robust is None:
             raise UsageError(f"{name}: the robust accuracy is not established: {record.why_no_robust_accuracy}")
         clean = record.clean_accuracy
-        mark = style.MARKS[place % len(style.MARKS)]
-        axes.errorbar(
-            [float(clean)], [float(robust)], xerr=_ends(clean), yerr=_ends(robust), fmt=mark, label=style.label(name)
-        )
+        mark, label = style.MARKS[place % len(style.MARKS)], style.label(source.marked(name, record))
+        axes.errorbar([float(clean)], [float(robust)], xerr=_ends(clean), yerr=_ends(robust), fmt=mark, label=label)
     axes.plot([0, 1], [0, 1], color="0.6", linewidth=0.6, linestyle=":")
     style.percent(axes, "x", "clean accuracy")
     style.percent(axes, "y", "robust accuracy")

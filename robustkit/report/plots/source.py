@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from robustkit.errors import UsageError
+from robustkit.records.findings import INVALID
 from robustkit.records.folder import load_run
 from robustkit.records.run import RunRecord
 from robustkit.records.sweep import FILE, Sweep, load_sweep
@@ -50,6 +51,12 @@ def _names(paths: Sequence[Path], found: Sequence[Stored]) -> list[str]:
 def job_of(stored: Stored) -> dict[str, object]:
     """The job of a record; of a sweep that of its first run."""
     return dict(stored.records[0].job if isinstance(stored, Sweep) else stored.job)
+
+
+def marked(name: str, *records: RunRecord) -> str:
+    """A name, with the audit's verdict behind it if that doubts one of the records: `net (suspect)`."""
+    doubts = [record.verdict for record in records if record.warning]
+    return f"{name} ({INVALID if INVALID in doubts else doubts[0]})" if doubts else name
 
 
 def runs(sources: Sequence[Source], kind: str) -> list[tuple[str, RunRecord]]:

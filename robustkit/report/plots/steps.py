@@ -34,7 +34,7 @@ def audited(runs: Sequence[tuple[str, RunRecord]]) -> list[Series]:
             points = facts.series(check)
             if points and any(word in str(check["series"]["x_label"]).lower() for word in WORDS):
                 labels = str(check["series"]["x_label"]), str(check["series"]["y_label"])
-                rows.append(Series(f"{name}, {check['name']}", *points, *labels))
+                rows.append(Series(source.marked(f"{name}, {check['name']}", record), *points, *labels))
     return [row for row in rows if row.y_label == rows[0].y_label]
 
 
@@ -61,7 +61,8 @@ def by_steps(runs: Sequence[tuple[str, RunRecord]]) -> list[Curve]:
     for (model, attack), group in groups.items():
         shares = [(steps, record.robust_accuracy) for steps, record in sorted(group.items())]
         known = [(float(steps), share) for steps, share in shares if share is not None]
-        found.append(Curve(f"{model}, {attack}", tuple(x for x, _ in known), tuple(y for _, y in known)))
+        called = source.marked(f"{model}, {attack}", *group.values())
+        found.append(Curve(called, tuple(x for x, _ in known), tuple(y for _, y in known)))
     return found
 
 
@@ -72,7 +73,7 @@ def draw(sources: Sequence[source.Source], width: style.Width) -> "Figure":
         UsageError: see `by_steps`.
     """
     runs = source.runs(sources, "steps")
-    series = audited(runs)
+    series, doubted = audited(runs), any(record.warning for _, record in runs)
     if len(series) >= len(runs):
         figure, axes = style.new(width)
         for place, row in enumerate(series):
@@ -82,7 +83,7 @@ def draw(sources: Sequence[source.Source], width: style.Width) -> "Figure":
         axes.set_ylabel(series[0].y_label)
         if all(0 <= y <= 1 for row in series for y in row.y):
             axes.set_ylim(0, 1.02)
-        style.legend(axes, len(series))
+        style.legend(axes, len(series), doubted=doubted)
         return figure
     curves = by_steps(runs)
     figure, axes = style.new(width)
@@ -90,5 +91,5 @@ def draw(sources: Sequence[source.Source], width: style.Width) -> "Figure":
     style.logarithmic(axes, sorted({x for curve in curves for x in curve.x}))
     axes.set_xlabel("steps")
     style.percent(axes, "y", "robust accuracy")
-    style.legend(axes, len(curves))
+    style.legend(axes, len(curves), doubted=doubted)
     return figure

@@ -52,7 +52,7 @@ def paper() -> Iterator[None]:
 
 def save(figure: "Figure", path: Path) -> None:
     """Write a figure, inside `paper()`; the same figure gives the same bytes with the same matplotlib."""
-    from robustkit.records.folder import write_atomic
+    from robustkit.records.files import write_atomic
 
     write_atomic(path, lambda part: figure.savefig(part, format=path.suffix[1:], metadata=METADATA[path.suffix]))
 
@@ -105,14 +105,14 @@ def curves(axes: "Axes", found: Sequence["Curve"]) -> None:
         )
 
 
-def legend(axes: "Axes", entries: int) -> None:
-    """A legend where there is more than one thing to tell apart."""
-    if entries > 1:
+def legend(axes: "Axes", entries: int, *, doubted: bool = False) -> None:
+    """A legend where there is more than one thing to tell apart, or a name says that an audit doubts the number."""
+    if entries > 1 or doubted:
         axes.legend()
 
 
 def label(text: str) -> str:
     """A name that matplotlib shows as it is: it hides what begins with '_'."""
     short = " ".join(text.split())
-    short = short if len(short) <= 40 else f"{short[:39]}…"
+    short = short if len(short) <= 40 else f"{short[:26]}…{short[-13:]}"  # at the end stand eps, and an audit's doubt
     return f" {short}" if short.startswith("_") else short
