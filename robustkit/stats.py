@@ -56,6 +56,19 @@ def _wilson(p: float, n: int, confidence: float, sign: int) -> float:
     return min(1.0, max(0.0, (centre + sign * spread) / (1 + z * z / n)))
 
 
+def at_least(k: int, n: int, chance: float) -> float:
+    """Probability of at least k successes in n tries, each with this chance, which is neither 0 nor 1."""
+    logs = (
+        math.lgamma(n + 1)
+        - math.lgamma(i + 1)
+        - math.lgamma(n - i + 1)
+        + i * math.log(chance)
+        + (n - i) * math.log1p(-chance)
+        for i in range(k, n + 1)
+    )
+    return min(1.0, sum(map(math.exp, logs)))
+
+
 @dataclass(frozen=True, slots=True)
 class MeanShare:
     """The mean of a share of the same n samples over several draws, and its standard deviation from draw to draw.

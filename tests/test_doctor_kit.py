@@ -48,6 +48,15 @@ def fed(change):
     return lambda name: Fed(kit.model(name), change)
 
 
+@pytest.mark.slow
+@kit.needs_kit
+def test_statistics_that_cost_seven_points_are_found_though_the_first_images_do_not_show_it():
+    found = diagnose(normalised_by(HALF, "cifar10_resnet20_std"), *kit_images("cifar10_resnet20_std", 1000))
+    assert "84.60 %" in the(found, "normalisation")
+    assert "91.60 %" in the(found, "normalisation")
+    assert "use mean=" in the(found, "normalisation")
+
+
 KIT_FAULTS = {
     "none": (lambda name: kit.model(name).network, "normalisation"),
     "twice": (lambda name: kit.Normalised(kit.model(name), *(kit.manifest()[name][k] for k in ("mean", "std"))),

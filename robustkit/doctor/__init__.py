@@ -9,9 +9,9 @@ dropped early; that makes findings rarer, never more frequent.
 A model that is randomised or behind a defense is looked at as it is only: another setting of its input may look better
 because it drowns the noise, or passes by the defense, and its advice would switch that off.
 
-What it cannot see: mean/std that differ a little (ImageNet's and CIFAR-10's change some predictions in a hundred). On
-images that are corrupted on purpose another setting may truly be better, such as more contrast; the engine asks for no
-doctor there.
+Of a model that normalises, the mean/std of other datasets are tried in place of its own. What it cannot see: mean/std
+that differ a little (ImageNet's and CIFAR-10's change some predictions in a hundred). On images that are corrupted on
+purpose another setting may truly be better, such as more contrast; the engine asks for no doctor there.
 """
 
 import itertools
@@ -169,7 +169,8 @@ def examine_input(
     """The same for a network that is in eval mode already, fetching images only as they are needed.
 
     A model that gets 94 % of the first 64 images right costs these 64 forward passes. Another costs 64 for each of
-    about ten settings (16 where images are large); only what looks better is looked at on 256, then on all.
+    about ten settings (16 where images are large); only what looks better, or is another mean/std for one, is looked at
+    on 256, then on all.
 
     Args:
         network: called as it is; a randomised one should have noise of its own (`Network.seeded`).

@@ -95,6 +95,11 @@ class Setting:
         return ", ".join(parts) or "as given"
 
     @property
+    def replaces(self) -> bool:
+        """Whether it puts one mean/std in place of another."""
+        return self.applied is not None and self.undone is not None
+
+    @property
     def advice(self) -> str:
         """What its being better says of the model, and what to do."""
         found = []

@@ -12,10 +12,11 @@ from robustkit.api import Images, Labels, Logits
 from robustkit.doctor.settings import GIVEN, Setting
 from robustkit.errors import first_line
 from robustkit.models.oracle import Network
-from robustkit.stats import Proportion, mcnemar_p
+from robustkit.stats import Proportion, at_least, mcnemar_p
 
 ALPHA = 1e-3
 MARGIN = 0.05
+WORSE = 0.05  # a setting is clearly worse on the first images below this p
 GLANCE = 16  # images, of the first glance at large ones
 LOOKS = (64, 256)  # images, of the first look and the next; the last is at all there are
 GOLDEN = 0.618034  # a step of this share of a circle spreads any number of points evenly over it
@@ -116,10 +117,20 @@ class Bench:
         return wrong >= MARGIN * self.n and tests * 0.5**wrong < ALPHA
 
     def survivors(self, settings: Sequence[Setting]) -> list[Setting]:
-        """The settings that may be better, by the images fetched; of large images the bad ones see only a glance."""
+        """The settings that may be better, by the images fetched; of large images the bad ones see only a glance.
+
+        Another mean/std in place of one is worth a few points only, which few images do not show: on small images it
+        stays unless it is clearly worse.
+        """
         if large(self.x[0]):
             settings = [setting for setting in settings if self._gain(setting, GLANCE) >= 0]
-        return [setting for setting in settings if self._gain(setting, LOOKS[0]) >= 2]
+            return [setting for setting in settings if self._gain(setting, LOOKS[0]) >= 2]
+        return [setting for setting in settings if self._gain(setting, LOOKS[0]) >= 2 or self._near(setting)]
+
+    def _near(self, setting: Setting) -> bool:
+        """Whether it puts one mean/std in place of another, and is not clearly worse."""
+        right, given = self.right[setting], self.right[GIVEN]
+        return setting.replaces and mcnemar_p(int((given & ~right).sum()), int((right & ~given).sum())) > WORSE
 
     def _gain(self, setting: Setting, stop: int) -> int:
         right = self.tried(setting, stop)
@@ -233,16 +244,3 @@ def correct(logits: Logits, y: Labels) -> Tensor:
 def share(right: Tensor) -> Proportion:
     """The share of true entries."""
     return Proportion(int(right.sum()), len(right))
-
-
-def at_least(k: int, n: int, chance: float) -> float:
-    """Probability that guessing gets at least k of n right."""
-    logs = (
-        math.lgamma(n + 1)
-        - math.lgamma(i + 1)
-        - math.lgamma(n - i + 1)
-        + i * math.log(chance)
-        + (n - i) * math.log1p(-chance)
-        for i in range(k, n + 1)
-    )
-    return min(1.0, sum(map(math.exp, logs)))
