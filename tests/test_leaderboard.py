@@ -46,7 +46,7 @@ BOARDS = sorted((Path(__file__).parent.parent / "leaderboards").glob("*/board.to
 
 def present(names):
     """The code of the toy records."""
-    return dict.fromkeys(names, "s")
+    return dict.fromkeys(names, "5" * 64)
 
 
 def audited(made, outcome="fine", text="no gradient is zero"):
@@ -194,7 +194,7 @@ def test_a_board_that_is_none_is_refused(board, text, message):
 
 
 def test_what_others_wrote_is_no_markup(board):
-    enter(board, audited(record("RRRRBBWW"), "invalid", "<b>x</b> | y\n# z"), "net")
+    enter(board, audited(record("RRRRBBWW"), "suspect", "<b>x</b> | y\n# z"), "net")
     text = leaderboard.write(board, present).read_text()
     assert "\\<b\\>x\\</b\\> \\| y \\# z" in text
 
@@ -272,7 +272,7 @@ def test_an_edited_entry_is_refused_by_render_and_by_add(board, tmp_path, kind):
     baseline.save(noisy("RRRRBBWW"), tmp_path / "base.json")
     leaderboard.add(board, tmp_path / "base.json", "net")
     file = board / "entries/net.json"
-    assert leaderboard.write(board).read_text().count("| 1 | net |") == 1
+    assert leaderboard.write(board, present).read_text().count("| 1 | net |") == 1
     edit, words = EDITS[kind]
     data = json.loads(file.read_text())
     edit(data)
@@ -280,10 +280,10 @@ def test_an_edited_entry_is_refused_by_render_and_by_add(board, tmp_path, kind):
         file.write_text(json.dumps(text))
         shutil.copy(file, tmp_path / "edited.json")
         if not message:  # only evaluating it again would tell
-            assert leaderboard.write(board)
+            assert leaderboard.write(board, present)
             continue
         with pytest.raises(UsageError, match=message):
-            leaderboard.write(board)
+            leaderboard.write(board, present)
         file.unlink()
         with pytest.raises(UsageError, match=message):
             leaderboard.add(board, tmp_path / "edited.json", "again")
@@ -298,21 +298,21 @@ def test_one_model_is_one_entry_under_its_own_name(board, tmp_path):
     assert leaderboard.add(board, run, "net")  # again is no harm
     (board / "entries/net.json").rename(board / "entries/better.json")
     with pytest.raises(UsageError, match=r"better.json is the entry net; give it its name again"):
-        leaderboard.write(board)
+        leaderboard.write(board, present)
     enter(board, audited(record("RRRRBBWW")), "other")  # a baseline that says no name
     (board / "entries/better.json").rename(board / "entries/net.json")
     with pytest.raises(UsageError, match="net and other are one model; remove one of them"):
-        leaderboard.write(board)
+        leaderboard.write(board, present)
 
 
 def test_an_entry_without_a_digest_is_named_and_none_is_added(board, tmp_path):
     leaderboard.add(board, saved(tmp_path / "run", audited(record("RRRRBBWW"))), "net")
     file = board / "entries/net.json"
-    assert "digest" not in leaderboard.write(board).read_text()
+    assert "digest" not in leaderboard.write(board, present).read_text()
     data = json.loads(file.read_text())
     del data["digest"], data["entry"]
     file.write_text(json.dumps(data))
-    assert "Without a digest, so that an edit would not be seen: net." in leaderboard.write(board).read_text()
+    assert "Without a digest, so that an edit would not be seen: net." in leaderboard.write(board, present).read_text()
     shutil.move(file, tmp_path / "old.json")
     with pytest.raises(UsageError, match=r"was not added: old.json is from before records had digests"):
         leaderboard.add(board, tmp_path / "old.json", "net")
@@ -335,14 +335,18 @@ def test_the_rendered_boards_are_what_their_entries_say(file):
 
 
 def test_an_entry_of_other_attack_code_says_so_and_all_of_them_in_one_line(board):
-    for name, code in (("same", "s"), ("older", "r"), ("oldest", "q")):
-        enter(board, audited(record("RRRRBBWW", attack_sources={"robustkit": code, "fgsm": code})), name)
+    def other(name, harness, attack):
+        sources = {"robustkit": harness * 64, "fgsm": attack * 64}
+        enter(board, audited(record("RRRRBBWW", model_sha256=name[0] * 64, attack_sources=sources)), name)
+
+    for name, code in (("a", "5"), ("b", "6"), ("c", "7")):
+        other(name, code, code)
     line = "Made with attack code whose hash is not that of the present code: "
-    assert line + "older, oldest." in leaderboard.write(board, present).read_text().splitlines()
+    assert line + "b, c." in leaderboard.write(board, present).read_text().splitlines()
     assert line + "all entries." in leaderboard.write(board, present_hashes).read_text().splitlines()
     # Of another harness only, or of no attack but the present: nothing is said.
-    for name in ("older", "oldest"):
-        enter(board, audited(record("RRRRBBWW", attack_sources={"robustkit": "r", "fgsm": "s"})), name)
+    for name in ("b", "c"):
+        other(name, "6", "5")
     assert line not in leaderboard.write(board, present).read_text()
 
 

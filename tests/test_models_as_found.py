@@ -6,7 +6,6 @@ The plain network is linear, so that its robust accuracy is known (`tests.linear
 import copy
 import re
 
-import numpy as np
 import pytest
 import torch
 from robustkit_attacks.fab import FAB
@@ -326,7 +325,7 @@ def test_an_int8_network_takes_attacks_without_gradients_and_says_why_no_others(
         right = torch.cat([net(x[None]) for x in X]).argmax(1) == Y
     assert (record.samples["status"] != "WRONG").tolist() == right.tolist()
     assert sha256(net) == before == record.job["model_sha256"]
-    (flag,) = record.flags
+    (flag,) = [flag for flag in record.flags if flag["kind"] != "few-classes"]
     assert flag["kind"] == "no-gradient"
     assert "its weights are quantised" in flag["message"]
     assert any("its weights are quantised" in str(error) for error in evaluate(net, attack="fgsm").errors)
@@ -380,7 +379,7 @@ def test_what_a_plain_call_changes_is_left_out_and_said_and_put_back():
     assert int(model.calls) == 7
     assert record.samples["status"].tolist() == again.samples["status"].tolist() == TRUTH
     assert record.job["id"] == again.job["id"]
-    (flag,) = record.flags
+    (flag,) = [flag for flag in record.flags if flag["kind"] != "few-classes"]
     assert flag["kind"] == "changing-buffers"
     assert "(calls)" in flag["message"]
 
@@ -415,7 +414,7 @@ def test_noise_is_not_taken_for_state():
             return super().forward(x + 0.01 * torch.randn_like(x))
 
     record = evaluate(Noisy(), attack="fgsm", draws=3)
-    assert {flag["kind"] for flag in record.flags} == {"randomised", "changing-buffers"}
+    assert {flag["kind"] for flag in record.flags} - {"few-classes"} == {"randomised", "changing-buffers"}
     assert record.robust_accuracy is not None
 
 
@@ -464,7 +463,6 @@ REFUSED = {
     "inference tensors": (made_in_inference_mode, {}, "made under torch.inference_mode() (1.weight is an inference"),
     "meta": (lambda: copy.deepcopy(NET).to("meta"), {}, "no values (1.weight is on the device 'meta')"),
     "target": (lambda: NET, {"target": "²"}, "target '²' must be a class"),
-    "long double": (lambda: NET, {"data": (X.numpy().astype(np.longdouble), Y)}, "give x.astype('float32')"),
     "−inf for a class": (lambda: masked(-torch.inf), {}, "class 5 has logits of −inf; to mask classes out, use"),
     **{
         f"a softmax in {dtype} of {n} images": (lambda dtype=dtype: softmax(dtype), {"n": n}, "are probabilities")
@@ -480,7 +478,6 @@ def bad_model():
     return refuses
 
 
-@pytest.mark.skipif(np.dtype(np.longdouble).itemsize == 8, reason="no long double on this machine")
 @pytest.mark.parametrize("kind", REFUSED)
 def test_it_says_in_one_line_what_to_do(kind):
     make, options, words = REFUSED[kind]
