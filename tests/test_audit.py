@@ -96,6 +96,7 @@ EDGES = {
     "state": (rules.state(training=True, changes=False), "invalid"),
     "state, changes": (rules.state(training=False, changes=True), "invalid"),
     "state, fine": (rules.state(training=False, changes=False), "fine"),
+    "state, counts": (rules.state(training=False, changes=False, counts=True), "fine"),
     "no randomness": (rules.randomness(randomised=False, declared=False, repeatable=False), "fine"),
     "undeclared": (rules.randomness(randomised=True, declared=False, repeatable=True), "suspect"),
     "declared": (rules.randomness(randomised=True, declared=True, repeatable=True), "fine"),

@@ -71,13 +71,17 @@ def _ranges(indices: Sequence[int]) -> str:
     return ", ".join(map(str, indices[:5])) + (f" … {indices[-1]}" if len(indices) > 5 else "")
 
 
-def state(*, training: bool, changes: bool) -> Check:
-    """Whether the model is in eval mode, and answers the same however often it was called."""
+def state(*, training: bool, changes: bool, counts: bool = False) -> Check:
+    """Whether the model is in eval mode, and answers the same however often it was called.
+
+    `changes` says that its answers move with what a call changes in it, `counts` that something is changed.
+    """
     if training:
         return Check("state", "invalid", "a part of the model stays in training mode after eval()")
     if changes:
         return Check("state", "invalid", "calling the model changes its own state, and with it its answers")
-    return Check("state", "fine", "in eval mode, and calling the model changes no answer of it")
+    what = "no answer of it" if counts else "nothing in it"
+    return Check("state", "fine", f"in eval mode, and calling the model changes {what}")
 
 
 def randomness(*, randomised: bool, declared: bool, repeatable: bool) -> Check:

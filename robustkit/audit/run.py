@@ -160,7 +160,7 @@ class _Audit:
         self._budget(subject, chain, settings, x)
 
         training = any(part.training for part in self.module.modules())
-        state = rules.state(training=training, changes=subject.stateful)
+        state = rules.state(training=training, changes=subject.stateful, counts=bool(subject.volatile))
         declared = capabilities.randomised(self.module)
         noise = rules.randomness(randomised=facts.randomised, declared=declared, repeatable=bool(subject.noisy_sha256))
         yield state
