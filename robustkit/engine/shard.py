@@ -19,7 +19,8 @@ from robustkit.engine.memory import out_of_memory
 from robustkit.engine.plan import Named, targets_for
 from robustkit.engine.progress import Progress
 from robustkit.engine.voting import VotingJudge, clean, clean_by_vote
-from robustkit.errors import RobustkitError, UsageError
+from robustkit.errors import NoGradientError, RobustkitError, UsageError
+from robustkit.models.evidence import Climb
 from robustkit.models.examination import restore
 from robustkit.models.opening import Opened
 from robustkit.models.oracle import Counts, ModelOracle, Network
@@ -262,11 +263,11 @@ def _batch(
     counts = Counts(len(x), x.device)
     counts.on_call = watch.guard.watching(lambda: watch.at_work(counts, judge))
     everyone = torch.arange(len(x), device=x.device)
-    facts = subject.facts
+    facts, climb = subject.facts, Climb(y, target)
     # What an attack is lent is a copy: nothing that it writes to is read again.
     oracle = ModelOracle(
         bench.network(place, first), counts, everyone.clone(), facts.classes, facts.randomised, facts.differentiable,
-        watch=judge.saw if isinstance(judge, VotingJudge) else None,
+        watch=judge.saw if isinstance(judge, VotingJudge) else None, climb=climb,
     )  # fmt: skip
     lent = judge.lent()
     draws = SampleDraws(key_of(bench.seed, place), indices.clone())
@@ -276,6 +277,8 @@ def _batch(
         judge.submit(everyone[rows], _rows(adv, rows))
     except UsageError:
         raise
+    except NoGradientError:  # says something of the model: the attack broke no rule, it could do nothing
+        climb.none_flows()
     except (Exception, SystemExit) as error:  # the one deliberate catch-all: a crash is a fact about the attack
         watch.guard.raise_callers()
         if out_of_memory(error) and len(x) > subject.reference.tile:
@@ -292,10 +295,10 @@ def _batch(
         judge.settle(lambda draw: bench.network("vote", place, first, draw))
     else:
         judge.confirm_again()
-    return _facts(bench, judge, counts, _quantized(bench, judge, place, first))
+    return _facts(bench, judge, counts, climb, _quantized(bench, judge, place, first))
 
 
-def _facts(bench: Bench, judge: Judge, counts: Counts, quantized: Tensor) -> Facts:
+def _facts(bench: Bench, judge: Judge, counts: Counts, climb: Climb, quantized: Tensor) -> Facts:
     """The facts of a judged batch, a row a sample."""
     verdicts = judge.verdicts()
     found = {
@@ -305,6 +308,9 @@ def _facts(bench: Bench, judge: Judge, counts: Counts, quantized: Tensor) -> Fac
         "decision": verdicts.decision.cpu().numpy(),
         "forwards": counts.forwards.cpu().numpy(),
         "backwards": counts.backwards.cpu().numpy(),
+        "flat": climb.share.cpu().numpy(),
+        "first_loss": climb.first.cpu().numpy(),
+        "last_loss": climb.last.cpu().numpy(),
         "quantized": quantized.cpu().numpy(),
         "reason": np.array(judge.why(), dtype=np.str_),
     }
