@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from robustkit.cli import options, output
-from robustkit.errors import UsageError
+from robustkit.errors import NotEstablishedError, UsageError
 
 if TYPE_CHECKING:
     from robustkit.audit import Audit
 
-_MARKS = {"fine": "ok", "skipped": "--", "suspect": "SUSPECT", "invalid": "INVALID"}
+_MARKS = {"fine": "ok", "skipped": "--", "suspect": "SUSPECT", "invalid": "INVALID", "undecided": "UNDECIDED"}
 
 
 @click.command()
@@ -23,6 +23,7 @@ _MARKS = {"fine": "ok", "skipped": "--", "suspect": "SUSPECT", "invalid": "INVAL
 @options.threat(("linf", "l2", "l1"))
 @options.samples("The first N samples; by default 128.")
 @options.outputs
+@options.draws()
 @options.trust
 @options.device()
 @options.tile
@@ -42,7 +43,7 @@ def audit(
     robustkit audit --run robustkit-runs/<run of eval --audit> --plots plots
     \b
     `robustkit eval --audit` also audits the number that was measured and the attacks that measured it.
-    Exit codes: 0 valid, 1 suspect or invalid, 2 bad usage.
+    Exit codes: 0 valid, 1 suspect or invalid, 2 bad usage, 3 undecided.
     """  # noqa: D301
     source = click.get_current_context().get_parameter_source
     given = [name for name in asked if source(name) is click.core.ParameterSource.COMMANDLINE]
@@ -63,12 +64,12 @@ def audit(
         drawn = draw(found, plots)
         click.echo(f"{len(drawn)} plots in {plots}", err=True)
     if found.verdict != "valid":
-        sys.exit(1)
+        sys.exit(NotEstablishedError.exit_code if found.verdict == "undecided" else 1)
 
 
 def text(found: "Audit") -> str:
     """An audit in lines: every check, then the verdict."""
-    lines = [f"{_MARKS[check.outcome]:<8}{check.name:<20} {check.text}" for check in found.checks]
+    lines = [f"{_MARKS[check.outcome]:<10}{check.name:<20} {check.text}" for check in found.checks]
     return "\n".join([*lines, f"verdict: {found.verdict}"])
 
 

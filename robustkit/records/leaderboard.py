@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from robustkit import spec
 from robustkit.errors import NotEstablishedError, UsageError
 from robustkit.records import baseline
-from robustkit.records.findings import VALID
+from robustkit.records.findings import UNDECIDED, VALID
 from robustkit.records.folder import write_text
 from robustkit.records.run import RunRecord
 from robustkit.spec import suggest
@@ -56,6 +56,8 @@ class Board:
             found.append(f"it has {record.n} samples, the board {self.n}")
         if abs(job["eps"] - self.eps) > 1e-9:
             found.append(f"eps is {job['eps']:g}, the board's {self.eps:g}")
+        if record.verdict == UNDECIDED:
+            found.append(f"its audit is {record.warning}")
         return found
 
 

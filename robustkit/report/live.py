@@ -48,7 +48,7 @@ class Progress:
         elif kind == "Auditing":
             text = f"audit of {event.n} samples, {cost(event)}"
             self.console.print(text, highlight=False, markup=False, soft_wrap=True)
-        elif kind == "Checked" and event.outcome in ("suspect", "invalid"):
+        elif kind == "Checked" and event.outcome in ("suspect", "invalid", "undecided"):
             text = f"audit, {event.name}: {event.outcome.upper()}: {event.text}"
             self.console.print(text, highlight=False, markup=False, soft_wrap=True)
         if self.live is not None:
