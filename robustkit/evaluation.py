@@ -11,7 +11,8 @@ from robustkit.api import Attack, Dataset, Defense, Norm, Suite
 from robustkit.audit.run import Question, audit_opened, check_norm
 from robustkit.datasets.choice import choose_samples
 from robustkit.doctor import KINDS, LEFT_OUT, enough, examine_input
-from robustkit.engine.measure import begin, complete
+from robustkit.engine import evidence
+from robustkit.engine.measure import Begun, begin, bench_of, complete
 from robustkit.engine.plan import Named, check_attack, parse_target
 from robustkit.engine.request import Execution, Request, check_counts, threat_of
 from robustkit.errors import UsageError
@@ -90,7 +91,7 @@ def evaluate(
     samples = choose_samples(dataset, n, indices, wanted)
     opening = open_model(loaded, samples, defenses=defenses, tile=tile, seed=request.seed)
     with opening as opened, begin(opened, request, execution) as begun:
-        record = begun.finished or complete(begun, _doctor_flags(opened, carry, execution.tell) if doctor else ())
+        record = begun.finished or _complete(begun, _doctor_flags(opened, carry, execution.tell) if doctor else ())
         if audit and record.audit is None:
             record = _audited(opened, begun.plan.attacks, record, execution.tell)
         if begun.folder is not None and record is not begun.finished:
@@ -108,6 +109,15 @@ def check_audit(norm: str, target: str) -> None:
     check_norm(norm)
     if target:
         raise UsageError("the audit is of untargeted evaluations; leave out target, or audit")
+
+
+def _complete(begun: Begun, doctor: Sequence[Mapping[str, Any]]) -> RunRecord:
+    """The record of a measurement, with what the doctor found and what must be said of its attacks."""
+    record = complete(begun, doctor)
+    doubts = evidence.flags(bench_of(begun, 1), record)
+    for doubt in doubts:
+        begun.execution.tell(events.Noted(doubt["message"]))
+    return replace(record, flags=[*record.flags, *doubts])
 
 
 def _audited(

@@ -11,6 +11,7 @@ from benchmarks.masking_zoo import FlipsGradients, Shattered, one_hot, rounded
 from robustkit import evaluate, events
 from robustkit.api import ModelFacts, ThreatModel
 from robustkit.audit import Audit, Check, Series, gradients, rules, standins
+from robustkit.audit import run as auditing
 from robustkit.audit.chain import Settings
 from robustkit.audit.noise import RandomNoise
 from robustkit.audit.rules import Claim, Limits
@@ -23,7 +24,7 @@ from robustkit.models.examination import examine
 from robustkit.models.opening import load, open_model
 from robustkit.records.findings import stored
 from robustkit.stats import Proportion
-from tests import toys
+from tests import records, toys
 
 SHAPE = (1, 4, 4)
 FEW = 24
@@ -121,6 +122,7 @@ EDGES = {
     "sweep to zero": (rules.sweep((0.1, 1.0), (0.5, 0.0), L), "fine"),
     "rises": (rules.monotone((0.5, 0.3, 0.4), L), "suspect"),
     "falls": (rules.monotone((0.5, 0.3, 0.3), L), "fine"),
+    "rises little by little": (rules.monotone((0.5, 0.3, 0.34, 0.38), L), "suspect"),
     "one eps": (rules.monotone((0.0,), L), "fine"),
     "late": (rules.steps((10, 50), (0.5, 0.4), 0.1, L), "suspect"),
     "converged": (rules.steps((10, 50), (0.5, 0.4), 0.0, L), "fine"),
@@ -133,7 +135,7 @@ EDGES = {
     "few steps": (rules.attack_list(Claim(HALF, 1, 3, False), differentiable=True, limits=L), "suspect"),
     "nothing to climb": (rules.attack_list(Claim(HALF, 0, 0, False), differentiable=False, limits=L), "fine"),
     "enough": (rules.attack_list(CLAIM, differentiable=True, limits=L), "fine"),
-    "few samples": (rules.size(Proportion(16, 32), L), "suspect"),
+    "few samples": (rules.size(Proportion(16, 32), L), "undecided"),
     "many samples": (rules.size(Proportion(500, 1000), L), "fine"),
     "outside": (rules.violations(1, 0), "invalid"),
     "undecided": (rules.violations(0, 1), "invalid"),
@@ -147,6 +149,23 @@ def test_a_limit_decides(made, outcome):
     assert made.text
 
 
+def test_a_rise_is_measured_from_the_lowest_before_it():
+    found = rules.monotone((0.5, 0.3, 0.34, 0.38), L)
+    assert found.value == pytest.approx(0.08)
+    assert found.limit == 0.05
+
+
+@pytest.mark.parametrize(("k", "n", "wanted"), [(24, 48, 93), (0, 5, 16), (10, 10, 16)])
+def test_too_few_samples_say_how_many_would_decide(k, n, wanted):
+    found = rules.size(Proportion(k, n), L)
+    assert found.outcome == "undecided"
+    assert f"on {n} samples: too few to tell; {wanted} would decide" in found.text
+    share = k / n
+    for near in {int(share * wanted), -int(-share * wanted // 1)}:
+        assert rules.size(Proportion(near, wanted), L).outcome == "fine"
+    assert rules.size(Proportion(round(share * (wanted - 1)), wanted - 1), L).outcome == "undecided"
+
+
 def test_the_worst_outcome_is_the_verdict_and_what_is_invalid_comes_first():
     fine, skip = Check("a", "fine", "well"), Check("b", "skipped", "not possible")
     doubt, wrong = Check("c", "suspect", "doubt"), Check("d", "invalid", "wrong")
@@ -155,6 +174,11 @@ def test_the_worst_outcome_is_the_verdict_and_what_is_invalid_comes_first():
     assert Audit((fine, doubt)).verdict == "suspect"
     assert Audit((doubt, wrong)).verdict == "invalid"
     assert Audit((doubt, wrong)).reasons == ("wrong", "doubt")
+    few = Check("e", "undecided", "too few")
+    assert Audit((fine, few)).verdict == "undecided"
+    assert Audit((fine, few)).reasons == ("too few",)
+    assert Audit((few, doubt)).verdict == "suspect"
+    assert Audit((few, doubt)).reasons == ("doubt", "too few")
 
 
 def test_an_audit_survives_json_and_its_verdict_is_recomputed():
@@ -404,8 +428,8 @@ def of_record(attack):
     """The record of an attack on the honest model, and a short audit of it."""
     named = plan.resolve_attacks(attack, THREAT, ModelFacts(5, False, True, 0, ()))
     record = evaluate(Net(), (X, Y), attack, eps=THREAT.eps)
-    samples = choose_samples(resolve((X, Y)), FEW, None)
-    with open_model(load(Net(), "pair", THREAT.norm), samples) as opened:
+    samples = choose_samples(resolve((X, Y)), None, None)
+    with open_model(load(Net(), "toy", "linf"), samples) as opened:
         found = audit_opened(opened, Question(THREAT, 0), record=record, attacks=named, settings=SHORT)
     return record, found
 
@@ -415,8 +439,9 @@ def test_a_record_s_own_claim_is_under_audit():
     assert {one.name: one.outcome for one in found.checks if one.name in ("claim", "attacks", "sample-size")} == {
         "claim": "fine",
         "attacks": "fine",
-        "sample-size": "suspect",  # for there are few
+        "sample-size": "undecided",  # for there are few
     }
+    assert found.verdict == "undecided", found.reasons
     weak, found = of_record(RandomNoise(1))
     assert {"claim", "attacks"} <= {one.name for one in found.checks if one.outcome == "suspect"}
     gap = (weak.counts["ROBUST"] - strong.counts["ROBUST"]) / FEW
@@ -446,3 +471,72 @@ def test_an_audit_leaves_the_facts_of_the_run_alone():
 def test_threat_models_of_the_sweep_end_at_one_that_holds_every_image():
     found = audit(Changed(Net(), after=lambda z: 1e6 * z), (X, Y), norm="l2", eps=0.05, settings=SHORT)
     assert check(found, "eps-sweep").series.x[-1] == pytest.approx(4.0)  # the diagonal of 16 pixels
+
+
+# Shares, by values by hand: of ten samples two are wrong, and one each is broken by each kind of attack
+
+
+def by_hand(monkeypatch, record=None):
+    """The checks of an audit whose own runs end as written down here."""
+    chain = auditing.Chain.of(ModelFacts(5, False, True, 0, ("plain",)), SHORT, ())
+    last = [group[-1].name for group in (chain.steps, chain.restarts, chain.stand_ins, chain.queries)]
+    by = [chain.steps[0].name, *last, "", "", "", "", ""]
+    main = records.record("BBBBBRRRWW", by=by, attacks=[named.name for named in chain.all])
+    ran = {"noise": "RRRBRBRRWW", "fgsm": "BRRBRRRRWW"}  # breaks samples 3 and 5; 0 and 3, the first not standing
+
+    def told(self, opened, attacks, eps):
+        name = attacks[0].name
+        if len(attacks) == len(chain.all):
+            return main
+        return records.record(ran.get(name, "BBBBBBBRWW"), attacks=[name], attack=name)
+
+    monkeypatch.setattr(auditing._Audit, "_run", told)
+    samples = choose_samples(resolve((X[:10], Y[:10])), None, None)
+    with open_model(load(Net(), "toy", "linf"), samples) as opened:
+        one = auditing._Audit(opened, Question(THREAT, 0), record, (), lambda event: None, SHORT)
+        return {found.name: found for found in one._attacked(opened.subject, chain, {}, SHORT)}
+
+
+def test_every_share_is_of_all_samples(monkeypatch):
+    found = by_hand(monkeypatch)
+    assert found["step-convergence"].series.y == [0.7, 0.7, 0.6]
+    for name in ("step-convergence", "restarts", "stand-in-gap", "queries"):
+        assert found[name].value == pytest.approx(0.1), name
+    assert list(found["stand-in-gap"].series.y) == [0.1]
+    assert found["noise"].value == pytest.approx(0.2)
+    assert found["one-step"].value == pytest.approx(0.1)
+    assert found["eps-sweep"].series.y[:2] == [0.7, 0.1]
+    assert "clean accuracy 80.00 %" in found["sample"].text
+
+
+def test_the_shares_of_a_record_are_of_all_samples_that_the_audit_looked_at(monkeypatch):
+    claim = records.record("BRRRRRRRWW")  # sample 0 was broken before: what breaks it now is no news
+    found = by_hand(monkeypatch, claim)
+    assert found["claim"].value == pytest.approx(0.4)
+    assert found["queries"].value == pytest.approx(0.1)
+    assert found["noise"].value == pytest.approx(0.2)
+    assert found["one-step"].value == pytest.approx(0.1)
+
+
+# Of randomised models
+
+
+def test_the_audit_s_own_runs_are_voted_on_by_as_many_draws_as_the_run(monkeypatch):
+    asked = []
+    real = auditing.measure
+
+    def spied(opened, request, execution):
+        asked.append(request.draws)
+        return real(opened, request, execution)
+
+    monkeypatch.setattr(auditing, "measure", spied)
+    monkeypatch.setattr(auditing, "RANDOMISED", SHORT)
+    model = Changed(Net(), lambda x: x + 0.01 * torch.randn_like(x))
+    model.randomised = True
+    evaluate(model, (X[:6], Y[:6]), "fgsm", eps=0.02, draws=3, audit=True, doctor=False)
+    assert set(asked) == {3}
+    asked.clear()
+    audit(model, (X[:6], Y[:6]), eps=0.02, settings=SHORT, draws=7)
+    assert set(asked) == {7}
+    with pytest.raises(UsageError, match="draws must be a whole number"):
+        audit(model, (X[:6], Y[:6]), eps=0.02, draws=0)

@@ -16,13 +16,15 @@ from robustkit.audit import Audit, Check, Series
 from robustkit.cli import main
 from robustkit.records import baseline, sweep
 from robustkit.records.compare import compare
-from robustkit.records.findings import lacking
+from robustkit.records.findings import lacking, stored
 from robustkit.records.folder import RunFolder, load_run
 from robustkit.records.gate import judge
 from robustkit.report import files
 from robustkit.report.comparison import comparison, verdict
 from robustkit.report.live import Progress
 from robustkit.report.text import markdown
+from robustkit.study.results import Facts
+from robustkit.study.tables import Entry
 from tests.records import record
 
 SERIES = Series([0.1, 0.2, 0.4], [0.6, 0.55, 0.5], "eps", "robust accuracy under APGD")
@@ -33,6 +35,7 @@ DOUBT = Audit(
     )
 )
 SOUND = Audit(DOUBT.checks[:1])
+FEW = Audit((*SOUND.checks, Check("sample-size", "undecided", "too few to tell; 93 would decide", 0.27, 0.2)))
 REASON = "50.0 % stand at eps 0.4"
 
 
@@ -61,12 +64,47 @@ def test_a_suspect_number_is_never_shown_without_its_warning(show):
     assert "SUSPECT" not in sound + plain
 
 
+@pytest.mark.parametrize("show", SHOWN.values(), ids=SHOWN)
+def test_too_few_samples_are_said_beside_the_number_in_another_word(show):
+    shown = show(audited(found=FEW))
+    assert "UNDECIDED" in shown
+    assert "93 would decide" in shown
+    assert "SUSPECT" not in shown
+    assert "do not rely" not in shown
+
+
+def test_too_few_samples_fail_no_gate_and_doubt_no_cell_of_a_study():
+    r = audited(found=FEW)
+    assert judge(record("RRBW"), r, Fraction(0)).passed
+    assert judge(r, record("RRBW"), Fraction(0)).passed
+    assert r.to_json()["summary"]["verdict"] == "undecided"
+    for found, doubted in ((FEW, False), (DOUBT, True)):
+        assert Entry(None, None, (), "", None, (Facts.of(audited(found=found)),)).doubted == doubted
+
+
+def test_what_an_older_version_called_suspect_for_its_size_stays_what_it_was():
+    old = Audit((*SOUND.checks, Check("sample-size", "suspect", "too few to tell; evaluate more", 0.27, 0.2)))
+    assert stored(old.to_json())["verdict"] == "suspect"
+
+
 def test_a_page_gives_the_reasons_and_escapes_them():
     pytest.importorskip("jinja2")
     doubted, plain = (files.of_run(r, ["html"])["report.html"] for r in (audited(), record("RRBW")))
     assert REASON in doubted
     assert "<blocked>" not in doubted
     assert REASON not in plain
+
+
+def test_a_page_says_undecided_and_a_sweep_s_page_warns_of_the_worst():
+    pytest.importorskip("jinja2")
+    page = files.of_run(audited(found=FEW), ["html"])["report.html"]
+    assert 'class="verdict undecided"' in page
+    assert "Too little evidence" in page
+    assert "Do not rely" not in page
+    both = sweep.Sweep(("0.1", "0.2"), (audited(found=FEW), audited(eps=0.2)))
+    assert 'class="verdict suspect"' in files.of_sweep(both, ["html"])["report.html"]
+    both = sweep.Sweep(("0.1", "0.2"), (audited(found=FEW), audited(found=SOUND, eps=0.2)))
+    assert 'class="verdict undecided"' in files.of_sweep(both, ["html"])["report.html"]
 
 
 def test_the_verdict_stands_in_tables_too():
@@ -117,11 +155,13 @@ def test_the_live_table_says_it_at_once(capsys):
     progress.console = Console(file=sys.stdout, force_terminal=False, width=200)
     progress(events.Auditing(128, 1000, 500, 61.0))
     progress(events.Checked("noise", "fine", "all is well"))
+    progress(events.Checked("sample-size", "undecided", "too few to tell"))
     progress(events.Checked("queries", "suspect", "a query attack breaks more"))
     said = capsys.readouterr().out
     assert "audit of 128 samples" in said
     assert "1,000 forwards" in said
     assert "SUSPECT: a query attack breaks more" in said
+    assert "UNDECIDED: too few to tell" in said
     assert "all is well" not in said
 
 
@@ -170,7 +210,9 @@ def test_eval_audits_and_a_second_call_adds_what_the_first_left_out(inside):
     assert inside.invoke(main, ["audit", "--run", "r"]).exit_code == 3
 
 
-@pytest.mark.parametrize(("found", "code"), [(SOUND, 0), (DOUBT, 3), (None, 2)], ids=["valid", "suspect", "none"])
+@pytest.mark.parametrize(
+    ("found", "code"), [(SOUND, 0), (DOUBT, 3), (None, 2), (FEW, 3)], ids=["valid", "suspect", "none", "undecided"]
+)
 def test_the_exit_code_is_the_verdict(inside, stored_run, found, code):
     done = inside.invoke(main, ["audit", "--run", stored_run(found)])
     assert done.exit_code == code, done.output
@@ -206,7 +248,7 @@ def test_bad_usage_is_one_line_and_exit_2(inside, arguments, words):
 def test_help_has_an_example(inside):
     said = inside.invoke(main, ["audit", "--help"]).stdout
     assert "robustkit audit --model" in said
-    assert "Exit codes: 0 valid, 2 bad usage, 3 suspect or invalid" in said
+    assert "Exit codes: 0 valid, 2 bad usage, 3 suspect, invalid or undecided" in said
 
 
 def test_plots_come_from_what_is_stored_without_torch(tmp_path, stored_run):
@@ -237,6 +279,6 @@ def test_plots_of_one_audit_are_the_same_bytes(tmp_path):
 @pytest.mark.parametrize("checks", [(), (Check("steps", "skipped", "no gradient"),)], ids=["none", "skipped"])
 def test_an_audit_without_any_evidence_is_no_valid_one(checks):
     found = Audit(checks)
-    assert found.verdict == "suspect"
+    assert found.verdict == "undecided"
     assert found.reasons == ("no check could be made",)
-    assert Audit.from_json(found.to_json()).verdict == "suspect"
+    assert Audit.from_json(found.to_json()).verdict == "undecided"

@@ -67,22 +67,34 @@ def enter(folder, made, name):
     baseline.save(made, folder / "entries" / f"{name}.json")
 
 
+@pytest.mark.parametrize(
+    ("outcome", "why"), [("undecided", "too few to tell; 93 would decide"), ("skipped", "no check could be made")]
+)
+def test_a_board_takes_no_entry_whose_audit_is_undecided(board, tmp_path, outcome, why):
+    few = audited(record("RRRRBBWW"), outcome, why)
+    enter(board, few, "few")
+    with pytest.raises(UsageError, match=f"its audit is UNDECIDED, too little evidence: {why}"):
+        leaderboard.write(board)
+    (board / "entries" / "few.json").unlink()
+    baseline.save(few, tmp_path / "few.json")
+    with pytest.raises(UsageError, match="UNDECIDED"):
+        leaderboard.add(board, tmp_path / "few.json")
+
+
 def test_entries_are_ranked_by_what_their_samples_say(board):
     enter(board, audited(record("RRRRBBWW", model="weak", model_sha256="a" * 64)), "weak")
     enter(board, audited(record("RRRRRRWW", model="strong", model_sha256="b" * 64)), "strong")
     enter(board, audited(record("RRRRRRRR", model="masked", model_sha256="c" * 64), "suspect", "no gradient"), "masked")
     enter(board, record("RRRRRRRR", model="unseen", model_sha256="d" * 64), "unseen")
-    skipped = audited(record("RRRRRRRW", model="skipped", model_sha256="e" * 64), "skipped")
-    enter(board, skipped, "skipped")
     text = leaderboard.write(board, present).read_text()
     rows = [line.split("|") for line in text.splitlines() if line.startswith("| ")][1:]
     assert [(row[1].strip(), row[2].strip()) for row in rows] == [
-        ("1", "strong"), ("2", "weak"), ("–", "masked"), ("–", "unseen"), ("–", "skipped"),
+        ("1", "strong"), ("2", "weak"), ("–", "masked"), ("–", "unseen"),
     ]  # fmt: skip
     half = Proportion(4, 8)
     assert rows[1][3].strip() == f"50.00 [{100 * half.low:.1f}, {100 * half.high:.1f}]"
     assert rows[1][4].strip().startswith("75.00 ")
-    assert [row[5].strip() for row in rows] == ["valid", "valid", "suspect", "not audited", "suspect"]
+    assert [row[5].strip() for row in rows] == ["valid", "valid", "suspect", "not audited"]
     assert "- masked: SUSPECT, do not rely on it: no gradient" in text
 
 

@@ -8,6 +8,6 @@ Sources: Athalye, Carlini, Wagner 2018, arXiv:1802.00420, section 3.1, for signs
 cross-check; Zhang, Nikolić, Carlini, Tramèr 2024, arXiv:2411.14834, for stand-ins.
 """
 
-from robustkit.records.findings import INVALID, NOT_AUDITED, SUSPECT, VALID, Audit, Check, Series
+from robustkit.records.findings import INVALID, NOT_AUDITED, SUSPECT, UNDECIDED, VALID, Audit, Check, Series
 
-__all__ = ["INVALID", "NOT_AUDITED", "SUSPECT", "VALID", "Audit", "Check", "Series"]
+__all__ = ["INVALID", "NOT_AUDITED", "SUSPECT", "UNDECIDED", "VALID", "Audit", "Check", "Series"]

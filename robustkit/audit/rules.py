@@ -4,6 +4,8 @@ The limits were set on one half of a zoo of broken defenses and on some honest n
 the others: `reports/audit/README.md`.
 """
 
+import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -222,11 +224,23 @@ def attack_list(claim: Claim, *, differentiable: bool, limits: Limits) -> Check:
 
 
 def size(robust: Proportion, limits: Limits) -> Check:
-    """Whether the samples suffice for a number."""
+    """Whether the samples suffice for a number; too few are no sign of masking, they leave it undecided."""
     width = robust.high - robust.low
     seen = f"robust accuracy {robust} on {robust.n} samples"
-    return _judged("sample-size", width > limits.interval, seen, "too few to tell; evaluate more", width,
-                   limits.interval)  # fmt: skip
+    if width <= limits.interval:
+        return Check("sample-size", "fine", seen, width, limits.interval)
+    why = f"too few to tell; {enough(float(robust), limits)} would decide, if as many of them stand"
+    return Check("sample-size", "undecided", f"{seen}: {why}", width, limits.interval)
+
+
+def enough(share: float, limits: Limits) -> int:
+    """How many samples make the interval of a share no wider than its limit."""
+
+    def width(k: int, n: int) -> float:
+        return Proportion(k, n).high - Proportion(k, n).low
+
+    near = ((math.floor(share * n), math.ceil(share * n), n) for n in itertools.count(1))
+    return next(n for low, high, n in near if max(width(low, n), width(high, n)) <= limits.interval)
 
 
 def violations(outside: int, undecided: int) -> Check:

@@ -18,7 +18,7 @@ from robustkit.datasets.choice import choose_samples
 from robustkit.engine.costs import cost_of, predict
 from robustkit.engine.measure import measure
 from robustkit.engine.plan import Named
-from robustkit.engine.request import Execution, Request, threat_of
+from robustkit.engine.request import Execution, Request, check_counts, threat_of
 from robustkit.errors import UsageError
 from robustkit.models import capabilities, defended
 from robustkit.models.examination import Subject
@@ -39,6 +39,7 @@ class Question:
 
     threat: ThreatModel
     seed: int
+    draws: int = spec.DEFAULT_DRAWS
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "seed", spec.whole(self.seed, "seed", 0))
@@ -46,7 +47,7 @@ class Question:
     @classmethod
     def of(cls, job: Mapping[str, Any]) -> "Question":
         """That of a record's job."""
-        return cls(ThreatModel(job["norm"], job["eps"]), job["seed"])
+        return cls(ThreatModel(job["norm"], job["eps"]), job["seed"], job.get("draws") or spec.DEFAULT_DRAWS)
 
 
 @one_at_a_time()
@@ -66,6 +67,7 @@ def audit(
     tile: int | None = None,
     on_event: Callable[[events.Event], None] | None = None,
     settings: Settings | None = None,
+    draws: int = spec.DEFAULT_DRAWS,
 ) -> Audit:
     """Whether a gradient attack on this model would tell the truth; without a robust accuracy that is under audit.
 
@@ -84,12 +86,14 @@ def audit(
         tile: width of the batches the model sees.
         on_event: told the budget before it is spent, and each check.
         settings: how much is spent; None is `Settings()`, or `RANDOMISED` where the model is.
+        draws: of a randomised model, how many fresh draws vote on a sample.
 
     Raises:
         UsageError: for anything that cannot be run as given.
     """
-    question = Question(threat_of(norm, eps), seed)
+    question = Question(threat_of(norm, eps), seed, draws)
     check_norm(norm)
+    check_counts(draws=draws)
     dataset = datasets.resolve(data)
     defenses = defended.resolve(defense)
     loaded = load(model, dataset.name, norm, outputs=outputs, trust=trust, device=device)
@@ -306,7 +310,7 @@ class _Audit:
         q = self.question
         request = Request(
             [named.attack for named in attacks], ThreatModel(q.threat.norm, eps), opened.samples.dataset.name,
-            seed=q.seed,
+            seed=q.seed, draws=q.draws,
         )  # fmt: skip
         return measure(opened, request, Execution(tell=self._progress))
 

@@ -12,7 +12,7 @@ from robustkit.errors import ExitCode, UsageError
 if TYPE_CHECKING:
     from robustkit.audit import Audit
 
-_MARKS = {"fine": "ok", "skipped": "--", "suspect": "SUSPECT", "invalid": "INVALID"}
+_MARKS = {"fine": "ok", "skipped": "--", "suspect": "SUSPECT", "invalid": "INVALID", "undecided": "UNDECIDED"}
 
 
 @click.command()
@@ -23,6 +23,7 @@ _MARKS = {"fine": "ok", "skipped": "--", "suspect": "SUSPECT", "invalid": "INVAL
 @options.threat(("linf", "l2", "l1"))
 @options.samples("The first N samples, as eval takes them; by default 128.")
 @options.outputs
+@options.draws()
 @options.trust
 @options.device()
 @options.tile
@@ -42,7 +43,7 @@ def audit(
     robustkit audit --run robustkit-runs/<run of eval --audit> --plots plots
     \b
     `robustkit eval --audit` also audits the number that was measured and the attacks that measured it.
-    Exit codes: 0 valid, 2 bad usage, 3 suspect or invalid.
+    Exit codes: 0 valid, 2 bad usage, 3 suspect, invalid or undecided.
     """  # noqa: D301
     source = click.get_current_context().get_parameter_source
     given = [name for name in asked if source(name) is click.core.ParameterSource.COMMANDLINE]
@@ -68,7 +69,7 @@ def audit(
 
 def text(found: "Audit") -> str:
     """An audit in lines: every check, then the verdict."""
-    lines = [f"{_MARKS[check.outcome]:<8}{check.name:<20} {check.text}" for check in found.checks]
+    lines = [f"{_MARKS[check.outcome]:<10}{check.name:<20} {check.text}" for check in found.checks]
     return "\n".join([*lines, f"verdict: {found.verdict}"])
 
 

@@ -54,6 +54,7 @@ def columns(bench: Bench, parts: Parts) -> tuple[dict[str, np.ndarray], dict[str
                     "forwards": facts["forwards"],
                     "backwards": facts["backwards"],
                     "prediction": facts["decision"],
+                    **{name: facts[name] for name in ("flat", "first_loss", "last_loss")},
                     **({"quantized": _OUTCOMES[facts["quantized"].astype(np.int64)]} if bench.quantize else {}),
                     **({"draws": facts["draws"].astype(np.object_), "ever": facts["ever"]} if bench.draws else {}),
                 }

@@ -13,8 +13,9 @@ from torch import Tensor
 from robustkit.api import Attack, Case, Images, Labels, Logits, Mask, ThreatModel
 from robustkit.engine.memory import out_of_memory
 from robustkit.engine.world import World
-from robustkit.errors import NotEstablishedError, RobustkitError, UsageError, first_line
+from robustkit.errors import NoGradientError, NotEstablishedError, RobustkitError, UsageError, first_line
 from robustkit.events import Guard
+from robustkit.models.evidence import Climb
 from robustkit.models.opening import Opened
 from robustkit.models.oracle import Counts, ModelOracle, Network
 from robustkit.numerics.bare import bare
@@ -56,7 +57,7 @@ class Attempt(NamedTuple, Generic[Result]):
 
 def oracle_for(
     opened: Opened, network: Network, batch: Batch, guard: Guard, at_work: Callable[[Counts], None], *,
-    passes: int = 1, saw: Callable[[Tensor, Images, Logits], None] | None = None,
+    passes: int = 1, saw: Callable[[Tensor, Images, Logits], None] | None = None, climb: Climb | None = None,
 ) -> ModelOracle:  # fmt: skip
     """The oracle of a batch, which counts its passes; `at_work` is told after each call. See `ModelOracle`."""
     counts = Counts(len(batch.x), batch.x.device)
@@ -72,6 +73,7 @@ def oracle_for(
         passes,
         watch=saw,
         no_gradient=facts.no_gradient,
+        climb=climb,
     )
 
 
@@ -112,6 +114,11 @@ def attempt(
         result = conclude(answer)
     except (UsageError, NotEstablishedError, KeyboardInterrupt):
         raise
+    except NoGradientError as error:  # says something of the model: the attack broke no rule, it could do nothing
+        if oracle.climb is None:
+            failures.append(f"NoGradientError: {first_line(error, 300)}")
+        else:
+            oracle.climb.none_flows()
     except BaseException as error:  # the one deliberate catch-all: a crash or an exit is a fact about the attack
         guard.raise_callers()
         if out_of_memory(error) and len(batch.x) > opened.subject.reference.tile:

@@ -20,6 +20,7 @@ from robustkit.engine.plan import Named, targets_for
 from robustkit.engine.progress import Progress
 from robustkit.engine.voting import VotingJudge, clean, clean_by_vote
 from robustkit.errors import UsageError
+from robustkit.models.evidence import Climb
 from robustkit.models.opening import Opened
 from robustkit.models.oracle import Counts, Network
 from robustkit.numerics.streams import key_of
@@ -246,11 +247,11 @@ def _by_shard(fresh: Facts, rows: Tensor, seconds: float) -> Iterator[tuple[int,
 def _batch(bench: Bench, named: Named, batch: Batch, watch: Progress) -> Facts:
     """Attack one batch and judge what comes back: a crash, a cheat or a lie of the attack is a fact about it."""
     _, attack, place = named
-    first, everyone = int(batch.indices[0]), batch.rows
+    first, everyone, climb = int(batch.indices[0]), batch.rows, Climb(batch.y, batch.target)
     judge = bench.judge(batch.x, batch.y, batch.target, attack.goal, place, first)
     oracle = oracle_for(
         bench.opened, bench.network(place, first), batch, watch.guard, lambda counts: watch.at_work(counts, judge),
-        saw=(lambda *seen: judge.saw(*seen)) if isinstance(judge, VotingJudge) else None,
+        saw=(lambda *seen: judge.saw(*seen)) if isinstance(judge, VotingJudge) else None, climb=climb,
     )  # fmt: skip
     counts = oracle.counts  # the attack can reach the oracle's
 
@@ -272,10 +273,10 @@ def _batch(bench: Bench, named: Named, batch: Batch, watch: Progress) -> Facts:
         judge.settle(lambda draw: bench.network("vote", place, first, draw))
     else:
         judge.confirm_again()
-    return _facts(bench, judge, counts, _quantized(bench, judge, place, first))
+    return _facts(bench, judge, counts, climb, _quantized(bench, judge, place, first))
 
 
-def _facts(bench: Bench, judge: Judge, counts: Counts, quantized: Tensor) -> Facts:
+def _facts(bench: Bench, judge: Judge, counts: Counts, climb: Climb, quantized: Tensor) -> Facts:
     """The facts of a judged batch, a row a sample."""
     verdicts = judge.verdicts()
     found = {
@@ -285,6 +286,9 @@ def _facts(bench: Bench, judge: Judge, counts: Counts, quantized: Tensor) -> Fac
         "decision": verdicts.decision.cpu().numpy(),
         "forwards": counts.forwards.cpu().numpy(),
         "backwards": counts.backwards.cpu().numpy(),
+        "flat": climb.share.cpu().numpy(),
+        "first_loss": climb.first.cpu().numpy(),
+        "last_loss": climb.last.cpu().numpy(),
         "quantized": quantized.cpu().numpy(),
         "reason": np.array(judge.why(), dtype=np.str_),
     }

@@ -19,8 +19,11 @@ from robustkit.api import Gradient, Images, Logits, Loss, Oracle, Outputs
 from robustkit.errors import NoGradientError
 from robustkit.models import capabilities
 from robustkit.models.backward import Tile, pulled_back
+from robustkit.models.evidence import Climb
 from robustkit.numerics import generators, rows
 from robustkit.numerics.streams import key_of
+
+NO_GRADIENT = "no gradient flows through this model (detached, or hard decisions)"
 
 
 class Noise:
@@ -167,8 +170,8 @@ class ModelOracle:
     """The oracle of one network for the samples at `samples` of a batch; see `robustkit.api.Oracle`.
 
     A call counts as `passes`: as many as the networks it goes through, where passes of members are what is counted.
-    `watch` is told of each pass through the model itself: the samples, their images and the logits. `no_gradient` says
-    why one that is not differentiable passes no gradient.
+    `watch` is told of each pass through the model itself: the samples, their images and the logits; `climb` of each
+    gradient. `no_gradient` says why one that is not differentiable passes no gradient.
     """
 
     network: Network
@@ -180,6 +183,7 @@ class ModelOracle:
     passes: int = 1
     watch: Callable[[Tensor, Images, Logits], None] | None = None
     no_gradient: str = ""
+    climb: Climb | None = None
 
     def select(self, rows: Tensor) -> "ModelOracle":
         """The same model for some of the samples; counters follow their samples."""
@@ -218,6 +222,8 @@ class ModelOracle:
         if self.watch is not None:
             self.watch(self.samples, x, joined.logits)
         grad = torch.stack(grads) if values.dim() == 2 else grads[0]
+        if self.climb is not None:
+            self.climb.saw(self.samples, leaves[0].detach(), grad, values)
         return Gradient(_as(x, Outputs(*(leaf.detach() for leaf in leaves))), values.detach().to(x.dtype), grad)
 
     def eot(self, k: int) -> Oracle:
@@ -251,7 +257,7 @@ class ModelOracle:
     def _of(self, module: nn.Module) -> "ModelOracle":
         # A stand-in is differentiable unless calling it shows otherwise: that is what it was declared for.
         network = replace(self.network, module=module, probabilities=False)
-        return replace(self, network=network, differentiable=True, passes=1, watch=None)
+        return replace(self, network=network, differentiable=True, passes=1, watch=None, climb=None)
 
 
 class CountedModule(nn.Module):
@@ -274,12 +280,19 @@ class CountedModule(nn.Module):
         network, n = self._oracle.network, len(x)
         self._count("forwards", n)
         seen = x.to(network.device, network.dtype).clone()
-        if seen.requires_grad:
-            seen.register_hook(lambda grad: self._count("backwards", n))  # type: ignore[no-untyped-call]
         logits = torch.cat([network.call(tile).logits for tile in network.tiles(seen)])[:n].to(x.dtype)
+        if seen.requires_grad and torch.is_grad_enabled():
+            if not (logits.requires_grad and self._oracle.differentiable):
+                raise NoGradientError(NO_GRADIENT)
+            seen.register_hook(lambda grad: self._back(grad, logits.detach()))  # type: ignore[no-untyped-call]
         if self._oracle.watch is not None and n == len(self._oracle.samples):  # who checks whose image each row is
             self._oracle.watch(self._oracle.samples, x.detach().to(network.device), logits.detach())
         return logits
+
+    def _back(self, grad: Tensor, logits: Logits) -> None:
+        self._count("backwards", len(grad))
+        if self._oracle.climb is not None:
+            self._oracle.climb.saw(self._oracle.samples, logits, grad)
 
     def _count(self, what: str, n: int) -> None:
         samples, turn = self._oracle.samples, self._turn[what]

@@ -7,12 +7,14 @@ from typing import Any, Literal
 from robustkit.errors import UsageError
 from robustkit.records.schema import AUDIT
 
-Outcome = Literal["fine", "suspect", "invalid", "skipped"]
-OUTCOMES: tuple[Outcome, ...] = ("fine", "suspect", "invalid", "skipped")
-Verdict = Literal["valid", "suspect", "invalid"]
+Outcome = Literal["fine", "suspect", "invalid", "undecided", "skipped"]
+OUTCOMES: tuple[Outcome, ...] = ("fine", "suspect", "invalid", "undecided", "skipped")
+Verdict = Literal["valid", "suspect", "invalid", "undecided"]
 VALID: Verdict = "valid"
 SUSPECT: Verdict = "suspect"
 INVALID: Verdict = "invalid"
+UNDECIDED: Verdict = "undecided"
+DOUBTED = (SUSPECT, INVALID)  # a sign against the number; undecided is none, only too little evidence
 NOT_AUDITED = "not audited"
 # What every audit that finds a robust accuracy valid has looked at, whatever the norm and the model.
 WHOLE = (
@@ -59,19 +61,25 @@ class Audit:
 
     @property
     def verdict(self) -> Verdict:
-        """The worst outcome of any check: one sign of a masked gradient is enough for a doubt. So is no evidence."""
+        """The worst outcome of any check: one sign of a masked gradient is enough for a doubt.
+
+        Without such a sign it is undecided where there were too few samples to tell, or no evidence at all.
+        """
         outcomes = {check.outcome for check in self.checks}
         if "invalid" in outcomes:
             return INVALID
-        return SUSPECT if "suspect" in outcomes or "fine" not in outcomes else VALID
+        if "suspect" in outcomes:
+            return SUSPECT
+        return UNDECIDED if "undecided" in outcomes or "fine" not in outcomes else VALID
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """Why it is not valid, in plain words; what is invalid first."""
-        found = [(check.outcome, check.text) for check in self.checks if check.outcome in ("suspect", "invalid")]
+        """Why it is not valid, in plain words; what is invalid first, what is undecided last."""
+        order = (INVALID, SUSPECT, UNDECIDED)
+        found = [(order.index(check.outcome), check.text) for check in self.checks if check.outcome in order]
         if not found and self.verdict != VALID:
             return ("no check could be made",)
-        return tuple(text for _, text in sorted(found, key=lambda pair: pair[0] != "invalid"))
+        return tuple(text for _, text in sorted(found, key=lambda pair: pair[0]))
 
     def to_json(self) -> dict[str, Any]:
         """As in `run.json`."""

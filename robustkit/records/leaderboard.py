@@ -16,7 +16,7 @@ from robustkit import spec
 from robustkit.errors import NotEstablishedError, UsageError
 from robustkit.records import baseline
 from robustkit.records.files import write_text
-from robustkit.records.findings import VALID, lacking
+from robustkit.records.findings import UNDECIDED, VALID, lacking
 from robustkit.records.run import RunRecord
 from robustkit.spec import suggest
 from robustkit.stats import Proportion
@@ -66,6 +66,8 @@ class Board:
             found.append(f"eps is {job['eps']:g}, the board's {self.eps:g}")
         if job["seed"] != self.seed:
             found.append(f"seed is {job['seed']}, the board's {self.seed}")
+        if record.verdict == UNDECIDED:
+            found.append(f"its audit is {record.warning}")
         return [*found, *self._other_code(job), *_half_told(record)]
 
     def _other_code(self, job: Mapping[str, Any]) -> Iterator[str]:

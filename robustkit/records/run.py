@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from robustkit import spec
 from robustkit.records import text
 from robustkit.records import votes as randomised
-from robustkit.records.findings import NOT_AUDITED, VALID
+from robustkit.records.findings import NOT_AUDITED, UNDECIDED, VALID
 from robustkit.records.schema import BROKE, ROBUST, RUN, STATUSES, UNKNOWN, VIOLATED, WRONG, Columns
 from robustkit.stats import MeanShare, Proportion
 
@@ -169,15 +169,16 @@ class RunRecord:
 
     @property
     def verdict(self) -> str:
-        """What the audit says of the robust accuracy: valid, suspect or invalid; or else "not audited"."""
+        """What the audit says of the robust accuracy: valid, suspect, invalid or undecided; or else "not audited"."""
         return str(self.audit["verdict"]) if self.audit else NOT_AUDITED
 
     @property
     def warning(self) -> str:
-        """What has to stand beside the robust accuracy wherever it is shown; empty if no audit doubts it."""
+        """What has to stand beside the robust accuracy wherever it is shown; empty if the audit found it valid."""
         if self.audit is None or self.verdict == VALID:
             return ""
-        return f"{self.verdict.upper()}, do not rely on it: {'; '.join(map(str, self.audit['reasons']))}"
+        means = "too little evidence" if self.verdict == UNDECIDED else "do not rely on it"
+        return f"{self.verdict.upper()}, {means}: {'; '.join(map(str, self.audit['reasons']))}"
 
     @property
     def quantized_robust_accuracy(self) -> Proportion | None:

@@ -73,6 +73,14 @@ ATTACKS = (
     Column("forwards", INT, "passes that the attack spent on the sample"),
     Column("backwards", INT, "gradients that the attack spent on the sample"),
     Column("prediction", INT, "the class that the model decides on the candidate kept, −1 if there is none"),
+    Column(
+        "flat",
+        FLOAT,
+        "share of its gradients of the model itself, while the sample stood, that were zero or not "
+        "finite; 1 if none flows, NaN if it asked for none",
+    ),
+    Column("first_loss", FLOAT, "what it climbed, where it began; NaN if it has no one loss a sample"),
+    Column("last_loss", FLOAT, "the same, where it ended"),
     Column("quantized", TEXT, "the outcome after rounding, one of OUTCOMES", "quantize"),
     Column("draws", TEXT, "a pattern of the candidate's fresh draws, empty if there is none", "draws"),
     Column("ever", BOOL, "whether any pass over a valid candidate misclassified it", "draws"),
@@ -93,7 +101,7 @@ ATTACK_FACTS = (
     Column("outcome", INT, "the code of one of OUTCOMES"),
     *_some(ATTACKS, "distance", "margin"),
     Column("decision", INT, "what the column `prediction` will hold"),
-    *_some(ATTACKS, "forwards", "backwards"),
+    *_some(ATTACKS, "forwards", "backwards", "flat", "first_loss", "last_loss"),
     Column("quantized", INT, "the code of the outcome after rounding; as survived if that was not asked"),
     Column("reason", TEXT, "which rules the attack broke, a line each; empty of a sample that is broken all the same"),
     *_some(ATTACKS, "draws", "ever"),

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from robustkit.records.findings import UNDECIDED
 from robustkit.records.votes import MEAN
 from robustkit.stats import MeanShare, Proportion
 
@@ -58,10 +59,11 @@ def audited(record: "RunRecord") -> str:
 
 
 def warning(record: "RunRecord") -> list[str]:
-    """The lines that stand under a robust accuracy which an audit doubts: the verdict, then each reason."""
+    """The lines under a robust accuracy that was audited and not found valid: the verdict, then each reason."""
     if not record.warning or record.audit is None:
         return []
-    return [f"{record.verdict.upper()}: do not rely on this number", *(f"- {text}" for text in record.audit["reasons"])]
+    means = "too little evidence for this number" if record.verdict == UNDECIDED else "do not rely on this number"
+    return [f"{record.verdict.upper()}: {means}", *(f"- {text}" for text in record.audit["reasons"])]
 
 
 def labelled(record: "RunRecord") -> list[tuple[str, Proportion | MeanShare]]:

@@ -48,7 +48,7 @@ class Progress:
                 self._progress(event)
             case events.Auditing():
                 self._print(f"audit of {event.n} samples, {cost(event)}")
-            case events.Checked(outcome="suspect" | "invalid"):
+            case events.Checked(outcome="suspect" | "invalid" | "undecided"):
                 self._print(f"audit, {event.name}: {event.outcome.upper()}: {event.text}")
         if self.live is not None:
             self.live.update(self._table())

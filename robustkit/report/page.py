@@ -11,7 +11,7 @@ from typing import Any
 
 from robustkit.errors import UsageError
 from robustkit.records import sweep, text
-from robustkit.records.findings import NOT_AUDITED
+from robustkit.records.findings import INVALID, NOT_AUDITED, OUTCOMES, SUSPECT, UNDECIDED, VALID
 from robustkit.records.run import RunRecord
 from robustkit.records.schema import WRONG
 from robustkit.report import facts, gallery, svg
@@ -21,7 +21,7 @@ from robustkit.stats import Proportion
 
 CLASSES, MATRIX, PAIRS = 100, 20, 30  # rows of the classes' table, classes of the confusion matrix, mistakes named
 TEMPLATES = Path(__file__).parent / "templates"
-OUTCOMES = ("fine", "suspect", "invalid", "skipped")
+WORSE = (VALID, NOT_AUDITED, UNDECIDED, SUSPECT, INVALID)  # verdicts, the one to warn of in a sweep last
 
 
 def available() -> bool:
@@ -80,7 +80,7 @@ def sweep_page(eps: Sequence[str], records: Sequence[RunRecord], folders: Sequen
         }
         for name, record, folder in zip(eps, records, folders, strict=True)
     ]
-    worst = max(records, key=lambda record: ("valid", NOT_AUDITED, "suspect", "invalid").index(record.verdict))
+    worst = max(records, key=lambda record: WORSE.index(record.verdict))
     page = {
         **_head(worst),
         "heading": sweep.heading(first),
@@ -125,7 +125,7 @@ def _head(record: RunRecord) -> dict[str, Any]:
         "n": record.n,
         "clean": record.clean_accuracy,
         "verdict": record.verdict,
-        "verdict_class": record.verdict if record.verdict in ("valid", "suspect", "invalid") else "unaudited",
+        "verdict_class": "unaudited" if record.verdict == NOT_AUDITED else record.verdict,
         "audit": _audit(record),
         "notes": notes,
         "provenance": _provenance(record),

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from robustkit.records import findings
 from robustkit.records.files import write_text
 from robustkit.records.schema import ROBUST, WRONG
 from robustkit.records.text import percent
@@ -152,7 +153,8 @@ def _notes(tables: Tables) -> list[str]:
 
 
 def _doubts(tables: Tables) -> list[str]:
-    return [f"{cell}: {facts.warning}" for cell, facts in tables.results.facts.items() if facts.warning]
+    facts = tables.results.facts.items()
+    return [f"{cell}: {one.warning}" for cell, one in facts if one.verdict in findings.DOUBTED]
 
 
 def _table(tables: Tables, block: Block) -> str:

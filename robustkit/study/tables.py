@@ -13,6 +13,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from robustkit.records.compare import Change
+from robustkit.records.findings import DOUBTED
 from robustkit.records.schema import ROBUST
 from robustkit.stats import Proportion
 from robustkit.study.plan import NO_DEFENSE, Cell
@@ -69,8 +70,8 @@ class Entry(NamedTuple):
 
     @property
     def doubted(self) -> bool:
-        """Whether the audit of a run behind it says that the number cannot be relied on."""
-        return any(run.warning for run in self.runs)
+        """Whether the audit of a run behind it says that the number cannot be relied on; too few samples do not."""
+        return any(run.verdict in DOUBTED for run in self.runs)
 
 
 def latex_cell(value: Proportion | None, mark: Mark | None, *, doubted: bool = False) -> str:
