@@ -34,7 +34,7 @@ def images(n=40):
 
 
 def names(facts, suite=None, norm="linf"):
-    return [name for name, _ in resolve_attacks(suite or Adaptive(), ThreatModel(norm, 0.1), facts)]
+    return [name for name, *_ in resolve_attacks(suite or Adaptive(), ThreatModel(norm, 0.1), facts)]
 
 
 def small_net(seed):
@@ -77,7 +77,7 @@ class Members(nn.Module):
 
 
 def test_autoattack_is_in_it_whole():
-    whole = [name for name, _ in resolve_attacks(AutoAttack(), THREAT, PLAIN)]
+    whole = [name for name, *_ in resolve_attacks(AutoAttack(), THREAT, PLAIN)]
     found = names(PLAIN)
     assert set(whole) <= set(found)
     assert set(found) - set(whole) == {"pgd:steps=500,restarts=5,loss=margin"}
@@ -119,7 +119,7 @@ def test_what_hides_its_gradients_is_first_attacked_through_its_stand_ins_and_ea
     assert names(declared._replace(surrogates=("mean-logits",)))[1] == "surrogate-swap:only=0,of=members,most=2"
     assert names(PLAIN._replace(members=2))[0] == "apgd"  # honest gradients and nothing declared: the usual order
     assert names(PLAIN._replace(members=2, misleading_gradient=0.5))[0].startswith("surrogate-swap:only=mean,of=")
-    assert set(found) >= {name for name, _ in resolve_attacks(AutoAttack(), THREAT, declared)}
+    assert set(found) >= {name for name, *_ in resolve_attacks(AutoAttack(), THREAT, declared)}
 
 
 @pytest.mark.parametrize("budget", ["quick", "standard", "thorough"])
@@ -127,7 +127,7 @@ def test_what_hides_its_gradients_is_first_attacked_through_its_stand_ins_and_ea
 def test_every_attack_of_it_has_a_name_that_makes_it_again(budget, norm):
     facts = PLAIN._replace(members=2, surrogates=("a+b", "mean"), zero_gradient=0.5)
     for seen in (facts, facts._replace(randomised=True), facts._replace(differentiable=False)):
-        for name, attack in resolve_attacks(Adaptive(budget), ThreatModel(norm, 0.1), seen):
+        for name, attack, _ in resolve_attacks(Adaptive(budget), ThreatModel(norm, 0.1), seen):
             inner = attack.attack if isinstance(attack, Expected) else attack
             assert norm in inner.norms
             assert make_attack(name) == attack
