@@ -74,7 +74,7 @@ def test_a_board_takes_no_entry_whose_audit_is_undecided(board, tmp_path, outcom
     few = audited(record("RRRRBBWW"), outcome, why)
     enter(board, few, "few")
     with pytest.raises(UsageError, match=f"its audit is UNDECIDED, too little evidence: {why}"):
-        leaderboard.write(board)
+        leaderboard.write(board, present)
     (board / "entries" / "few.json").unlink()
     baseline.save(few, tmp_path / "few.json")
     with pytest.raises(UsageError, match="UNDECIDED"):
