@@ -46,7 +46,9 @@ def found(sources: Sequence[source.Source]) -> list[Curve]:
         records = sorted((record for _, record in rows), key=lambda record: float(record.job["eps"]))
         for one, other in itertools.pairwise(records):
             if one.job["eps"] == other.job["eps"]:
-                raise UsageError(f"{name}: two runs at eps {one.job['eps']:.6g} would be one line's; leave one of them out")
+                raise UsageError(
+                    f"{name}: two runs at eps {one.job['eps']:.6g} would be one line's; leave one of them out"
+                )
         called = ", ".join([key[0], *filter(None, (_told(_SAME[place], key[place]) for place in differ))])
         curves.append(_named(facts.sweep_curve(records), source.marked(called, *records)))
     return curves
