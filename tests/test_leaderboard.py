@@ -158,10 +158,10 @@ def test_a_defended_model_is_an_entry_of_its_own_and_says_so(board, tmp_path):
     assert "| 2 | net |" in text
 
 
-def saved(folder, made):
+def saved(folder, made, pages=()):
     run = RunFolder(folder)
     run.open(made.job, {}, fresh=True)
-    run.save(made, {})
+    run.save(made, dict(pages))
     return folder
 
 
@@ -303,7 +303,8 @@ def test_an_edited_entry_is_refused_by_render_and_by_add(board, tmp_path, kind):
 
 
 def test_one_model_is_one_entry_under_its_own_name(board, tmp_path):
-    run = saved(tmp_path / "run", audited(record("RRRRBBWW")))
+    run = saved(tmp_path / "run", audited(record("RRRRBBWW")), {"report.md": "a report"})
+    (run / "report.md").write_text("mine")  # is nothing of a board's
     leaderboard.add(board, run, "net")
     with pytest.raises(UsageError, match="is of a model that is on the board already, as net; give that --name"):
         leaderboard.add(board, run, "better")

@@ -309,6 +309,11 @@ def test_another_run_in_a_sweep_is_refused(made, tmp_path):
     shutil.rmtree(tmp_path / "sweep/eps-02")
     shutil.copytree(made / "sweep/eps-01", tmp_path / "sweep/eps-02")
     assert "eps-02 holds another run than the sweep had at eps 0.05" in refusal(tmp_path / "sweep")
+    shutil.rmtree(tmp_path / "sweep")
+    shutil.copytree(made / "sweep", tmp_path / "sweep")
+    data = json.loads((tmp_path / "sweep/sweep.json").read_text())
+    write_text(tmp_path / "sweep/sweep.json", dumps(seal.sealed({**data, "eps": ["0.02", "0.5"]})))
+    assert "eps-02 holds another run than the sweep had at eps 0.5" in refusal(tmp_path / "sweep")
 
 
 def test_a_sweep_is_no_run(made):

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from robustkit import spec
 from robustkit.errors import NotEstablishedError, UsageError
-from robustkit.records import baseline
+from robustkit.records import baseline, seal
 from robustkit.records.files import write_text
 from robustkit.records.findings import UNDECIDED, VALID, lacking
 from robustkit.records.run import RunRecord
@@ -192,8 +192,9 @@ def add(folder: Path, run: Path, name: str = "") -> Path:
         NotEstablishedError: if its robust accuracy is not established.
     """
     board, record = load_board(folder), baseline.read(run)
-    if record.notes:
-        raise UsageError(f"{run} was not added: {record.notes[0]}; evaluate it again")
+    for note in record.notes:
+        if seal.UNSEALED in note:
+            raise UsageError(f"{run} was not added: {note}; evaluate it again")
     if faults := board.faults(record):
         raise UsageError(f"{run} is no entry of {board.name}: {'; '.join(faults)}")
     if record.robust_accuracy is None:
