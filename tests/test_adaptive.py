@@ -201,7 +201,7 @@ def test_masked_gradients_are_seen_and_do_not_save_a_model(how):
         module, (x, y), "square:queries=1" if how in ("detached", "steps") else "pgd:steps=40", eps=0.06, doctor=False
     )
     found = evaluate(module, (x, y), "adaptive:budget=quick", eps=0.06, doctor=False)
-    assert float(weak.robust_accuracy) > float(bare.robust_accuracy) + 0.3
+    assert float(weak.robust_accuracy) > float(bare.robust_accuracy) + 0.2
     assert float(found.robust_accuracy) <= float(bare.robust_accuracy) + 0.05
     assert any(name.startswith("nes") for name in found.job["attacks"])
 

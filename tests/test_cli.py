@@ -112,7 +112,7 @@ def test_a_result_that_is_not_established_exits_3(inside):
     done = inside.invoke(main, ["eval", "--model", "python/cheat.model", "--dataset", "digits", *FAST[3:]])
     assert done.exit_code == 3, done.output
     assert "not established" in done.stdout
-    assert "UNKNOWN" in done.stdout
+    assert "stand unattacked; try square or adaptive" in done.stdout
 
 
 @pytest.mark.parametrize(
