@@ -8,6 +8,8 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
+from benchmarks import kit
+from benchmarks.masking_zoo import FlipsGradients, rounded, temperature
 from robustkit import evaluate
 from robustkit.cli import main
 from robustkit.errors import NoGradientError
@@ -15,8 +17,8 @@ from robustkit.models.evidence import FLAT, Climb
 from robustkit.records import evidence
 from robustkit.records.folder import load_run
 from robustkit.records.run import INSUFFICIENT
-from tests import kit, toys
-from tests.masking_zoo import FlipsGradients, rounded, temperature
+from tests import toys
+from tests.needs import kit as needs_kit
 from tests.records import record
 
 SHAPE = (1, 4, 4)
@@ -281,6 +283,16 @@ def test_a_step_on_a_declared_stand_in_is_tried_where_attacks_broke_nothing(decl
     assert ("one step along the gradient of its stand-in plain breaks" in message(found)) == declares
 
 
+def test_a_stand_in_without_gradient_is_told_from_a_model_without_one():
+    class Misdeclares(Net):
+        def surrogates(self):
+            return {"dead": toys.Detached(Net())}
+
+    said = message(run(Misdeclares(), "surrogate-swap:only=dead"), INSUFFICIENT)
+    assert "no gradient flows through its stand-ins" in said
+    assert "try apgd:loss=dlr or adaptive" in said
+
+
 def test_noise_is_tried_where_an_attack_broke_nothing():
     assert "random noise breaks" in message(run(Net(), toys.Lazy(), eps=0.3))
     assert evidence.MASKED not in kinds(run(Net(), toys.Lazy(), eps=1e-4))
@@ -319,9 +331,9 @@ def test_a_declared_backward_pass_is_no_mask():
 
 
 @pytest.mark.slow
-@kit.needs_kit
+@needs_kit
 @pytest.mark.parametrize("attack", ["fgsm", "pgd", "apgd"])
-@pytest.mark.parametrize("name", sorted(kit.manifest()) if kit.needs_kit.args[0] is False else [])
+@pytest.mark.parametrize("name", sorted(kit.manifest()) if needs_kit.args[0] is False else [])
 def test_no_honest_network_of_the_kit_is_flagged(name, attack):
     cifar = name.startswith("cifar10")
     data = (kit.cifar10 if cifar else kit.mnist)(range(64))

@@ -33,16 +33,15 @@ def flags(bench: Bench, record: RunRecord) -> list[Mapping[str, Any]]:
     """What a finished record must say of its attacks, whether anybody asked for an audit or not; mostly nothing."""
     if not (record.samples["status"] == ROBUST).any():
         return []
-    k = evidence.not_attacked(record)
-    if k:
-        names = " and ".join(record.job["attacks"])
+    flows = bench.opened.subject.facts.differentiable
+    if k := evidence.not_attacked(record):
+        names, blocked = " and ".join(record.job["attacks"]), "its stand-ins" if flows else "the model"
         text = (
-            f"no gradient flows through the model, so {names} could not run: {k} of {record.n} samples stand "
-            f"unattacked; {evidence.advice(record, flows=False)}"
+            f"no gradient flows through {blocked}, so {names} could not run: {k} of {record.n} samples stand "
+            f"unattacked; {evidence.advice(record, flows=flows)}"
         )
         return [{"kind": INSUFFICIENT, "message": text}]
     seen = [*evidence.signs(record), *([] if bench.draws else _look(bench, record))]
-    flows = bench.opened.subject.facts.differentiable
     return [{"kind": MASKED, "message": evidence.message(record, seen, flows=flows)}] if seen else []
 
 
