@@ -221,6 +221,7 @@ HOMONYMS = {
     "--json",  # where to write the result, and the flag of a command that prints one thing
     "--check",  # a board's README as it is, and the test images of a training
     "--baseline",  # of the gate, and of a mean corruption error
+    "--outputs",  # of the one model, and of each of several by its name
 }
 
 

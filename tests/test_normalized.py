@@ -127,13 +127,13 @@ def test_every_source_takes_resize_and_the_record_is_of_the_images_as_they_are(t
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my_net_here.py").write_text(
         "import torch\nfrom torch import nn\n\ndef make():\n    torch.manual_seed(1)\n"
-        "    return nn.Sequential(nn.Flatten(), nn.Linear(48, 5))\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(192, 5))\n"
     )
     x, y = images(4, 3, 9, 9), torch.arange(4)
-    with pytest.raises(UsageError, match=r"shape \(3, 9, 9\): .*resize=224 in its spec resizes them inside the model"):
+    with pytest.raises(UsageError, match=r"shape \(3, 9, 9\): .*resize=8 in its spec resizes them inside the model"):
         robustkit.evaluate("python/my_net_here.make", (x, y), "pgd:steps=1", eps=0.1)
-    record = robustkit.evaluate("python/my_net_here.make:resize=4", (x, y), "pgd:steps=1", eps=0.1)
-    module, _ = load_model("python/my_net_here.make:resize=4")
+    record = robustkit.evaluate("python/my_net_here.make:resize=8", (x, y), "pgd:steps=1", eps=0.1)
+    module, _ = load_model("python/my_net_here.make:resize=8")
     assert (record.samples["status"] != "WRONG").tolist() == (module(x).argmax(1) == y).tolist()
 
 
