@@ -128,7 +128,7 @@ def test_the_background_alone_predicts_the_class_at_the_stated_rate():
 def test_wrong_settings_are_refused():
     for spec, message in (
         ("scenes:n=0", "n must be a whole number of at least 1, not 0"),
-        ("scenes:context=1.5", "context=1.5 from 0 to 1"),
+        ("scenes:context=1.5", "context=1.5 must be from 0 to 1"),
         ("scenes:split=valid", "split must be one of test, train"),
         ("scenes:contxt=1", "no option called 'contxt'; did you mean context"),
     ):
