@@ -49,7 +49,7 @@ def fed(change):
 
 
 @pytest.mark.slow
-@kit.needs_kit
+@needs.kit
 def test_statistics_that_cost_seven_points_are_found_though_the_first_images_do_not_show_it():
     found = diagnose(normalised_by(HALF, "cifar10_resnet20_std"), *kit_images("cifar10_resnet20_std", 1000))
     assert "84.60 %" in the(found, "normalisation")

@@ -1,5 +1,6 @@
 """State dicts: reading one from a file, and filling a network with it exactly."""
 
+import copy
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -133,7 +134,7 @@ def _tensors(found: object) -> dict[str, Tensor]:
         found = found.state_dict()
     if not isinstance(found, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in found.items()):
         return {}
-    return dict(found)
+    return copy.copy(found)  # with the versions of its layers' formats, which torch keeps in an attribute
 
 
 def _is_average(name: object) -> bool:
