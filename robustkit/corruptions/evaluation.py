@@ -17,9 +17,9 @@ from robustkit.engine.voting import ask
 from robustkit.errors import UsageError
 from robustkit.locks import at_work
 from robustkit.models import defended
-from robustkit.models.examination import check_labels
 from robustkit.models.opening import Model, Opened, load, open_model
 from robustkit.models.oracle import Network
+from robustkit.models.outputs import check_labels
 from robustkit.models.turns import one_at_a_time
 from robustkit.records.corruption import ALEXNET, RESULT, STANDARD, Cell, CorruptionRecord
 from robustkit.records.corruption import load as load_record

@@ -29,8 +29,9 @@ from robustkit.doctor.trials import ALPHA, GLANCE, LOOKS, MARGIN, Bench, Sample,
 from robustkit.errors import UsageError
 from robustkit.models import capabilities
 from robustkit.models.acceptance import first_call
-from robustkit.models.examination import check_outputs, differs, lent, sum_to_one, tile_width
+from robustkit.models.examination import differs, lent, tile_width
 from robustkit.models.oracle import Network, Noise
+from robustkit.models.outputs import check_form, sum_to_one
 from robustkit.models.state import check_usable, modes, restore, snapshot
 from robustkit.stats import Proportion
 
@@ -308,7 +309,5 @@ def _accepted(network: Network, x: Images) -> Network:
         UsageError: if it takes these in none, or returns no (n, classes) outputs.
     """
     network, raw = first_call(network, x[:1])
-    # Their form only: values that are no logits, and labels that do not fit, are findings.
-    form = torch.zeros_like(raw) if isinstance(raw, Tensor) else raw
-    check_outputs(form, torch.zeros(1, dtype=torch.int64), None, "logits")
+    check_form(raw, 1)  # values that are no logits, and labels that do not fit, are findings
     return network

@@ -18,6 +18,7 @@ from robustkit.models import capabilities
 from robustkit.models.acceptance import first_call, resize_hint, sizes
 from robustkit.models.gradients import gradient_faults, probed_gradient
 from robustkit.models.oracle import Network, Noise
+from robustkit.models.outputs import Outputs, check_outputs
 from robustkit.models.state import State, changed, modes, put_in_eval_mode, quantised, restore, sha256, snapshot
 from robustkit.models.turns import one_at_a_time
 from robustkit.numerics.streams import SampleDraws, key_of
@@ -26,7 +27,6 @@ from robustkit.records.run import INSUFFICIENT
 PROBES = 8
 _SIGNS = 16  # of each probe image's gradient
 TINY_IMAGE, SMALL_IMAGE = 1 * 16 * 16, 3 * 64 * 64
-Outputs = str  # "logits" or "probs"
 
 
 class CallableModule(nn.Module):
@@ -46,7 +46,8 @@ class Subject:
     """A model ready to be attacked, and what was found out about it.
 
     `volatile` names what a plain call of the model changes in its state, which no logit depends on: it is no part of
-    what the model is. Of a `stateful` one the logits move with it.
+    what the model is. Of a `stateful` one the logits move with it. `training` are the parts that stay in training mode,
+    or put themselves into it when called: dropout that is meant to be on, say.
     """
 
     reference: Network
@@ -57,6 +58,7 @@ class Subject:
     flags: tuple[Mapping[str, Any], ...]
     volatile: frozenset[str] = frozenset()
     stateful: bool = False
+    training: frozenset[nn.Module] = frozenset()
 
     @property
     def probe_sha256(self) -> str:
@@ -100,13 +102,13 @@ class Subject:
         return np.packbits((seen > 0).cpu().numpy()).tobytes().hex()
 
     def untouched(self, weights: State) -> bool:
-        """Whether the model is still in eval mode, has these weights, and answers as it did at the start.
+        """Whether the model is still in its own mode, has these weights, and answers as it did at the start.
 
         What its own calls change is put back first. A randomised model is asked under fixed noise; where seeding does
         not fix that, its answers tell nothing.
         """
         module = self.reference.module
-        if any(training for _, training in modes(module)):
+        if any(training and part not in self.training for part, training in modes(module)):
             return False
         if self.volatile:
             restore(module, {name: value for name, value in weights.items() if name in self.volatile})
@@ -231,12 +233,16 @@ def examine(
         no_gradient=gradient.why,
     )
     logits = network.logits(probes)
+    kept_training = frozenset(part for part, training in modes(module) if training)
     volatile = changed(before, module.state_dict())
     stateful = bool(volatile) and _moves_with_its_state(network, before, x)
     return Subject(
         network, facts, sha256(module, volatile), probes, logits,
-        (*_flags(facts, gradient.flow), *_state_flags(volatile, stateful), *_size_flags(x.shape[1:], input_shape)),
-        volatile, stateful,
+        (
+            *_flags(facts, gradient.flow), *_mode_flags(module, kept_training), *_state_flags(volatile, stateful),
+            *_size_flags(x.shape[1:], input_shape),
+        ),
+        volatile, stateful, kept_training,
     )  # fmt: skip
 
 
@@ -269,66 +275,6 @@ def _size_flags(shape: Sequence[int], input_shape: Sequence[int]) -> Iterator[Ma
             "kind": "image-size",
             "message": f"the model takes these images of {sizes(shape)}, but {resize_hint(shape, input_shape)}",
         }
-
-
-def check_outputs(raw: Any, y: Labels, classes: int | None, outputs: Outputs) -> int:
-    """The number of classes, after the checks that come before any attack.
-
-    Raises:
-        UsageError: see `examine`.
-    """
-    if not isinstance(raw, Tensor) or raw.dim() != 2 or raw.shape[0] != y.shape[0]:
-        given = f"shape {tuple(raw.shape)}" if isinstance(raw, Tensor) else type(raw).__name__
-        raise UsageError(f"the model must return logits of shape ({y.shape[0]}, classes); it returned {given}")
-    k = raw.shape[1]
-    raw = raw.float()
-    if k < 2:
-        raise UsageError("the model has one output; a classifier needs at least 2 (stack −z and z for one logit)")
-    if not torch.isfinite(raw).all():
-        raise UsageError(f"the model's outputs on the clean images are not finite: {_not_finite(raw)}")
-    if classes is not None and classes != k:
-        raise UsageError(f"the model has {k} outputs but the dataset has {classes} classes; choose ones that fit")
-    check_labels(y, k)
-    hard = bool(((raw == 0) | (raw == 1)).all())
-    distribution = bool((raw >= 0).all() and (raw <= 1).all()) and sum_to_one(raw)
-    if distribution and not hard and outputs == "logits":
-        raise UsageError(
-            "the model's outputs are probabilities (each row sums to 1), which hides gradients; return logits, or "
-            "say so with outputs='probs' (--outputs probs)"
-        )
-    if outputs == "probs" and not distribution:
-        raise UsageError("outputs='probs' was said, but the model's rows are not in [0,1] or do not sum to 1")
-    return k
-
-
-def sum_to_one(outputs: Tensor) -> bool:
-    """Whether each row sums to 1 but for rounding: a softmax in bfloat16 may miss it by 0.004.
-
-    The type is told by the values, which may have been cast since.
-    """
-    room = 1e-3
-    for coarse in (torch.float16, torch.bfloat16):
-        if torch.equal(outputs.to(coarse).to(outputs.dtype), outputs):
-            room = max(room, torch.finfo(coarse).eps)
-    return bool(((outputs.double().sum(1) - 1).abs() <= room).all())
-
-
-def _not_finite(raw: Tensor) -> str:
-    masked = raw == -torch.inf
-    if bool((masked | raw.isfinite()).all()) and not bool(masked.all(1).any()):
-        which = int(masked.any(0).nonzero()[0, 0])
-        return f"class {which} has logits of −inf; to mask classes out, use a large finite number such as −1e9"
-    return "NaN or inf; check its weights"
-
-
-def check_labels(y: Labels, k: int) -> None:
-    """Refuse labels that the model has no output for.
-
-    Raises:
-        UsageError: if there are any.
-    """
-    if int(y.max()) >= k:
-        raise UsageError(f"labels go up to {int(y.max())} but the model has {k} outputs (classes 0 to {k - 1})")
 
 
 def differs(network: Network, batches: Sequence[Tensor]) -> bool:
@@ -374,6 +320,18 @@ def _flags(facts: ModelFacts, gradient: str) -> Iterator[Mapping[str, Any]]:
         yield {
             "kind": "zero-gradient",
             "message": "the gradient is exactly zero for some of the first images: gradient attacks may look weak",
+        }
+
+
+def _mode_flags(module: nn.Module, training: Collection[nn.Module]) -> Iterator[Mapping[str, Any]]:
+    if training:
+        found = [
+            f"{name or 'itself'}: {type(part).__name__}" for name, part in module.named_modules() if part in training
+        ]
+        yield {
+            "kind": "training-mode",
+            "message": f"parts of the model stay in training mode after eval() ({', '.join(found[:3])}"
+            f"{' …' * (len(found) > 3)}): the figures are of the model in that mode",
         }
 
 

@@ -16,7 +16,8 @@ from robustkit.api import ModelCard
 from robustkit.datasets.choice import Samples
 from robustkit.errors import NotEstablishedError, UsageError
 from robustkit.models import defended, sources
-from robustkit.models.examination import CallableModule, Subject, as_module, check_labels, examine, lent
+from robustkit.models.examination import CallableModule, Subject, as_module, examine, lent
+from robustkit.models.outputs import check_labels
 from robustkit.models.picture import Picture
 from robustkit.models.sources.evaluating import evaluating
 from robustkit.models.state import State, check_usable, restore, snapshot
