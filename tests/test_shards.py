@@ -88,9 +88,15 @@ def test_survivors_of_several_shards_share_a_batch(opened):
 
 def test_units_are_every_shard_once():
     for n, size, in_flight in ((100, 32, 64), (5000, 512, 512), (7, 512, 16), (1000, 16, 16)):
-        units = Units(n, size)
+        units = Units(n, size, 256)
         claimed = [shard for claim in units.claims(in_flight) for shard in claim.shards]
         assert claimed == list(range(-(-n // size)))
+
+
+def test_shards_of_large_images_are_taken_one_by_one():
+    small, large = (list(Units(2000, 128, size).claims(512)) for size in (3 * 32 * 32 * 4, 3 * 224 * 224 * 4))
+    assert len(small[0].shards) == 4
+    assert {len(claim.shards) for claim in large} == {1}
 
 
 def test_a_fresh_process_makes_the_bench_from_the_job_and_finds_the_same_facts(tmp_path):

@@ -133,7 +133,8 @@ def _attacked(bench: Bench, begun: Begun) -> dict[tuple[int, int], Facts]:
     known = _known(begun)
     watch = Progress(bench.attacks, bench.opened, begun.execution.tell)
     found: dict[tuple[int, int], Facts] = {}
-    for claim in Units(len(bench.opened.samples), bench.shard_size).claims(bench.in_flight):
+    units = Units(len(bench.opened.samples), bench.shard_size, bench.opened.subject.probes[0].nbytes)
+    for claim in units.claims(bench.in_flight):
         for part in attack_shards(bench, claim.shards, known, watch):
             found[part.shard, part.step] = part.facts
             if folder is not None and part.new:

@@ -18,10 +18,11 @@ class Claim(NamedTuple):
 
 
 class Units(NamedTuple):
-    """The shards of a run of `n` samples."""
+    """The shards of a run of `n` samples, whose images take so many bytes each."""
 
     n: int
     shard_size: int
+    bytes_of_image: int
 
     @property
     def shards(self) -> range:
@@ -29,8 +30,12 @@ class Units(NamedTuple):
         return range(-(-self.n // self.shard_size))
 
     def claims(self, in_flight: int) -> Iterator[Claim]:
-        """Every shard once: as many together as fill a batch of `in_flight` samples, if three in four fall."""
-        together = max(1, min(TOGETHER, 4 * in_flight // self.shard_size))
+        """Every shard once: as many together as fill a batch of `in_flight` samples, if three in four fall.
+
+        Together they hold no more bytes than one shard may: memory does not grow with the number of large images.
+        """
+        fitting = SHARD_BYTES // (self.shard_size * self.bytes_of_image)
+        together = max(1, min(TOGETHER, 4 * in_flight // self.shard_size, fitting))
         for start in range(0, len(self.shards), together):
             yield Claim(tuple(self.shards[start : start + together]))
 
