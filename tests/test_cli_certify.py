@@ -1,6 +1,7 @@
 """`robustkit certify`: its numbers against the closed form of a linear model, its table from the facts, its errors."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -200,7 +201,8 @@ def test_killed_behind_a_defense_and_run_again_it_ends_as_one_that_was_not(tmp_p
     model = "python/tests.test_cli_certify.pausing:pause=0.05"
     folder, calm = tmp_path / "killed", tmp_path / "calm"
     command = [*RESUMED, "--model", model, "--out"]
-    with subprocess.Popen([sys.executable, "-m", "robustkit", *command, str(folder)]) as process:
+    threads = {**os.environ, "OMP_NUM_THREADS": "1"}  # as many as the tests' own process has
+    with subprocess.Popen([sys.executable, "-m", "robustkit", *command, str(folder)], env=threads) as process:
         while not list(folder.glob("journal/shard-*.npz")) and process.poll() is None:
             time.sleep(0.01)
         process.kill()

@@ -281,7 +281,8 @@ def command(*more):
 
 def test_killed_behind_a_defense_and_run_again_it_ends_as_one_that_was_not(tmp_path):
     folder, calm = tmp_path / "killed", tmp_path / "calm"
-    here = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}  # the test's own folder is another
+    root = str(Path(__file__).parent.parent)  # the test's own folder is another
+    here = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}  # as many threads as the tests' own process has
     program = [sys.executable, "-m", "robustkit", *command("--quiet", "--out", str(folder))]
     with subprocess.Popen(program, env=here) as process:
         while not list(folder.glob("journal/shard-*.npz")) and process.poll() is None:
