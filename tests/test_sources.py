@@ -78,6 +78,22 @@ def test_a_wrapper_inside_a_network_is_taken_off_and_a_network_s_own_prefix_is_n
     assert same(load_model("./net.pt:arch=python/my_wrapped_here.make")[0], own)
 
 
+def test_the_versions_of_formats_that_torch_keeps_beside_a_state_dict_are_kept(weights, tmp_path):
+    (tmp_path / "my_versions_here.py").write_text(
+        "from torch import nn\n\nclass Layer(nn.Linear):\n    _version = 3\n\n"
+        "    def _load_from_state_dict(self, state, prefix, metadata, *rest):\n"
+        "        if metadata.get('version') != 3:\n            raise ValueError('which version?')\n"
+        "        super()._load_from_state_dict(state, prefix, metadata, *rest)\n\n"
+        "def make():\n    return Layer(2, 3)\n"
+    )
+    network = load_model("python/my_versions_here.make")[0]
+    torch.save({"model": network.state_dict()}, "net.pt")
+    assert same(load_model("./net.pt:arch=python/my_versions_here.make")[0], network.state_dict())
+    save_file(network.state_dict(), "net.safetensors")
+    with pytest.raises(UsageError, match=r"the weights do not fit \(which version\?\)"):
+        load_model("./net.safetensors:arch=python/my_versions_here.make")
+
+
 def test_a_torch_average_of_models_loads(weights):
     network = digits_cnn()
     network.load_state_dict(weights)

@@ -50,7 +50,8 @@ def first_call(network: Network, x: Images, input_shape: Sequence[int] = ()) -> 
             whole = isinstance(raw, torch.Tensor) and raw.dim() > 0 and len(raw) == network.tile
             return tried, raw[: len(x)] if whole else raw
         reason = reason or refused
-    raise UsageError(f"the model does not accept images of shape {shape}: {reason}; {_advice(network, x, input_shape)}")
+    advice = _advice(network, x, input_shape, reason)
+    raise UsageError(f"the model does not accept images of shape {shape}: {reason}; {advice}")
 
 
 def resize_hint(shape: Sequence[int], input_shape: Sequence[int]) -> str:
@@ -81,7 +82,7 @@ def _answer(network: Network, x: Images) -> tuple[Any, str]:
         return None, first_line(error)
 
 
-def _advice(network: Network, x: Images, input_shape: Sequence[int]) -> str:
+def _advice(network: Network, x: Images, input_shape: Sequence[int], reason: str) -> str:
     if input_shape:
         if tuple(input_shape) == tuple(x.shape[1:]):
             return f"its card says that it is made for {sizes(input_shape)}, which they are"
@@ -89,6 +90,8 @@ def _advice(network: Network, x: Images, input_shape: Sequence[int]) -> str:
     for tried, images, advice in _changes(network, x):
         if not _answer(tried, images)[1]:
             return advice
+    if "shape" in reason or "size" in reason:
+        return "if that is for their size: resize=224 in its spec resizes them inside the model"
     return "it must take images (n, channels, height, width) in [0,1] and return logits (n, classes)"
 
 

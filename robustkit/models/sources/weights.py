@@ -110,7 +110,7 @@ def fill(module: nn.Module, weights: Mapping[str, Tensor], what: str) -> None:
     check_kinds(module.state_dict(), weights, what)
     try:
         module.load_state_dict(weights)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:  # ValueError: a layer that does not know the format's version
         own = {key: value.shape for key, value in module.state_dict().items()}
         missing = [key for key in own if key not in weights and not key.endswith(_COUNTER)]
         unexpected = [key for key in weights if key not in own]
@@ -151,12 +151,12 @@ def _split(saved: Saved, own: set[str]) -> Saved:
     return Saved(rest, {key: saved.raw[key] for key in average}) if average and rest else saved
 
 
-def _renamed(weights: Mapping[str, Tensor], own: set[str]) -> dict[str, Tensor]:
+def _renamed(weights: dict[str, Tensor], own: set[str]) -> dict[str, Tensor]:
     """The weights under the names that fit best, the fewest prefixes taken off where several do."""
     tried = list(_shorter(weights))
     names = next((names for names in tried if _fits(names, own)), None)
     names = names or max(tried, key=lambda names: len(own.intersection(names)))
-    return {name: weights[key] for name, key in names.items()}
+    return weights if names is tried[0] else {name: weights[key] for name, key in names.items()}
 
 
 def _shorter(weights: Mapping[str, Tensor]) -> Iterator[dict[str, str]]:
