@@ -1,11 +1,15 @@
 """For all tests: one thread a worker, shapes checked, and a fixture without data."""
 
+import signal
+
 import pytest
 import torch
 
 from tests import shapes
 
 torch.set_num_threads(1)  # `make test` runs one worker a core, which is faster than threads that wait for each other
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as nohup and `&` leave it, and commands would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 shapes.install()  # before any of the packages is imported
 
 
