@@ -168,9 +168,28 @@ class Oracle(Protocol):
         """The network as a foreign library may have it: its passes are counted, its weights and mode out of reach."""
 
 
+class Handed(NamedTuple):
+    """What the attacks before an attack left of each sample that stands, a row a sample.
+
+    `clean` is the margin of the original image; `margin` the least that any of their last candidates inside the ball
+    showed, and `point` where (at first the original image itself).
+    """
+
+    clean: Float[Tensor, " batch"]
+    margin: Float[Tensor, " batch"]
+    point: Images
+
+    def select(self, rows: Tensor) -> "Handed":
+        """The same of some of the samples."""
+        return Handed(self.clean[rows], self.margin[rows], self.point[rows])
+
+
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What an attack receives, one row a sample. `target` is None in an untargeted evaluation."""
+    """What an attack receives, one row a sample. `target` is None in an untargeted evaluation.
+
+    `handed` is there for a `CohortAttack` alone.
+    """
 
     oracle: Oracle
     x: Images
@@ -180,13 +199,15 @@ class Case:
     draws: Draws
     judge: Callable[[Tensor, Images], Mask]
     rows: Int[Tensor, " batch"]
+    handed: Handed | None = None
 
     def select(self, rows: Tensor) -> "Case":
-        """The case of some of the samples (a mask or indices): counters and draws follow them."""
+        """The case of some of the samples (a mask or indices; one may come twice): counters and draws follow them."""
         target = None if self.target is None else self.target[rows]
         return Case(
             self.oracle.select(rows), self.x[rows], self.y[rows], target,
             self.threat, self.draws.select(rows), self.judge, self.rows[rows],
+            None if self.handed is None else self.handed.select(rows),
         )  # fmt: skip
 
     def submit(self, adv: Images) -> Mask:
@@ -223,6 +244,19 @@ class Attack(Protocol):
 
     def cost(self, classes: int) -> tuple[int, int]:
         """The most forward and backward passes that one sample can take."""
+
+
+@runtime_checkable
+class CohortAttack(Attack, Protocol):
+    """An attack whose effort on a sample depends on the samples beside it: it ranks them, and looks at the nearest.
+
+    Its result is a function of a declared cohort, `cohort` consecutive positions of the evaluated list, of which it
+    gets all that still stand at once, with what the attacks before it handed on (`Case.handed`).
+    """
+
+    @property
+    def cohort(self) -> int:
+        """How many consecutive samples of the evaluated list are ranked together."""
 
 
 @runtime_checkable
@@ -297,7 +331,8 @@ class ModelFacts(NamedTuple):
 class Suite(Protocol):
     """Settings that name attacks; the harness runs each on what is left standing.
 
-    One that is too weak to establish a robust accuracy by itself may say why in a property `never_alone`.
+    One that is too weak to establish a robust accuracy by itself may say why in a property `never_alone`. One whose
+    number is not that of a well-known suite may say so in a property `caution`: every record of it does.
     """
 
     def attacks(self, threat: ThreatModel, facts: ModelFacts) -> Sequence[Attack]:

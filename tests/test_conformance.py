@@ -21,6 +21,8 @@ QUICK = {
     "multi-targeted": "multi-targeted:steps=15,targets=3",
     "fab": "fab:steps=15,restarts=2",
     "square": "square:queries=150",
+    "fab-walk": "fab-walk:steps=8,block=8",
+    "square-walk": "square-walk:queries=60,block=8",
     "mora": "mora:steps=12,mixes=0.5,targets=2",
     "surrogate-swap": "surrogate-swap:steps=15,direct=5",
     "autoattack": "autoattack:steps=12,queries=120",

@@ -29,6 +29,13 @@ PLUGIN = Plugin(
         "autoattack": Entry(
             "robustkit_attacks.autoattack:AutoAttack", "APGD-CE, APGD-T, FAB-T, Square (arXiv:2003.01690)"
         ),
+        "fast": Entry(
+            "robustkit_attacks.fast:Fast", "a cascade at about a twentieth of AutoAttack's cost, which it is not"
+        ),
+        "strong": Entry("robustkit_attacks.strong:Strong", "AutoAttack, after what goes below it; never above it"),
+        "descent": Entry("robustkit_attacks.descent:Descent", "a stage of fast: short runs on the nearest"),
+        "fab-walk": Entry("robustkit_attacks.fab_walk:FabWalk", "a stage of fast: FAB-T down a ranking of margins"),
+        "square-walk": Entry("robustkit_attacks.square_walk:SquareWalk", "a stage of fast: Square down a ranking"),
         "nes": Entry("robustkit_attacks.nes:NES", "gradients estimated from scores (arXiv:1804.08598)"),
         "adaptive": Entry(
             "robustkit_attacks.adaptive:Adaptive", "all that the model and its gradients call for (arXiv:2002.08347)"

@@ -18,7 +18,9 @@ _MOMENTUM = 0.75
 _RHO = 0.75  # the share of steps between checkpoints that must raise the loss
 
 
-class _State(NamedTuple):
+class State(NamedTuple):
+    """What algorithm 1 knows of each row."""
+
     adv: Tensor  # the iterate, where `grad` was taken
     previous: Tensor  # the one before
     grad: Tensor
@@ -85,10 +87,10 @@ class APGD:
         state = self._start(case, losses.make(self.loss, case.y, case.target, aim), place, stream)
         interval, since = max(int(0.22 * self.steps), 1), 0
         for i in range(1, self.steps + 1):
-            state = self._step(case, losses.make(self.loss, case.y, case.target, aim), state, first=i == 1)
+            state = stepped(case, losses.make(self.loss, case.y, case.target, aim), state, first=i == 1)
             since += 1
             if since == interval:
-                state = _adapted(state, interval)
+                state = adapted(state, interval)
                 interval, since = max(interval - max(int(0.03 * self.steps), 1), max(int(0.06 * self.steps), 1)), 0
             if parts.checkpoint(i):
                 case, state, stays = parts.leave(case, state)
@@ -97,42 +99,14 @@ class APGD:
                     break
         return case, state.place, rows.pick(state.hit, state.found, state.best)
 
-    def _start(self, case: Case, loss: Loss, place: Tensor, stream: int) -> _State:
+    def _start(self, case: Case, loss: Loss, place: Tensor, stream: int) -> State:
         draws, threat = case.draws.at(stream), case.threat
         if threat.norm == "linf":
             noise = 2 * draws.uniform(case.x.shape[1:]) - 1
             start = threat.clip(case.x + threat.eps * norms.unit(noise, "linf"))
         else:
             start = threat.project(case.x, case.x + threat.eps * norms.unit(draws.normal(case.x.shape[1:])))
-        outputs, value, grad = case.oracle.gradient(start, loss)
-        hit = case.reached(outputs.logits)
-        return _State(
-            adv=start, previous=start, grad=grad, loss=value, best=start, best_grad=grad, best_loss=value,
-            best_before=value, step=torch.full_like(value, 2 * threat.eps), halved=torch.ones_like(hit),
-            rises=torch.zeros_like(place), found=start, hit=hit, place=place,
-        )  # fmt: skip
-
-    def _step(self, case: Case, loss: Loss, state: _State, *, first: bool) -> _State:
-        threat, x, adv = case.threat, case.x, state.adv
-        move = norms.steepest(state.grad, threat.norm)
-        ahead = threat.project(x, adv + rows.spread(state.step, adv) * move)
-        a = 1.0 if first else _MOMENTUM
-        adv = threat.project(x, adv + a * (ahead - adv) + (1 - a) * (adv - state.previous))
-        outputs, value, grad = case.oracle.gradient(adv, loss)
-        hit = case.reached(outputs.logits)
-        better = value > state.best_loss
-        return state._replace(
-            adv=adv,
-            previous=state.adv,
-            grad=grad,
-            loss=value,
-            best=rows.pick(better, adv, state.best),
-            best_grad=rows.pick(better, grad, state.best_grad),
-            best_loss=torch.where(better, value, state.best_loss),
-            rises=state.rises + (value > state.loss),
-            found=rows.pick(hit, adv, state.found),
-            hit=state.hit | hit,
-        )
+        return begun(case, loss, start, place)
 
     def cost(self, classes: int) -> tuple[int, int]:
         """One forward and backward a step and one at each start; a forward to rank the classes."""
@@ -142,7 +116,42 @@ class APGD:
         return passes + several, passes
 
 
-def _adapted(state: _State, interval: int) -> _State:
+def begun(case: Case, loss: Loss, start: Images, place: Tensor) -> State:
+    """Algorithm 1 before its first step; `place` are the rows of the whole case."""
+    outputs, value, grad = case.oracle.gradient(start, loss)
+    hit = case.reached(outputs.logits)
+    return State(
+        adv=start, previous=start, grad=grad, loss=value, best=start, best_grad=grad, best_loss=value,
+        best_before=value, step=torch.full_like(value, 2 * case.threat.eps), halved=torch.ones_like(hit),
+        rises=torch.zeros_like(place), found=start, hit=hit, place=place,
+    )  # fmt: skip
+
+
+def stepped(case: Case, loss: Loss, state: State, *, first: bool) -> State:
+    """One step; the first has no momentum yet."""
+    threat, x, adv = case.threat, case.x, state.adv
+    move = norms.steepest(state.grad, threat.norm)
+    ahead = threat.project(x, adv + rows.spread(state.step, adv) * move)
+    a = 1.0 if first else _MOMENTUM
+    adv = threat.project(x, adv + a * (ahead - adv) + (1 - a) * (adv - state.previous))
+    outputs, value, grad = case.oracle.gradient(adv, loss)
+    hit = case.reached(outputs.logits)
+    better = value > state.best_loss
+    return state._replace(
+        adv=adv,
+        previous=state.adv,
+        grad=grad,
+        loss=value,
+        best=rows.pick(better, adv, state.best),
+        best_grad=rows.pick(better, grad, state.best_grad),
+        best_loss=torch.where(better, value, state.best_loss),
+        rises=state.rises + (value > state.loss),
+        found=rows.pick(hit, adv, state.found),
+        hit=state.hit | hit,
+    )
+
+
+def adapted(state: State, interval: int) -> State:
     """Halve the step, and go back to the best point, where the loss rose too seldom or did not improve."""
     stuck = (state.rises <= _RHO * interval) | (~state.halved & (state.best_before >= state.best_loss))
     return state._replace(

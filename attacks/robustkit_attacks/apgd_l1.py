@@ -62,10 +62,13 @@ def sparse(threat: ThreatModel, adv: Images, grad: Images, keep: Tensor, most: i
 
 def climb(
     case: Case, aim: Tensor | None, place: Tensor, *, draws: int, steps: int, radii: int,
-    loss: Callable[[Case, Tensor | None], Loss],
+    loss: Callable[[Case, Tensor | None], Loss], start: Images | None = None,
 ) -> tuple[Case, Tensor, parts.Left]:  # fmt: skip
-    """One run from noise of stream `draws`: the case, places and candidates of what is not confirmed broken before."""
-    adv = case.x + case.draws.at(draws).normal(case.x.shape[1:])
+    """One run: the case, places and candidates of what is not confirmed broken before its end.
+
+    From `start`, or from noise of stream `draws`.
+    """
+    adv = case.x + case.draws.at(draws).normal(case.x.shape[1:]) if start is None else start
     keep = None if radii > 1 else torch.full_like(place, math.ceil(_DENSITY * adv[0].numel()))
     for factor, length in stages(steps, radii):
         wide = replace(case, threat=replace(case.threat, eps=factor * case.threat.eps))

@@ -113,6 +113,17 @@ class Square:
             lowest[place[better]] = state.margin[better]
         return found
 
+    def from_point(self, case: Case, start: Images, stream: int) -> tuple[Tensor, Images]:
+        """One search from an image of each sample inside the ball: the rows that stay unconfirmed, and the images.
+
+        `stream` tells the random choices of several searches apart.
+        """
+        found = start.clone()
+        place = torch.arange(len(start), device=start.device)
+        _, state = self._search(case, place, stream, found, start)
+        found[state.place] = state.adv.view(-1, *start.shape[1:])
+        return state.place, found
+
     def cost(self, classes: int) -> tuple[int, int]:
         """The first guess and the queries of every restart."""
         return (self.queries + 1) * self.restarts, 0
@@ -124,10 +135,12 @@ class Square:
         side = max(round(math.sqrt(share * height * width)), 1 if norm == "linf" else 3)
         return min(side, height, width)
 
-    def _search(self, case: Case, place: Tensor, restart: int, found: Images) -> tuple[Case, _State]:
-        """One search from a fresh start; rows that the judge confirms are written into `found` and leave."""
+    def _search(
+        self, case: Case, place: Tensor, restart: int, found: Images, start: Images | None = None
+    ) -> tuple[Case, _State]:
+        """One search, from a fresh start by default; what the judge confirms is written into `found` and leaves."""
         norm, (height, width) = case.threat.norm, case.x.shape[2:]
-        state = _started(case, place, restart)
+        state = _started(case, place, restart) if start is None else _resumed(case, place, start)
         case, state, _ = _confirmed_leave(case, state, None, found)
         window = None
         for query in range(1, self.queries + 1):
@@ -167,6 +180,16 @@ def _started(case: Case, place: Tensor, restart: int) -> _State:
         spent = _energy(adv.double() - x.double(), threat.norm)
     margin = _margin(case, adv).nan_to_num(nan=torch.inf)
     return _State(place, x, adv, margin, torch.full_like(margin, torch.inf), spent)
+
+
+def _resumed(case: Case, place: Tensor, start: Images) -> _State:
+    """A search that goes on from an image inside the ball."""
+    adv = rows.flat(start).clone()
+    spent = torch.zeros_like(adv[:, 0], dtype=torch.float64)
+    if case.threat.norm != "linf":
+        spent = _energy(adv.double() - rows.flat(case.x).double(), case.threat.norm)
+    margin = _margin(case, adv).nan_to_num(nan=torch.inf)
+    return _State(place, rows.flat(case.x), adv, margin, torch.full_like(margin, torch.inf), spent)
 
 
 def _choices(draws: Draws, block: int, sides: list[int], x: Images) -> _Choices:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from robustkit.cli import options, output
+from robustkit import plugins
+from robustkit.cli import completion, options, output
 from robustkit.cli.endings import end
 from robustkit.errors import ExitCode, UsageError
 from robustkit.spec import DEFAULT_EPS, number
@@ -17,13 +18,19 @@ if TYPE_CHECKING:
 
 @click.command("eval")
 @options.evaluation(model_required=True, sweeps=True)
+@click.option(
+    "--then",
+    metavar="ATTACK",
+    shell_complete=completion.attack,
+    help="Attack what --attack leaves standing with this too: --attack fast --then autoattack.",
+)
 @click.option("--quantize", type=click.Choice(["8bit"]), help="Also judge each adversarial rounded to 8 bits.")
 @click.option("--save-adversarial", is_flag=True, help="Keep the adversarial images in the run's folder.")
 @options.out(f"The run's folder; default {output.RUNS}/<what is run>.")
 @options.fresh
 @click.option("--audit", is_flag=True, help="Audit the robust accuracy too: valid, suspect or invalid, with evidence.")
 @options.json_to("run.json")
-def evaluate(quantize: str | None, out: Path | None, json_to: str | None, **asked: Any) -> None:
+def evaluate(then: str | None, quantize: str | None, out: Path | None, json_to: str | None, **asked: Any) -> None:
     """Measure a model's robust accuracy. Killed and run again, it continues.
 
     \b
@@ -36,6 +43,9 @@ def evaluate(quantize: str | None, out: Path | None, json_to: str | None, **aske
     from robustkit.records import sweep
 
     asked = complete(asked)
+    if then:
+        both = [*plugins.specs("attacks", asked["attack"]), *plugins.specs("attacks", then)]
+        asked["attack"] = "+".join(f"({one})" for one in both)
     radii = sweep.parse_eps(asked["eps"])
     if len(radii) > 1:
         _check_sweep(asked["norm"], radii, quantize, out)

@@ -3,14 +3,14 @@
 All that calls an attack does it here: measurements, whose judge confirms breaks, and transfer runs, where nobody does.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from robustkit.api import Attack, Case, Images, Labels, Logits, Mask, ThreatModel
+from robustkit.api import Attack, Case, Handed, Images, Labels, Logits, Mask, ThreatModel
 from robustkit.engine.memory import out_of_memory
 from robustkit.engine.world import World
 from robustkit.errors import NoGradientError, NotEstablishedError, RobustkitError, UsageError, first_line
@@ -31,6 +31,7 @@ class Batch(NamedTuple):
     x: Images
     y: Labels
     target: Labels | None
+    handed: Handed | None = None
 
     @property
     def rows(self) -> Tensor:
@@ -40,7 +41,8 @@ class Batch(NamedTuple):
     def copy(self) -> "Batch":
         """The same in memory of its own."""
         target = None if self.target is None else self.target.clone()
-        return Batch(self.indices.clone(), self.x.clone(), self.y.clone(), target)
+        handed = None if self.handed is None else Handed(*(known.clone() for known in self.handed))
+        return Batch(self.indices.clone(), self.x.clone(), self.y.clone(), target, handed)
 
 
 class Attempt(NamedTuple, Generic[Result]):
@@ -95,7 +97,7 @@ def attempt(
     # A function in between, for a method of the judge's would lead to the judge.
     case = Case(
         oracle, lent.x, lent.y, lent.target, replace(threat), draws, lambda *offer: submit(*map(bare, offer)),
-        batch.rows,
+        batch.rows, lent.handed,
     )  # fmt: skip
     counts, world = oracle.counts, World(opened.module, opened.device).put_back
     result: Result | None = None
@@ -125,10 +127,28 @@ def attempt(
             raise
         ended = "" if isinstance(error, Exception) else "the attack ended the process: "
         failures.append(f"{ended}{type(error).__name__}: {first_line(error, 300)}")
-    if not all(a is None or b is None or torch.equal(bare(a), b) for a, b in zip(lent[1:], batch[1:], strict=True)):
+    if not all(a is None or b is None or torch.equal(bare(a), b) for a, b in zip(lent[1:4], batch[1:4], strict=True)):
         failures.append("changed the images or labels it was lent")
     failures += [f"left {name} changed" for name in left]
     return Attempt(result, tuple(failures), replaced[0] if replaced else changed)
+
+
+def whole(cohorts: Sequence[Tensor], run: Callable[[Tensor], Result]) -> Iterator[tuple[Tensor, Result]]:
+    """What `run` makes of the rows of each cohort, which cannot be split.
+
+    Raises:
+        RobustkitError: if one does not fit into memory.
+    """
+    for now in cohorts:
+        try:
+            yield now, run(now)
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            raise RobustkitError(
+                f"out of memory with {len(now)} samples, which are ranked together; choose a smaller cohort "
+                "(fast:cohort=128) or a smaller tile"
+            ) from error
 
 
 def in_batches(rows: Tensor, in_flight: int, tile: int, run: Callable[[Tensor], Result]) -> Iterator[

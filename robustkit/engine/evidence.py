@@ -19,8 +19,8 @@ from robustkit.numerics import norms, rows
 from robustkit.numerics.streams import SampleDraws, key_of
 from robustkit.records import evidence
 from robustkit.records.evidence import MASKED, MISLED, OTHERS, Sign
-from robustkit.records.run import INSUFFICIENT, RunRecord
-from robustkit.records.schema import BROKEN, ROBUST, WRONG
+from robustkit.records.run import ESCALATE, INSUFFICIENT, RunRecord
+from robustkit.records.schema import BROKE, BROKEN, ROBUST, WRONG
 
 NOISE = 8  # random images of the ball
 STAND_INS = 4  # the most stand-ins that are tried
@@ -42,7 +42,22 @@ def flags(bench: Bench, record: RunRecord) -> list[Mapping[str, Any]]:
         )
         return [{"kind": INSUFFICIENT, "message": text}]
     seen = [*evidence.signs(record), *([] if bench.draws else _look(bench, record))]
-    return [{"kind": MASKED, "message": evidence.message(record, seen, flows=flows)}] if seen else []
+    found: list[Mapping[str, Any]] = list(_walked_on(bench, record))
+    return [*found, {"kind": MASKED, "message": evidence.message(record, seen, flows=flows)}] if seen else found
+
+
+def _walked_on(bench: Bench, record: RunRecord) -> Iterator[Mapping[str, Any]]:
+    """Findings of attacks that ought to break nothing where gradients tell the truth."""
+    rows = record.attacks
+    for named in bench.attacks:
+        what = getattr(named.attack, "if_it_breaks", "")
+        k = int(((rows["attack"] == named.name) & (rows["outcome"] == BROKE)).sum())
+        if what and k:
+            text = (
+                f"{what}, broke {k} more: gradients did not tell all of this model, and its number is an upper bound "
+                "not yet settled; let autoattack run on what stands: --then autoattack"
+            )
+            yield {"kind": ESCALATE, "message": text}
 
 
 class _Tile(NamedTuple):

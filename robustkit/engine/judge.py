@@ -199,6 +199,10 @@ class Judge:
         same_target = target is None or self.target is None or torch.equal(target, self.target)
         return torch.equal(x, self.x) and torch.equal(y, self.y) and same_target
 
+    def near(self) -> Mask:
+        """Which samples have a candidate kept that is inside the ball."""
+        return ~self.distance.isnan() & (self.distance <= self.threat.limit)
+
     def verdicts(self) -> Verdicts:
         """The outcome of each sample so far: a valid break outweighs a violation, a violation outweighs survival."""
         outcome = torch.full_like(self.decision, SURVIVED)

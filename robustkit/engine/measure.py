@@ -1,5 +1,6 @@
 """A measurement on an open model: planned, its folder opened, its shards attacked, its record assembled."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -7,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from robustkit import datasets, events
-from robustkit.api import ThreatModel
+from robustkit.api import CohortAttack, ThreatModel
 from robustkit.datasets.choice import choose_samples
 from robustkit.engine import assemble
 from robustkit.engine.costs import predict
@@ -67,7 +68,7 @@ def begin(opened: Opened, request: Request, execution: Execution) -> Iterator[Be
 
 
 def _begun(opened: Opened, request: Request, execution: Execution, planned: Plan, path: Path | None) -> Begun:
-    size = execution.shard_size or shard_size(opened.subject.probes[0].nbytes)
+    size = execution.shard_size or shard_size(opened.subject.probes[0].nbytes, _cohort(planned))
     keep = execution.save_adversarial
     folder = None if path is None else RunFolder(path)
     if folder is not None:
@@ -210,6 +211,11 @@ def _nothing_left(known: RunRecord, carry: RunRecord | None) -> bool:
     """Whether a finished record leaves nothing to decide."""
     broken = set(known.samples["index"][known.samples["status"] == "BROKEN"].tolist())
     return not known.unknown and broken.issuperset(carried(carry))
+
+
+def _cohort(planned: Plan) -> int:
+    """A number of samples that holds whole cohorts of every attack that ranks them; 1 where none does."""
+    return math.lcm(*(named.attack.cohort for named in planned.attacks if isinstance(named.attack, CohortAttack)))
 
 
 def _path(execution: Execution, job: Job) -> Path | None:

@@ -18,7 +18,7 @@ from robustkit.engine.request import Request
 from robustkit.errors import UsageError
 from robustkit.models.opening import Opened
 from robustkit.numerics.streams import SampleDraws, key_of
-from robustkit.records.run import INSUFFICIENT
+from robustkit.records.run import CAUTION, INSUFFICIENT
 
 # Options that say how much is spent, by the names that attacks of ours and of other libraries give them.
 BUDGETS = frozenset({
@@ -85,6 +85,7 @@ def plan(opened: Opened, request: Request) -> Plan:
     )
     _check_carry(request, job)
     flags = [{"kind": INSUFFICIENT, "message": why}] if (why := never_alone(request.attack)) else []
+    flags += [{"kind": CAUTION, "message": text} for text in cautions(request.attack)]
     return Plan(attacks, job, flags)
 
 
@@ -157,6 +158,12 @@ def never_alone(attack: Any) -> str:
     """Why the attacks that were named establish no robust accuracy among them; empty if any of them can."""
     reasons = [getattr(item, "never_alone", "") for item in _settings(attack)]
     return str(reasons[0]) if all(reasons) else ""
+
+
+def cautions(attack: Any) -> list[str]:
+    """What must be said of a number that only suites have made which are not what a reader may take them for."""
+    found = [str(getattr(item, "caution", "")) for item in _settings(attack)]
+    return list(dict.fromkeys(found)) if all(found) else []
 
 
 def attack_text(attack: Any) -> str:

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robustkit.api import ForeignAttack, Goal, Images, Labels, ThreatModel
-from robustkit.engine.attempt import Batch, attempt, in_batches, oracle_for
+from robustkit.api import CohortAttack, ForeignAttack, Goal, Handed, Images, Labels, ThreatModel
+from robustkit.engine.attempt import Batch, attempt, in_batches, oracle_for, whole
 from robustkit.engine.judge import BROKEN, SURVIVED, VIOLATED, Judge
 from robustkit.engine.plan import Named, targets_for
 from robustkit.engine.progress import Progress
@@ -30,6 +30,7 @@ from robustkit.tasks import CLASSIFICATION, Task
 CLEAN = 0  # the step before the first attack
 Facts = dict[str, np.ndarray]
 _ROWS = tuple(column.name for column in schema.ATTACK_FACTS)
+_IMAGES = ("adv", "point")  # kept of some samples only, beside the position of each
 
 
 class Carried(NamedTuple):
@@ -86,12 +87,16 @@ class Bench:
 
     def packs(self, named: Named) -> bool:
         """Whether survivors of several shards may share a batch: not where a result depends on who is beside it."""
-        return not self.draws and not isinstance(named.attack, ForeignAttack)
+        return not self.draws and not isinstance(named.attack, ForeignAttack | CohortAttack)
+
+    def hands_on(self, step: int) -> bool:
+        """Whether an attack after this step (the first is 1) asks what the ones before it left."""
+        return any(isinstance(named.attack, CohortAttack) for named in self.attacks[step:])
 
 
 @dataclass(frozen=True, slots=True)
 class _Shard:
-    """The samples of a shard, decoded once. `standing` falls as attacks break them; `facts` are the current step's."""
+    """The samples of a shard, decoded once. `standing` falls as attacks break them, and so do margins in `handed`."""
 
     number: int
     x: Images
@@ -99,6 +104,18 @@ class _Shard:
     target: Labels | None
     indices: Tensor
     standing: Tensor
+    handed: Handed | None
+
+    def hand_on(self, facts: Facts) -> None:
+        """Keep the points of an attack whose margin is the least so far."""
+        if self.handed is None or "point" not in facts:
+            return
+        position = facts["point_position"]
+        margin = torch.from_numpy(facts["margin"][np.searchsorted(facts["position"], position)]).to(self.handed.margin)
+        at, point = torch.from_numpy(position).to(self.x.device), torch.from_numpy(facts["point"]).to(self.x)
+        lower = margin < self.handed.margin[at]
+        self.handed.margin[at[lower]] = margin[lower]
+        self.handed.point[at[lower]] = point[lower]
 
 
 Known = Callable[[int, int], Facts | None]
@@ -135,7 +152,11 @@ def _opened(bench: Bench, number: int, known: Facts | None) -> tuple[Part, _Shar
         if index in bench.carried:
             standing[position] = False
     target = torch.from_numpy(facts["target"]).to(device) if bench.target else None
-    return Part(number, CLEAN, facts, known is None), _Shard(number, x, y, target, indices, standing)
+    handed = None
+    if bench.hands_on(CLEAN):
+        margin = torch.tensor(facts["margin"], dtype=torch.float64, device=device)
+        handed = Handed(margin, margin.clone(), x.clone())
+    return Part(number, CLEAN, facts, known is None), _Shard(number, x, y, target, indices, standing, handed)
 
 
 def _clean(bench: Bench, start: int, x: Images, y: Labels, indices: Tensor) -> Facts:
@@ -162,14 +183,23 @@ def _attack(
     """The facts of one attack on the samples of some shards that still stand, from the journal or computed."""
     facts = [_still_needed(known(shard.number, step), shard.standing) for shard in shards]
     pending = _pending(shards, facts)
+    ranked, keep = isinstance(named.attack, CohortAttack), bench.hands_on(step)
+    if ranked and len(pending) < sum(int(shard.standing.sum()) for shard in shards):
+        # What it did to some depends on all: it did all of them before, or does them anew.
+        facts = [_no_facts() if len(pending) else known for known in facts]
+        pending = _pending(shards, facts)
     grown = set()
     watch.begin(step, sum(len(s.x) for s in shards), sum(int(s.standing.sum()) for s in shards), len(pending), facts)
 
     def run(rows: Tensor) -> tuple[Facts, float]:
         began = time.perf_counter()
-        return _batch(bench, named, _rows_of(shards, rows), watch), time.perf_counter() - began
+        return _batch(bench, named, _rows_of(shards, rows), watch, keep), time.perf_counter() - began
 
-    for now, (fresh, seconds) in in_batches(pending, bench.in_flight, bench.opened.subject.reference.tile, run):
+    if isinstance(named.attack, CohortAttack):
+        batches = whole(_cohorts(bench, named.attack.cohort, pending), run)
+    else:
+        batches = in_batches(pending, bench.in_flight, bench.opened.subject.reference.tile, run)
+    for now, (fresh, seconds) in batches:
         for place, own in _by_shard(fresh, now, seconds):
             facts[place] = _merged(facts[place], own)
             grown.add(place)
@@ -181,6 +211,18 @@ def _attack(
             yield Part(shard.number, step, facts[place], new=False)
         broken = torch.from_numpy(facts[place]["position"][facts[place]["outcome"] == BROKEN])
         shard.standing[broken.to(shard.standing.device)] = False
+        shard.hand_on(facts[place])
+
+
+def _cohorts(bench: Bench, size: int, pending: Tensor) -> list[Tensor]:
+    """Rows (place of the shard, position in it) by cohort: all of one shard, which holds whole cohorts."""
+    if bench.shard_size % size and len(bench.opened.samples) > bench.shard_size:
+        raise UsageError(
+            f"a shard of {bench.shard_size} samples holds no whole cohorts of {size}; choose a shard size that is a "
+            f"multiple of {size}, or a cohort that divides {bench.shard_size}"
+        )
+    number = pending[:, 1] // size
+    return [pending[number == one] for one in sorted(set(number.tolist()))]
 
 
 def _still_needed(facts: Facts | None, standing: Tensor) -> Facts:
@@ -198,9 +240,10 @@ def decided(facts: Facts) -> Facts:
 def _some(facts: Facts, which: np.ndarray) -> Facts:
     """The rows of an attack's facts where `which` is true."""
     known = {name: values[which] if name in _ROWS else values for name, values in facts.items()}
-    if "adv" in facts:
-        kept = np.isin(facts["adv_position"], known["position"])
-        known["adv"], known["adv_position"] = facts["adv"][kept], facts["adv_position"][kept]
+    for name in _IMAGES:
+        if name in facts:
+            kept = np.isin(facts[f"{name}_position"], known["position"])
+            known[name], known[f"{name}_position"] = facts[name][kept], facts[f"{name}_position"][kept]
     return known
 
 
@@ -222,11 +265,13 @@ def _rows_of(shards: Sequence[_Shard], rows: Tensor) -> Batch:
     target = None
     if shards[0].target is not None:
         target = torch.cat([shard.target[at] for shard, at in picked if shard.target is not None])
+    known = [shard.handed.select(at) for shard, at in picked if shard.handed is not None]
     return Batch(
         torch.cat([shard.indices[at] for shard, at in picked]),
         torch.cat([shard.x[at] for shard, at in picked]),
         torch.cat([shard.y[at] for shard, at in picked]),
         target,
+        Handed(*(torch.cat(column) for column in zip(*known, strict=True))) if known else None,
     )
 
 
@@ -235,17 +280,21 @@ def _by_shard(fresh: Facts, rows: Tensor, seconds: float) -> Iterator[tuple[int,
     place, position = rows[:, 0].numpy(), rows[:, 1].numpy()
     for one in np.unique(place):
         own = place == one
-        facts = {name: values[own] for name, values in fresh.items() if name not in ("adv", "adv_row")}
+        facts = {name: values[own] for name, values in fresh.items() if name.removesuffix("_row") not in _IMAGES}
         facts["position"] = position[own]
         facts["seconds"] = np.array([seconds * own.sum() / len(own)])
-        if "adv" in fresh:
-            kept = own[fresh["adv_row"]]
-            facts["adv"], facts["adv_position"] = fresh["adv"][kept], position[fresh["adv_row"][kept]]
+        for name in _IMAGES:
+            if name in fresh:
+                at = fresh[f"{name}_row"]
+                facts[name], facts[f"{name}_position"] = fresh[name][own[at]], position[at[own[at]]]
         yield int(one), facts
 
 
-def _batch(bench: Bench, named: Named, batch: Batch, watch: Progress) -> Facts:
-    """Attack one batch and judge what comes back: a crash, a cheat or a lie of the attack is a fact about it."""
+def _batch(bench: Bench, named: Named, batch: Batch, watch: Progress, keep: bool) -> Facts:
+    """Attack one batch and judge what comes back: a crash, a cheat or a lie of the attack is a fact about it.
+
+    `keep` says that a later attack will ask where this one left what stands.
+    """
     _, attack, place = named
     first, everyone, climb = int(batch.indices[0]), batch.rows, Climb(batch.y, batch.target)
     judge = bench.judge(batch.x, batch.y, batch.target, attack.goal, place, first)
@@ -273,10 +322,10 @@ def _batch(bench: Bench, named: Named, batch: Batch, watch: Progress) -> Facts:
         judge.settle(lambda draw: bench.network("vote", place, first, draw))
     else:
         judge.confirm_again()
-    return _facts(bench, judge, counts, climb, _quantized(bench, judge, place, first))
+    return _facts(bench, judge, counts, climb, _quantized(bench, judge, place, first), keep)
 
 
-def _facts(bench: Bench, judge: Judge, counts: Counts, climb: Climb, quantized: Tensor) -> Facts:
+def _facts(bench: Bench, judge: Judge, counts: Counts, climb: Climb, quantized: Tensor, keep: bool) -> Facts:
     """The facts of a judged batch, a row a sample."""
     verdicts = judge.verdicts()
     found = {
@@ -298,6 +347,9 @@ def _facts(bench: Bench, judge: Judge, counts: Counts, climb: Climb, quantized: 
     if bench.keep_adversarial:
         found["adv"] = verdicts.adv[judge.broken].cpu().numpy()
         found["adv_row"] = judge.broken.nonzero()[:, 0].cpu().numpy()
+    if keep:
+        at = (judge.near() & ~judge.broken).nonzero()[:, 0]
+        found["point"], found["point_row"] = verdicts.adv[at].cpu().numpy(), at.cpu().numpy()
     return found
 
 

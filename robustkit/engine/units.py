@@ -40,7 +40,8 @@ class Units(NamedTuple):
             yield Claim(tuple(self.shards[start : start + together]))
 
 
-def shard_size(bytes_of_image: int) -> int:
-    """How many samples a shard holds: at most 512, fewer of large images."""
+def shard_size(bytes_of_image: int, cohort: int = 1) -> int:
+    """How many samples a shard holds: at most 512, fewer of large images; always whole cohorts of so many samples."""
     fitting = SHARD_BYTES // bytes_of_image
-    return min(SHARD, max(16, fitting // 16 * 16))
+    size = min(SHARD, max(16, fitting // 16 * 16))
+    return max(cohort, size // cohort * cohort)

@@ -44,10 +44,12 @@ class Climb:
         self.asked.index_add_(0, samples, stands.long() * len(each))
         self.flat.index_add_(0, samples, (flat & stands).long().sum(0))
         if loss is not None and not several:
-            value = loss.detach().double()
-            known = self.first[samples]
-            self.first[samples] = torch.where(known.isnan() & stands, value, known)
-            self.last[samples] = torch.where(stands, value, self.last[samples])
+            # A sample may have several rows, whose highest value counts: writing them one by one has no order.
+            value = torch.where(stands, loss.detach().double(), -torch.inf)
+            highest = torch.full_like(self.last, -torch.inf).scatter_reduce_(0, samples, value, "amax")
+            known = highest > -torch.inf
+            self.first = torch.where(known & self.first.isnan(), highest, self.first)
+            self.last = torch.where(known, highest, self.last)
 
     def none_flows(self) -> None:
         """Note that the attack asked in vain for a gradient at every sample."""

@@ -19,6 +19,8 @@ from robustkit.stats import MeanShare, Proportion
 if TYPE_CHECKING:
     import pandas as pd
 
+CAUTION = "suite"  # the kind of flag that says that a suite's number is not what its reader may take it for
+ESCALATE = "escalate"  # … that what stands has to be attacked with more than what ran
 INSUFFICIENT = "insufficient"  # the kind of flag that says that what attacked is no measure by itself
 
 
