@@ -111,7 +111,7 @@ class CW:
             _slopes(case), never.clone(), torch.zeros_like(never, dtype=torch.bool),
         )  # fmt: skip
         for _ in range(self.searches):
-            place = (~search.done).nonzero()[:, 0]
+            place = rows.positions(~search.done)
             if len(place) == 0:
                 break
             fooled = self._descend(case.select(place), place, search)
@@ -154,9 +154,10 @@ class CW:
                 if not self.minimise:
                     _confirm(case, state, search)
                     goes_on &= ~search.done[state.place]
-                if not bool(goes_on.any()):
+                stays = rows.positions(goes_on)
+                if not len(stays):
                     break
-                case, state = case.select(goes_on), _Descent(*(value[goes_on] for value in state))
+                case, state = case.select(stays), parts.select(state, stays)
                 loss = self._loss(case, state)
         return fooled
 
@@ -234,8 +235,10 @@ def _stepped(state: _Descent, grad: Tensor, lr: float, step: int) -> _Descent:
 
 def _confirm(case: Case, state: _Descent, search: _Search) -> None:
     """Ask the judge about rows whose nearest adversarial is within eps; notes the answer in `search`."""
-    ready = (state.distance.sqrt() <= case.threat.limit) & (state.distance < search.refused[state.place])
-    if bool(ready.any()):
+    ready = rows.positions(
+        (state.distance.sqrt() <= case.threat.limit) & (state.distance < search.refused[state.place])
+    )
+    if len(ready):
         at = state.place[ready]
         search.done[at] = case.select(ready).submit(state.best[ready])
         search.refused[at] = state.distance[ready]
@@ -252,10 +255,8 @@ def _kept(state: _Ascent, margin: Tensor) -> _Ascent:
 def _confirmed_leave(case: Case, state: _Ascent, found: Images) -> tuple[Case, _Ascent]:
     """Submit the rows that look broken; what the judge confirms is written into `found` and leaves."""
     ready = (state.margin <= 0) & (state.margin < state.refused)
-    if not bool(ready.any()):
-        return case, state
-    leaves = torch.zeros_like(ready)
-    leaves[ready] = case.select(ready).submit(state.best[ready])
-    found[state.place[leaves]] = state.best[leaves]
+    leaves = parts.confirmed(case, state.best, ready)
+    found[state.place] = rows.pick(leaves, state.best, found[state.place])
     state = state._replace(refused=torch.where(ready, state.margin, state.refused))
-    return case.select(~leaves), _Ascent(*(value[~leaves] for value in state))
+    stays = rows.positions(~leaves)
+    return case.select(stays), parts.select(state, stays)

@@ -150,7 +150,7 @@ def _clean(bench: Bench, start: int, x: Images, y: Labels, indices: Tensor) -> F
     return {
         "correct": seen.correct.cpu().numpy(),
         "prediction": seen.prediction.cpu().numpy(),
-        "margin": seen.margin.cpu().numpy(),
+        "margin": _numbers(seen.margin),
         "target": (torch.full_like(indices, -1) if target is None else target).cpu().numpy(),
         **({"draws": np.array(seen.draws, dtype=np.str_)} if bench.draws else {}),
     }
@@ -162,14 +162,14 @@ def _attack(
     """The facts of one attack on the samples of some shards that still stand, from the journal or computed."""
     facts = [_still_needed(known(shard.number, step), shard.standing) for shard in shards]
     pending = _pending(shards, facts)
-    grown = set()
+    grown, reference = set(), bench.opened.subject.reference
     watch.begin(step, sum(len(s.x) for s in shards), sum(int(s.standing.sum()) for s in shards), len(pending), facts)
 
     def run(rows: Tensor) -> tuple[Facts, float]:
         began = time.perf_counter()
         return _batch(bench, named, _rows_of(shards, rows), watch), time.perf_counter() - began
 
-    for now, (fresh, seconds) in in_batches(pending, bench.in_flight, bench.opened.subject.reference.tile, run):
+    for now, (fresh, seconds) in in_batches(pending, bench.in_flight, reference.tile, reference.device, run):
         for place, own in _by_shard(fresh, now, seconds):
             facts[place] = _merged(facts[place], own)
             grown.add(place)
@@ -281,14 +281,14 @@ def _facts(bench: Bench, judge: Judge, counts: Counts, climb: Climb, quantized: 
     verdicts = judge.verdicts()
     found = {
         "outcome": verdicts.outcome.cpu().numpy(),
-        "distance": verdicts.distance.cpu().numpy(),
-        "margin": verdicts.margin.cpu().numpy(),
+        "distance": _numbers(verdicts.distance),
+        "margin": _numbers(verdicts.margin),
         "decision": verdicts.decision.cpu().numpy(),
         "forwards": counts.forwards.cpu().numpy(),
         "backwards": counts.backwards.cpu().numpy(),
-        "flat": climb.share.cpu().numpy(),
-        "first_loss": climb.first.cpu().numpy(),
-        "last_loss": climb.last.cpu().numpy(),
+        "flat": _numbers(climb.share),
+        "first_loss": _numbers(climb.first),
+        "last_loss": _numbers(climb.last),
         "quantized": quantized.cpu().numpy(),
         "reason": np.array(judge.why(), dtype=np.str_),
     }
@@ -299,6 +299,11 @@ def _facts(bench: Bench, judge: Judge, counts: Counts, climb: Climb, quantized: 
         found["adv"] = verdicts.adv[judge.broken].cpu().numpy()
         found["adv_row"] = judge.broken.nonzero()[:, 0].cpu().numpy()
     return found
+
+
+def _numbers(values: Tensor) -> np.ndarray:
+    """A fact of each sample in float64, whatever its device has."""
+    return values.cpu().double().numpy()
 
 
 def _quantized(bench: Bench, judge: Judge, place: str, first: int) -> Tensor:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from robustkit.api import Labels, Logits
-from robustkit.numerics import rows
+from robustkit.numerics import devices, rows
 
 # A gradient below this in every entry is flat: entries a rounding error smaller than its largest are no floats at all.
 FLAT = torch.finfo(torch.float32).tiny / torch.finfo(torch.float32).eps
@@ -25,7 +25,7 @@ class Climb:
     def __init__(self, y: Labels, target: Labels | None) -> None:
         self.y, self.target = y, target
         self.asked, self.flat = torch.zeros_like(y), torch.zeros_like(y)
-        self.first = torch.full(y.shape, torch.nan, dtype=torch.float64, device=y.device)
+        self.first = torch.full(y.shape, torch.nan, dtype=devices.widest(y.device), device=y.device)
         self.last = self.first.clone()
 
     def saw(self, samples: Tensor, logits: Logits, grad: Tensor, loss: Tensor | None = None) -> None:
@@ -44,7 +44,7 @@ class Climb:
         self.asked.index_add_(0, samples, stands.long() * len(each))
         self.flat.index_add_(0, samples, (flat & stands).long().sum(0))
         if loss is not None and not several:
-            value = loss.detach().double()
+            value = loss.detach().to(self.first.dtype)
             known = self.first[samples]
             self.first[samples] = torch.where(known.isnan() & stands, value, known)
             self.last[samples] = torch.where(stands, value, self.last[samples])
@@ -56,5 +56,5 @@ class Climb:
 
     @property
     def share(self) -> Tensor:
-        """The share of each sample's gradients that were flat, float64; NaN where none was asked for."""
-        return self.flat.double() / self.asked
+        """The share of each sample's gradients that were flat; NaN where none was asked for."""
+        return self.flat.to(self.first.dtype) / self.asked

@@ -15,6 +15,7 @@ from robustkit import spec
 from robustkit.api import NORMS, Attack, Case, Images, Labels, Norm, ThreatModel
 from robustkit.engine.judge import BROKEN, VIOLATED, Judge, Verdicts
 from robustkit.models.oracle import Counts, ModelOracle, Network
+from robustkit.numerics import rows
 from robustkit.numerics.streams import SampleDraws, key_of
 
 
@@ -172,7 +173,7 @@ def _keeps_the_rules(attack: Attack, problem: _Problem, first: Attacked) -> None
 
 
 def _does_the_job(attack: Attack, problem: _Problem, first: Attacked) -> None:
-    share = float(first.broken.double().mean())
+    share = rows.share(first.broken)
     _require(share >= 0.5, f"broke {share:.0%} of samples of which nearly all can be broken; did it return its input?")
 
 
@@ -228,7 +229,7 @@ def _reaches_targets(attack: Attack, problem: _Problem, first: Attacked) -> None
     done = _run(attack, problem, target=target)
     _keeps_the_rules(attack, problem, done)
     wide = problem._replace(threat=dataclasses.replace(problem.threat, eps=_wider(problem.threat)))
-    share = float(_run(attack, wide, target=target).broken.double().mean())
+    share = rows.share(_run(attack, wide, target=target).broken)
     _require(share >= 0.5, f"reached a given target on {share:.0%} of samples at twice the eps; heed case.target")
 
 
@@ -258,7 +259,7 @@ def _check_judge_safe(attack: Attack, norms: Sequence[Norm] | None, targeted: bo
         passed += [f"{norm}: {check}" for check in _SAFE]
         passed += [
             f"{norm}: reported: {'the same' if same else 'another'} result for a sample in another batch",
-            f"{norm}: reported: broke {float(first.broken.double().mean()):.0%}",
+            f"{norm}: reported: broke {rows.share(first.broken):.0%}",
         ]
     return passed
 

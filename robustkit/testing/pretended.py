@@ -1,4 +1,4 @@
-"""A pretended CUDA, MPS or XPU device: tensors that say they are on it and compute on the CPU, for finding device faults.
+"""A pretended CUDA, MPS or XPU device: tensors that say they are on it and compute on the CPU, to find device faults.
 
 As on a real one, an operation that mixes devices raises, `.numpy()` raises, MPS has no float64; and whatever makes the
 host wait for the device is counted by the line that asked for it. Kernels are the CPU's: numbers, speed, memory and a
@@ -287,7 +287,7 @@ def _copied(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
 
 
 def _pickled(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    return _off(args[0].detach()).__reduce_ex__(*args[1:])
+    return _off(args[0].detach()).__reduce_ex__(*args[1:])  # type: ignore[no-untyped-call]
 
 
 def _numpy(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -384,6 +384,6 @@ def _log() -> Log:
 def _where() -> str:
     """The line outside torch that asked."""
     frame = sys._getframe(1)
-    while frame.f_back is not None and (frame.f_code.co_filename == _HERE or frame.f_code.co_filename.startswith(_TORCH)):
+    while frame.f_back is not None and frame.f_code.co_filename.startswith((_HERE, _TORCH)):
         frame = frame.f_back
     return f"{'/'.join(Path(frame.f_code.co_filename).parts[-2:])}:{frame.f_lineno}"
