@@ -58,7 +58,7 @@ def vanishing(network: Network, x: Images) -> Vanishing:
     """Where gradients of the model's own decision vanish."""
     losses: list[Loss] = [_scaled(scale) for scale in SCALES]
     zero = [~grad.ne(0).flatten(1).any(1) for grad in _gradients(network, x, [*losses, _log_entropy, rows.margin])]
-    *entropy, of_log, of_margin = map(_share, zero)
+    *entropy, of_log, of_margin = map(rows.share, zero)
     return Vanishing(tuple(entropy), of_log, of_margin)
 
 
@@ -105,7 +105,7 @@ def _scaled(scale: float) -> Loss:
 
 
 def _log_entropy(logits: Logits, label: Labels) -> Tensor:
-    """The logarithm of the cross-entropy in the widest type, which does not underflow: for a sure model minus the margin."""
+    """The logarithm of the cross-entropy, which in float64 does not underflow: for a sure model minus the margin."""
     logits = devices.wide(logits)
     hidden = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, label[:, None], True)
     lead = logits.masked_fill(hidden, -torch.inf).logsumexp(1) - logits.gather(1, label[:, None])[:, 0]

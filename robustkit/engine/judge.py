@@ -101,7 +101,7 @@ class Judge:
         self.margin = self.distance.clone()
         self.decision = torch.full((n,), -1, device=x.device)  # the class that the model decides on the candidate kept
         self.adv = self.x.clone()
-        self._faults: dict[str, Mask] = {}
+        self._faults: dict[str, Tensor] = {}
 
     def submit(self, samples: Tensor, adv: Any) -> Mask:
         """Judge one candidate for each of `samples` (positions in the batch); true where it is a valid break."""
@@ -131,7 +131,7 @@ class Judge:
         self.broken |= self._any(samples, valid)
         return valid
 
-    def _any(self, samples: Tensor, mask: Mask) -> Mask:
+    def _any(self, samples: Tensor, mask: Tensor) -> Tensor:
         """Of all samples of the batch, for which one of these rows is true."""
         return torch.zeros_like(self.broken, dtype=torch.int32).index_add_(0, samples, mask.to(torch.int32)) > 0
 

@@ -182,8 +182,8 @@ def _repeats(attack: Attack, problem: _Problem, first: Attacked) -> None:
 
 
 def _independent_of_the_batch(attack: Attack, problem: _Problem, first: Attacked) -> None:
-    for rows in (torch.tensor([5]), torch.tensor([20, 3, 11, 8, 0])):
-        _same(first, _run(attack, problem, rows), rows, f"attacking samples {rows.tolist()} without the others")
+    for some in (torch.tensor([5]), torch.tensor([20, 3, 11, 8, 0])):
+        _same(first, _run(attack, problem, some), some, f"attacking samples {some.tolist()} without the others")
 
 
 def _same(first: Attacked, other: Attacked, rows: Tensor, what: str) -> None:
