@@ -40,10 +40,12 @@ def attack_batch(
     seed: int = 0,
     indices: Tensor | None = None,
     tile: int = 32,
+    on_call: Callable[[], None] | None = None,
 ) -> Attacked:
     """Run one attack on one batch as the engine does, judged, without shards or a journal.
 
-    It runs where `x` is, and `module` must be; `y`, `target` and `indices` are brought there.
+    It runs where `x` is, and `module` must be; `y`, `target` and `indices` are brought there. `on_call` is called at
+    each call of the model by the attack.
     """
     y, target = y.to(x.device), None if target is None else target.to(x.device)
     everyone = torch.arange(len(x), device=x.device)
@@ -51,7 +53,7 @@ def attack_batch(
     dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
     network = Network(module, tile, x.device, dtype)
     classes = int(network.logits(x[:1]).shape[1])
-    counts = Counts(len(x), x.device)
+    counts = Counts(len(x), x.device, on_call)
     judge = Judge(network, threat, x, y, target, attack.goal)
     lent = judge.lent()
     oracle = ModelOracle(network, counts, everyone.clone(), classes)
