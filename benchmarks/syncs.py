@@ -3,13 +3,14 @@
     python -m benchmarks.syncs [--device cuda|mps|xpu] [--only apgd,fab]
 
 Prints a Markdown table, a row an (attack, norm): the most waits between two calls of the model, in how many of these
-intervals there were any, and the lines that asked most. Kernels are the CPU's and nothing here is a time. A wait costs a
-card all that it could have begun meanwhile, so what counts is that most intervals have none. Images and network are the
-conformance suite's: a random convolutional network of ten classes, 40 images of 3×16×16, so that some break on the way.
+intervals there were any, and the lines that asked most. Kernels are the CPU's and nothing here is a time. A wait costs
+a card all that it could have begun meanwhile, so what counts is that most intervals have none. Images and network are
+the conformance suite's: a random convolutional network of ten classes, 40 images of 3×16×16: some break on the way.
 """
 
 import argparse
 from collections import Counter
+from itertools import pairwise
 
 from robustkit.engine.plan import make_attack
 from robustkit.testing import attack_batch, pretended
@@ -49,12 +50,14 @@ def counted(attack, norm, device):
     with pretended(device) as log:
         there = problem.to(device)
         log.syncs.clear()
-        at = []
-        attack_batch(
-            make_attack(attack), there.module, there.x, there.y, there.threat, on_call=lambda: at.append(log.waited)
-        )
-        lines = Counter(log.syncs)
-    return [after - before for before, after in zip(at, at[1:], strict=False)], lines
+        at, lines = [], Counter()
+
+        def called():
+            at.append(log.waited)
+            lines.update(log.syncs - lines)
+
+        attack_batch(make_attack(attack), there.module, there.x, there.y, there.threat, on_call=called)
+    return [after - before for before, after in pairwise(at)], lines
 
 
 def main():
@@ -62,9 +65,7 @@ def main():
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--only", default="", help="attacks whose spec begins with one of these")
     given = parser.parse_args()
-    print(
-        f"| attack | norm | calls | most waits between two | intervals with any | waits in all | by line ({given.device}) |"
-    )
+    print("| attack | norm | calls | most waits between two | intervals with any | waits in all | by line |")
     print("|---|---|---|---|---|---|---|")
     for attack, norms in ATTACKS.items():
         if not attack.startswith(tuple(given.only.split(","))):

@@ -24,6 +24,8 @@ class Choice(NamedTuple):
 
 def choices(members: int, chosen: Tensor) -> list[Choice]:
     """The choices (choices, batch) of some steps, of which the device is asked once: how many chose each member."""
+    if members == 1:
+        return [Choice(one, [torch.arange(len(one), device=one.device)]) for one in chosen]
     order = chosen.argsort(dim=1, stable=True)
     sizes = torch.stack([(chosen == k).sum(1) for k in range(members)], 1).tolist()
     return [Choice(one, places.split(size)) for one, places, size in zip(chosen, order, sizes, strict=True)]
