@@ -90,7 +90,7 @@ class APGD:
             if since == interval:
                 state = _adapted(state, interval)
                 interval, since = max(interval - max(int(0.03 * self.steps), 1), max(int(0.06 * self.steps), 1)), 0
-            if parts.checkpoint(i) and i < self.steps:
+            if parts.checkpoint(i):
                 case, state, stays = parts.leave(case, state)
                 aim = None if aim is None else aim[stays]
                 if not len(state.place):

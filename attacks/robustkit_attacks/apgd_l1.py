@@ -75,7 +75,7 @@ def climb(
             state = _step(wide, loss(wide, aim), state)
             if i % interval == 0:
                 state = _adapted(wide, state)
-            if factor == 1 and i < length and parts.checkpoint(i):  # what is found in a larger ball does not count
+            if factor == 1 and parts.checkpoint(i):  # what is found in a larger ball does not count
                 case, state, stays = parts.leave(case, state)
                 wide, aim = case, None if aim is None else aim[stays]
                 if not len(state.place):

@@ -116,7 +116,7 @@ class MORA:
                 threat.project(case.x, moved), state.adv, rows.pick(hit, state.adv, state.found), state.hit | hit,
                 state.place,
             )  # fmt: skip
-            if parts.checkpoint(step + 1) and step + 1 < self.steps:
+            if parts.checkpoint(step + 1):
                 case, state, stays = parts.leave(case, state)
                 aim, mixture = None if aim is None else aim[stays], parts.select(mixture, stays)
                 if not len(state.place):

@@ -16,8 +16,8 @@ Left = Float[Tensor, "left channels height width"]  # images of the samples that
 def checkpoint(step: int) -> bool:
     """Whether to ask the judge after this step (from 1): early and then every tenth, since asking costs a forward.
 
-    Rows leave a batch at these steps only, on every device: between them nothing is asked of it. After its last step a
-    run hands in what it has anyway.
+    Rows leave a batch at these steps only, and after the last step of a run, on every device: between them nothing is
+    asked of it.
     """
     return step in (1, 2, 4, 7) or step % 10 == 0
 

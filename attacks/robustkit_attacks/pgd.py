@@ -78,7 +78,7 @@ class PGD:
                 hit=state.hit | hit,
                 place=state.place,
             )
-            if parts.checkpoint(i) and i < self.steps:
+            if parts.checkpoint(i):
                 case, state, _ = parts.leave(case, state)
                 if not len(state.place):
                     break

@@ -1,11 +1,13 @@
-"""What tests of attacks need: a case to attack without the engine, and the conformance suite for anyone's attack."""
+"""A case to attack without the engine, and the conformance suite for anyone's attack."""
 
+import copy
 import dataclasses
 import math
 import random
 import sys
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from itertools import pairwise
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -14,9 +16,11 @@ from torch import Tensor, nn
 from robustkit import spec
 from robustkit.api import NORMS, Attack, Case, Images, Labels, Norm, ThreatModel
 from robustkit.engine.judge import BROKEN, VIOLATED, Judge, Verdicts
+from robustkit.errors import first_line
 from robustkit.models.oracle import Counts, ModelOracle, Network
 from robustkit.numerics import rows
 from robustkit.numerics.streams import SampleDraws, key_of
+from robustkit.testing.pretended import pretended
 
 
 class Attacked(NamedTuple):
@@ -138,10 +142,10 @@ class _Problem(NamedTuple):
         return cls(module, x, y, ThreatModel(norm, math.ceil(eps) + 3 if norm == "l0" else min(eps, 0.9 * 60)))
 
 
-def _run(attack: Attack, problem: _Problem, rows: Tensor | None = None, **options: Tensor) -> Attacked:
+def _run(attack: Attack, problem: _Problem, rows: Tensor | None = None, **options: Any) -> Attacked:
     rows = torch.arange(len(problem.x)) if rows is None else rows
     module, x, y, threat = problem
-    return attack_batch(attack, module, x[rows], y[rows], threat, indices=rows, tile=8, **options)  # type: ignore[arg-type]
+    return attack_batch(attack, module, x[rows], y[rows], threat, indices=rows, tile=8, **options)
 
 
 def _require(condition: bool, text: str) -> None:
@@ -221,6 +225,29 @@ def _counts_within_cost(attack: Attack, problem: _Problem, first: Attacked) -> N
     _require(seen[0] <= forwards and seen[1] <= backwards, f"took {seen} passes, more than cost() = {attack.cost(4)}")
 
 
+def _runs_on_a_device(attack: Attack, problem: _Problem, first: Attacked) -> None:
+    if problem.x.device.type != "cpu":
+        return
+    try:
+        there, _ = _on_a_pretended_device(attack, problem)
+    except (RuntimeError, TypeError) as error:
+        raise Failure(f"does not run on a pretended CUDA device: {error}") from error
+    near = (there.verdicts.adv.cpu() - first.verdicts.adv).abs().flatten(1).amax(1) < 1e-3
+    same = near & (there.verdicts.outcome.cpu() == first.verdicts.outcome)
+    _require(bool(same.all()), "gave other images on a pretended CUDA device, whose numbers are the CPU's")
+
+
+def _on_a_pretended_device(attack: Attack, problem: _Problem, **options: Any) -> tuple[Attacked, str]:
+    """The attack on the same problem there, and what it made the host wait for."""
+    with pretended("cuda") as log:
+        there = problem._replace(module=copy.deepcopy(problem.module)).to(torch.device("cuda"))
+        waits = [log.waited]
+        found = _run(attack, there, on_call=lambda: waits.append(log.waited), **options)
+        between = [after - before for before, after in pairwise(waits[1:])]
+    any_, most = sum(map(bool, between)), max(between, default=0)
+    return found, f"waits for a device after {any_} of {len(waits) - 1} calls of the model, {most} times at most"
+
+
 def _works_with_two_classes(attack: Attack, problem: _Problem, first: Attacked) -> None:
     two = _Problem.make(problem.threat.norm, classes=2).to(problem.x.device)
     _keeps_the_rules(attack, two, _run(attack, two))
@@ -262,8 +289,19 @@ def _check_judge_safe(attack: Attack, norms: Sequence[Norm] | None, targeted: bo
         passed += [
             f"{norm}: reported: {'the same' if same else 'another'} result for a sample in another batch",
             f"{norm}: reported: broke {rows.share(first.broken):.0%}",
+            f"{norm}: reported: {_of_a_device(attack, problem, **target)}",
         ]
     return passed
+
+
+def _of_a_device(attack: Attack, problem: _Problem, **options: Any) -> str:
+    """What is reported of an attack on a pretended device; a library may refuse its tensors."""
+    if problem.x.device.type != "cpu":
+        return f"ran on {problem.x.device}"
+    try:
+        return _on_a_pretended_device(attack, problem, **options)[1]
+    except Exception as error:  # whatever a foreign library raises on tensors of a class that it does not know
+        return f"does not run on a pretended CUDA device: {first_line(error)}"
 
 
 _SAFE = (
@@ -349,6 +387,7 @@ _RUN_CHECKS: dict[str, Callable[[Attack, _Problem, Attacked], None]] = {
     "gives a sample the same result in any batch": _independent_of_the_batch,
     "leaves images, labels, weights and global generators alone": _leaves_the_world_alone,
     "takes no more passes than it says": _counts_within_cost,
+    "runs on a pretended CUDA device": _runs_on_a_device,
     "works with two classes": _works_with_two_classes,
     "heeds targets": _reaches_targets,
 }

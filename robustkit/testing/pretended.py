@@ -23,10 +23,10 @@ Kind = Literal["cuda", "mps", "xpu"]
 
 # What copies to the host, or makes it wait to learn how large a result is.
 _WAITS = frozenset({
-    "item", "tolist", "__bool__", "__int__", "__float__", "__complex__", "__index__", "__contains__", "__format__",
-    "__repr__", "is_nonzero", "equal", "allclose", "nonzero", "argwhere", "masked_select", "unique",
-    "unique_consecutive", "_unique2", "bincount", "histc", "full", "inv", "linalg_inv", "solve", "linalg_solve",
-    "cholesky", "linalg_cholesky", "lstsq", "linalg_lstsq",
+    "item", "tolist", "__bool__", "__int__", "__float__", "__complex__", "__index__", "__contains__", "is_nonzero",
+    "equal", "allclose", "nonzero", "argwhere", "masked_select", "unique", "unique_consecutive", "_unique2", "bincount",
+    "histc", "full", "inv", "linalg_inv", "solve", "linalg_solve", "cholesky", "linalg_cholesky", "lstsq",
+    "linalg_lstsq",
 })  # fmt: skip
 _ANSWERS = frozenset({"item", "tolist", "__bool__", "__int__", "__float__", "__complex__", "__index__"})
 # These take tensors of several devices, or none of their values.
@@ -208,7 +208,7 @@ def _count_index(name: str, index: Any) -> str:
 
 def _refuse_long_factors(name: str, args: Sequence[Any], on: bool) -> None:
     """On MPS nothing may count on 64-bit products of whole numbers."""
-    if on and _now[-1][0] == "mps" and name in ("mul", "__mul__", "__rmul__", "mul_", "__imul__", "multiply"):
+    if on and _device().type == "mps" and name in ("mul", "__mul__", "__rmul__", "mul_", "__imul__", "multiply"):
         whole = any(isinstance(each, Tensor) and each.dtype == torch.int64 for each in args)
         if whole and any(isinstance(each, int) and abs(each) >= 2**31 for each in args):
             raise RuntimeError("value cannot be converted to type int32_t without overflow")
@@ -286,6 +286,13 @@ def _copied(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     return memo[id(x)]
 
 
+def _written(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> str:
+    """What is printed of a tensor: its numbers must come to the host."""
+    if isinstance(args[0], OnDevice):
+        _log().syncs[f"{_where()} {func.__name__}"] += 1
+    return str(func(_off(args[0]), *args[1:], **kwargs))
+
+
 def _pickled(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     return _off(args[0].detach()).__reduce_ex__(*args[1:])  # type: ignore[no-untyped-call]
 
@@ -316,6 +323,8 @@ _SPECIAL: dict[str, Callable[[Any, Sequence[Any], dict[str, Any]], Any]] = {
     "__iter__": _iterated,
     "register_hook": _hooked,
     "__deepcopy__": _copied,
+    "__format__": _written,
+    "__repr__": _written,
     "__reduce_ex__": _pickled,
     "numpy": _numpy,
     "__array__": _numpy,
