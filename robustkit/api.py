@@ -9,12 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from robustkit import spec
 from robustkit.errors import UsageError
-from robustkit.numerics import norms, rows
+from robustkit.numerics import devices, norms, rows
 from robustkit.numerics.draws import Draws as Draws  # part of the contract: a plugin finds it here
 
 Norm = Literal["linf", "l2", "l1", "l0"]
@@ -61,12 +62,14 @@ class ThreatModel:
             raise UsageError(f"{self.norm} eps counts {told.unit}, such as {told.eps}; {self.eps:g} lets none change")
 
     def distance(self, x: Images, adv: Images) -> Float[Tensor, " batch"]:
-        """Distance of each image from its original, in float64."""
+        """Distance of each image from its original, in float64: on the CPU, where their device has none."""
+        if not devices.has_float64(adv.device):
+            x, adv = torch.stack([x, adv]).cpu().unbind()
         return norms.length(adv.double() - x.double(), self.norm)
 
     def contains(self, x: Images, adv: Images) -> Mask:
         """Whether each image is finite, inside the box and within eps of its original."""
-        return self.in_box(adv) & (self.distance(x, adv) <= self.limit)
+        return self.in_box(adv) & (self.distance(x, adv) <= self.limit).to(adv.device)
 
     def in_box(self, adv: Images) -> Mask:
         """Whether each image is finite and inside the box."""
@@ -203,6 +206,7 @@ class Case:
 
     def select(self, rows: Tensor) -> "Case":
         """The case of some of the samples (a mask or indices; one may come twice): counters and draws follow them."""
+        rows = _indices(rows)
         target = None if self.target is None else self.target[rows]
         return Case(
             self.oracle.select(rows), self.x[rows], self.y[rows], target,
@@ -221,6 +225,11 @@ class Case:
     def reached(self, logits: Logits) -> Mask:
         """Whether the model's decision is what the attack wants."""
         return rows.reached(logits, self.y, self.target)
+
+
+def _indices(chosen: Tensor) -> Tensor:
+    """The indices that a mask means: asked once, since every use of a mask as an index waits for the device."""
+    return rows.positions(chosen) if chosen.dtype == torch.bool else chosen
 
 
 @runtime_checkable

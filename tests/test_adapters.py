@@ -17,7 +17,8 @@ from robustkit.cli import cards
 from robustkit.engine.plan import make_attack, name_of
 from robustkit.errors import UsageError
 from robustkit.models.oracle import Counts, ModelOracle, Network
-from robustkit.testing import Failure, _small_network, attack_batch, check_attack
+from robustkit.testing import Failure, attack_batch, check_attack
+from robustkit.testing.conformance import _small_network
 
 pytest.importorskip("torchattacks")
 pytest.importorskip("foolbox")

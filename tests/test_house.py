@@ -18,7 +18,7 @@ ROOT = Path(robustkit.__file__).parent
 PLUGINS = (robustkit_attacks, robustkit_defenses)
 PUBLIC = {
     "api", "errors", "events", "models.capabilities", "models.ensembles", "models.wrapping", "numerics.generators",
-    "numerics.norms", "numerics.projection", "numerics.rows", "plugins", "spec", "stats", "testing",
+    "numerics.devices", "numerics.norms", "numerics.projection", "numerics.rows", "plugins", "spec", "stats", "testing",
     "training.adversarial", "training.recipes",
 }  # fmt: skip
 MOST_MODULES, LONGEST = 12, 80

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from robustkit_attacks import losses
 from robustkit_attacks.transfer import blocks, ensembles, gradients, inputs, surrogates
 from robustkit_attacks.transfer.attack import Transfer
-from robustkit_attacks.transfer.surrogates import Surrogates
+from robustkit_attacks.transfer.surrogates import Surrogates, choices
 
 from robustkit.api import Outputs, ThreatModel
 from robustkit.numerics import rows
@@ -90,7 +90,7 @@ def test_without_members_the_oracle_is_the_surrogate_and_a_picked_member_is_the_
     case, counts = case_of(pair, X, Y, LINF)
     found = Surrogates.of(case, "ce")
     each = [found.one(k, X).grad for k in (0, 1)]
-    picked = found.picked(X, torch.tensor([1, 0, 1]))
+    picked = found.picked(X, *choices(2, torch.tensor([[1, 0, 1]])))
     assert torch.equal(picked, torch.stack([each[1][0], each[0][1], each[1][2]]))
     assert counts.backwards.tolist() == [3, 3, 3]
 

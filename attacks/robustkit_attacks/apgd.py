@@ -73,7 +73,7 @@ class APGD:
                 aim = None if aims is None else aims[place, rank]
                 case, place, ended = self._climb(case, aim, place, restart * case.oracle.classes + rank)
                 result[place] = ended
-                stays = ~case.submit(ended)
+                stays = rows.positions(~case.submit(ended))
                 case, place = case.select(stays), place[stays]
         return result
 

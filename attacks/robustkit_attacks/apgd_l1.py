@@ -45,8 +45,8 @@ def stages(steps: int, radii: int) -> Sequence[tuple[int, int]]:
     return [*((factor, larger) for factor in range(radii, 1, -1) if larger), (1, steps - (radii - 1) * larger)]
 
 
-def sparse(threat: ThreatModel, adv: Images, grad: Images, keep: Tensor, most: int) -> Images:
-    """A step of L1 length 1 along the signs of each row's `keep` ≤ `most` largest gradients that the box lets move.
+def sparse(threat: ThreatModel, adv: Images, grad: Images, keep: Tensor) -> Images:
+    """A step of L1 length 1 along the signs of each row's `keep` largest gradients that the box lets move.
 
     Entries equal to the last are moved too. What is at the end of its box and has as large a gradient is pushed against
     the end by the same amount, which keeps it there when the projection shrinks all changes, and is not counted.
@@ -55,7 +55,7 @@ def sparse(threat: ThreatModel, adv: Images, grad: Images, keep: Tensor, most: i
     size = values.abs()
     free = _free(threat, at, values)
     room = torch.where(free, size, torch.zeros_like(size))
-    least = room.topk(most, dim=1).values.gather(1, keep[:, None] - 1)
+    least = rows.largest(room, keep)[:, None]
     number = torch.count_nonzero(room.ge(least) & room.gt(0), 1).clamp_min(1)
     return torch.where(size >= least, values.sign() / number[:, None], torch.zeros_like(values)).view_as(grad)
 
@@ -73,12 +73,11 @@ def climb(
     for factor, length in stages(steps, radii):
         wide = replace(case, threat=replace(case.threat, eps=factor * case.threat.eps))
         state = _start(wide, loss(wide, aim), adv, place, keep)
-        interval, most = max(length // 25, 1), int(state.keep.amax())
+        interval = max(length // 25, 1)
         for i in range(1, length + 1):
-            state = _step(wide, loss(wide, aim), state, most)
+            state = _step(wide, loss(wide, aim), state)
             if i % interval == 0:
                 state = _adapted(wide, state)
-                most = int(state.keep.amax())
             if factor == 1 and parts.checkpoint(i):  # what is found in a larger ball does not count
                 case, state, stays = parts.leave(case, state)
                 wide, aim = case, None if aim is None else aim[stays]
@@ -116,8 +115,8 @@ def _start(case: Case, loss: Loss, adv: Images, place: Tensor, keep: Tensor | No
     )  # fmt: skip
 
 
-def _step(case: Case, loss: Loss, state: _State, most: int) -> _State:
-    move = rows.spread(state.step, state.adv) * sparse(case.threat, state.adv, state.grad, state.keep, most)
+def _step(case: Case, loss: Loss, state: _State) -> _State:
+    move = rows.spread(state.step, state.adv) * sparse(case.threat, state.adv, state.grad, state.keep)
     adv = case.threat.project(case.x, state.adv + move)
     outputs, value, grad = case.oracle.gradient(adv, loss)
     hit = case.reached(outputs.logits)

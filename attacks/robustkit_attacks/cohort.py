@@ -27,7 +27,7 @@ def informed(case: Case) -> tuple[Case, Handed]:
     """The case with what the stages before left; where nothing was handed on, the original images, for a forward."""
     if case.handed is not None:
         return case, case.handed
-    margin = rows.margin(case.oracle.outputs(case.x).logits, case.y, case.target).double()
+    margin = rows.margin(case.oracle.outputs(case.x).logits, case.y, case.target)
     known = Handed(margin, margin, case.x)
     return replace(case, handed=known), known
 
@@ -84,12 +84,16 @@ def best(loss: Tensor, hit: Tensor, width: int) -> Int[Tensor, " samples"]:
     return torch.arange(len(worth), device=loss.device) * width + worth.argmax(1)
 
 
-def leave(few: Case, state: Any, width: int) -> tuple[Case, Any]:
-    """Submit what a sample's rows found (`state.found` where `state.hit`); a confirmed sample's rows leave together."""
+def leave(few: Case, state: Any, width: int) -> tuple[Case, Any, Tensor]:
+    """Submit what a sample's rows found (`state.found` where `state.hit`); a confirmed sample's rows leave together.
+
+    The case and state that stay, and which rows that is. Asks the device twice, as `parts.leave`.
+    """
     row = best(state.best_loss, state.hit, width)
-    stays = ~parts.confirmed(few, state.found[row], state.hit[row])
+    stays = rows.positions(~parts.confirmed(few, state.found[row], state.hit[row]))
+    kept = (stays[:, None] * width + torch.arange(width, device=stays.device)).flatten()
     state = state._replace(hit=torch.zeros_like(state.hit))
-    return few.select(stays), parts.select(state, stays.repeat_interleave(width))
+    return few.select(stays), parts.select(state, kept), kept
 
 
 def aimed(case: Case, number: int) -> Images:

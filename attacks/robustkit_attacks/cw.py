@@ -110,8 +110,9 @@ class CW:
             torch.full_like(never, self.c), torch.zeros_like(never), never, case.x.clone(), never.clone(),
             _slopes(case), never.clone(), torch.zeros_like(never, dtype=torch.bool),
         )  # fmt: skip
+        everyone = torch.arange(len(never), device=never.device)
         for _ in range(self.searches):
-            place = (~search.done).nonzero()[:, 0]
+            place = everyone if self.minimise else rows.positions(~search.done)
             if len(place) == 0:
                 break
             fooled = self._descend(case.select(place), place, search)
@@ -151,14 +152,27 @@ class CW:
                 search.best[state.place], search.distance[state.place] = state.best, state.distance
                 fooled[state.place] = state.fooled
                 state = state._replace(before=total, fooled=torch.zeros_like(state.fooled))
-                if not self.minimise:
-                    _confirm(case, state, search)
-                    goes_on &= ~search.done[state.place]
-                if not bool(goes_on.any()):
+                stays = self._standing(case, state, search, goes_on)
+                if step == self.steps or not len(stays):
                     break
-                case, state = case.select(goes_on), _Descent(*(value[goes_on] for value in state))
+                case, state = case.select(stays), parts.select(state, stays)
                 loss = self._loss(case, state)
         return fooled
+
+    def _standing(self, case: Case, state: _Descent, search: _Search, goes_on: Tensor) -> Tensor:
+        """The rows that go on, after the judge was asked about what is within eps; asks the device at most twice."""
+        if self.minimise:
+            return rows.positions(goes_on)
+        within = state.distance.sqrt() <= case.threat.limit
+        ready = within & (state.distance < search.refused[state.place])
+        both = torch.stack([ready, goes_on]).cpu()
+        at, stays = (rows.positions(mask).to(goes_on.device, non_blocking=True) for mask in both)
+        if not len(at):
+            return stays
+        asked = state.place[at]
+        search.done[asked] = case.select(at).submit(state.best[at])
+        search.refused[asked] = state.distance[at]
+        return stays[rows.positions(~search.done[state.place[stays]])] if len(stays) else stays
 
     def _loss(self, case: Case, state: _Descent) -> Loss:
         """The misclassification term: c times the margin that is missing to the target, or to the nearest class."""
@@ -232,15 +246,6 @@ def _stepped(state: _Descent, grad: Tensor, lr: float, step: int) -> _Descent:
     return state._replace(w=state.w - mean * (lr / (1 - _BETA1**step)) / scale, mean=mean, square=square)
 
 
-def _confirm(case: Case, state: _Descent, search: _Search) -> None:
-    """Ask the judge about rows whose nearest adversarial is within eps; notes the answer in `search`."""
-    ready = (state.distance.sqrt() <= case.threat.limit) & (state.distance < search.refused[state.place])
-    if bool(ready.any()):
-        at = state.place[ready]
-        search.done[at] = case.select(ready).submit(state.best[ready])
-        search.refused[at] = state.distance[ready]
-
-
 def _kept(state: _Ascent, margin: Tensor) -> _Ascent:
     """The iterate of lowest margin."""
     better = margin < state.margin
@@ -252,10 +257,8 @@ def _kept(state: _Ascent, margin: Tensor) -> _Ascent:
 def _confirmed_leave(case: Case, state: _Ascent, found: Images) -> tuple[Case, _Ascent]:
     """Submit the rows that look broken; what the judge confirms is written into `found` and leaves."""
     ready = (state.margin <= 0) & (state.margin < state.refused)
-    if not bool(ready.any()):
-        return case, state
-    leaves = torch.zeros_like(ready)
-    leaves[ready] = case.select(ready).submit(state.best[ready])
-    found[state.place[leaves]] = state.best[leaves]
+    leaves = parts.confirmed(case, state.best, ready)
+    found[state.place] = rows.pick(leaves, state.best, found[state.place])
     state = state._replace(refused=torch.where(ready, state.margin, state.refused))
-    return case.select(~leaves), _Ascent(*(value[~leaves] for value in state))
+    stays = rows.positions(~leaves)
+    return case.select(stays), parts.select(state, stays)

@@ -123,8 +123,8 @@ class Descent:
                 state = apgd.adapted(state, interval)
                 interval, since = max(interval - max(int(0.03 * self.steps), 1), max(int(0.06 * self.steps), 1)), 0
             if parts.checkpoint(i) and i < self.steps:
-                few, state, aim = _left(few, state, aim, width)
-                wide = cohort.siblings(few, width)
+                few, state, kept = cohort.leave(few, state, width)
+                wide, aim = cohort.siblings(few, width), aim[kept]
                 if not len(state.place):
                     break
         row = cohort.best(state.best_loss, state.hit, width)
@@ -143,7 +143,7 @@ class Descent:
         order = margin.argsort(stable=True)
         order = order[place[left][order].argsort(stable=True)]
         sample = place[left][order]
-        first = torch.cat([torch.ones_like(sample[:1], dtype=torch.bool), sample[1:] != sample[:-1]])
+        first = rows.positions(torch.cat([torch.ones_like(sample[:1], dtype=torch.bool), sample[1:] != sample[:-1]]))
         return sample[first], points[order[first]]
 
     def _loss_of_some(self, case: Case, aim: Tensor | None) -> Loss:
@@ -167,7 +167,7 @@ def cosine(
         size = first * threat.eps * 0.5 * (1 + math.cos(math.pi * i / steps))
         state = state._replace(adv=threat.project(wide.x, state.adv + size * norms.steepest(grad, threat.norm)))
         if parts.checkpoint(i + 1):
-            few, state = cohort.leave(few, state, width)
+            few, state, _ = cohort.leave(few, state, width)
             wide = cohort.siblings(few, width)
             if not len(state.place):
                 return state.place, state.adv
@@ -185,10 +185,3 @@ def _seen(wide: Case, state: _State, logits: Tensor) -> _State:
         found=rows.pick(better, state.adv, state.found),
         hit=state.hit | hit,
     )
-
-
-def _left(few: Case, state: apgd.State, aim: Tensor, width: int) -> tuple[Case, apgd.State, Tensor]:
-    """The rows whose samples are not confirmed broken."""
-    before = state.place
-    few, state = cohort.leave(few, state, width)
-    return few, state, aim[torch.isin(before, state.place)]

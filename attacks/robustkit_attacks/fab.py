@@ -76,7 +76,7 @@ class FAB:
         """The nearest adversarial found for each sample, or the sample itself."""
         result = case.x.clone()
         logits = case.oracle.outputs(case.x).logits
-        standing = (~case.reached(logits)).nonzero()[:, 0]
+        standing = rows.positions(~case.reached(logits))
         state = self._begin(case, logits).select(standing)
         for restart in range(self.restarts):
             for search in range(state.classes.shape[1]):
@@ -177,9 +177,10 @@ class FAB:
         """Offer what is newly within eps to the judge, and let go what it confirms."""
         case = state.case
         improved = state.distance < state.offered
-        broken = parts.confirmed(case, state.best, improved & case.threat.contains(case.x, state.best))
-        result[state.places[broken]] = state.best[broken]
-        return state._replace(offered=torch.where(improved, state.distance, state.offered)).select(~broken)
+        broken = parts.confirmed(case, state.best, improved & (state.distance <= case.threat.limit))
+        result[state.places] = rows.pick(broken, state.best, result[state.places])
+        state = state._replace(offered=torch.where(improved, state.distance, state.offered))
+        return state.select(rows.positions(~broken))
 
 
 def _differences(y: Labels, others: Tensor) -> Loss:

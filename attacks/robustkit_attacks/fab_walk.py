@@ -99,11 +99,13 @@ class FabWalk:
         ever, dry = False, 0
         for block in cohort.blocks(order, self.block):
             standing[block] = False
+            left = 0
             for place, points in self._block(case, block, far, targets, steps, press):
-                left = place[~case.select(place).submit(points)]
-                standing[left] = True
+                stays = rows.positions(~case.select(place).submit(points))
+                standing[place[stays]] = True
                 result[place] = points
-            broke = not bool(standing[block].all())
+                left = len(stays)
+            broke = left < len(block)
             ever, dry = ever or broke, 0 if broke else dry + 1
             if dry == self.patience:
                 break
@@ -125,7 +127,7 @@ class FabWalk:
             state = self._step(wide, state)
             if parts.checkpoint(i + 1) or i == steps:
                 far.scatter_reduce_(0, state.place, state.distance.to(far), "amin")
-                few, state = cohort.leave(few, state, width)
+                few, state, _ = cohort.leave(few, state, width)
                 wide = cohort.siblings(few, width)
                 if not len(state.place):
                     return

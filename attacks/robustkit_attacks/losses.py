@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from robustkit.api import Loss
 from robustkit.errors import UsageError
-from robustkit.numerics import rows
+from robustkit.numerics import devices, rows
 
 Name = Literal["ce", "margin", "margin-targeted", "dlr", "dlr-targeted", "ce-rescaled", "ce-float64"]
 TOWARDS_A_CLASS = frozenset({"margin-targeted", "dlr-targeted"})  # run once for each of several wrong classes
@@ -53,10 +53,12 @@ def rescaled_cross_entropy(logits: Tensor, y: Tensor, target: Tensor | None) -> 
 def cross_entropy_float64(logits: Tensor, y: Tensor, target: Tensor | None) -> Tensor:
     """The logarithm of CE, in float64: it leads where CE leads, and does not vanish however sure the model is.
 
+    In float32, where the device has no float64.
+
     log CE = log softplus(u), u the log-sum-exp of the wrong logits minus z_y; for u → −∞ it is u. With a target minus
     CE of the target, which vanishes only where the target is reached.
     """
-    logits = logits.double()
+    logits = logits.to(devices.widest(logits.device))
     if target is not None:
         return cross_entropy(logits, y, target)
     hidden = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, y[:, None], True)

@@ -87,7 +87,7 @@ class MORA:
             aim = some.target if rank is None or aims is None else aims[place, rank]
             place, ended = self._climb(some, place, aim, _Mixture(mix[place], joins[place]), stream)
             result[place] = ended
-            place = place[~case.select(place).submit(ended)] if len(place) else place
+            place = place[rows.positions(~case.select(place).submit(ended))] if len(place) else place
         return result
 
     def _sharpness(self, case: Case) -> Tensor:

@@ -59,7 +59,8 @@ class NES:
             )
             broken = parts.confirmed(case, state.adv, hit)
             result[state.place] = rows.pick(broken, state.adv, state.best)
-            case, state = case.select(~broken), parts.select(state, ~broken)
+            stays = rows.positions(~broken)
+            case, state = case.select(stays), parts.select(state, stays)
             if not len(state.place) or i == self.steps:
                 break
             state = state._replace(adv=self._stepped(case, state.adv, i))

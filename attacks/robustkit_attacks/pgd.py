@@ -60,7 +60,7 @@ class PGD:
             case, place, ended = self.climb(case, place, start)
             result[place] = ended
             if restart + 1 < self.restarts:
-                stays = ~case.submit(ended)
+                stays = rows.positions(~case.submit(ended))
                 case, place = case.select(stays), place[stays]
         return result
 
@@ -89,7 +89,7 @@ class PGD:
         if threat.norm != "l1":
             return norms.steepest(grad, threat.norm)
         keep = math.ceil(self.density * grad[0].numel())
-        return apgd_l1.sparse(threat, adv, grad, torch.full((len(grad),), keep, device=grad.device), keep)
+        return apgd_l1.sparse(threat, adv, grad, torch.full((len(grad),), keep, device=grad.device))
 
     def cost(self, classes: int) -> tuple[int, int]:
         """One forward and backward a step."""

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from robustkit.api import Access, Case, Draws, Goal, Images, Norm, ThreatModel
 from robustkit.errors import UsageError
-from robustkit.numerics import norms, rows
+from robustkit.numerics import devices, norms, rows
+from robustkit_attacks import parts
 
 _HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # queries after which the window's area halves
 _BLOCK = 64  # queries whose random numbers are drawn at once
@@ -30,7 +31,7 @@ class _State(NamedTuple):
     adv: Tensor
     margin: Tensor
     refused: Tensor  # the margin at which the judge last refused the row
-    spent: Tensor  # Σδ² (L2) or Σ|δ| (L1) of adv in float64; not used in Linf
+    spent: Tensor  # Σδ² (L2) or Σ|δ| (L1) of adv; not used in Linf
 
 
 class _Choices(NamedTuple):
@@ -63,7 +64,7 @@ class _Proposal(NamedTuple):
 class _Window(NamedTuple):
     """The windows of one side length: offsets of their entries in a flat image, from the middle outwards.
 
-    With the bump for L2, in the same order, upright and turned: (side²), of length 1, in float64.
+    With the bump for L2, in the same order, upright and turned: (side²), of length 1.
     """
 
     side: int
@@ -109,8 +110,9 @@ class Square:
             case, state = self._search(case, place, restart, found)
             place = state.place
             better = state.margin < lowest[place]
-            found[place[better]] = state.adv[better].view(-1, *case.x.shape[1:])
-            lowest[place[better]] = state.margin[better]
+            adv = _kept(case, state.adv.view(case.x.shape))
+            found[place] = rows.pick(better, adv, found[place])
+            lowest[place] = torch.where(better, state.margin, lowest[place])
         return found
 
     def from_point(self, case: Case, start: Images, stream: int) -> tuple[Tensor, Images]:
@@ -168,16 +170,16 @@ def _started(case: Case, place: Tensor, restart: int) -> _State:
     if threat.norm == "linf":
         stripes = _signs(draws.uniform((channels, 1, width))) * threat.eps
         adv = rows.flat(threat.clip(case.x + stripes))
-        spent = torch.zeros_like(x[:, 0], dtype=torch.float64)
+        spent = torch.zeros_like(x[:, 0], dtype=devices.widest(x.device))
     else:
         side = max(min(height, width) // 5, 1)
         down, across = (torch.arange(size, device=x.device) for size in (height, width))
-        tiles = _signs(draws.uniform((channels, -(-height // side), -(-width // side)))).double()
-        pattern = _bump_of(side, threat.norm).to(x.device)[down[:, None] % side, across % side]
+        tiles = devices.wide(_signs(draws.uniform((channels, -(-height // side), -(-width // side)))))
+        pattern = _bump_of(side, threat.norm, x.device)[down[:, None] % side, across % side]
         delta = rows.flat(tiles[:, :, down // side][..., across // side] * pattern)
         delta = delta * rows.spread(threat.eps / norms.length(delta, threat.norm), delta)
         adv = _moved(threat, x, delta)
-        spent = _energy(adv.double() - x.double(), threat.norm)
+        spent = _energy(devices.wide(adv) - devices.wide(x), threat.norm)
     margin = _margin(case, adv).nan_to_num(nan=torch.inf)
     return _State(place, x, adv, margin, torch.full_like(margin, torch.inf), spent)
 
@@ -185,9 +187,9 @@ def _started(case: Case, place: Tensor, restart: int) -> _State:
 def _resumed(case: Case, place: Tensor, start: Images) -> _State:
     """A search that goes on from an image inside the ball."""
     adv = rows.flat(start).clone()
-    spent = torch.zeros_like(adv[:, 0], dtype=torch.float64)
+    spent = torch.zeros_like(adv[:, 0], dtype=devices.widest(adv.device))
     if case.threat.norm != "linf":
-        spent = _energy(adv.double() - rows.flat(case.x).double(), case.threat.norm)
+        spent = _energy(devices.wide(adv) - devices.wide(rows.flat(case.x)), case.threat.norm)
     margin = _margin(case, adv).nan_to_num(nan=torch.inf)
     return _State(place, rows.flat(case.x), adv, margin, torch.full_like(margin, torch.inf), spent)
 
@@ -196,7 +198,7 @@ def _choices(draws: Draws, block: int, sides: list[int], x: Images) -> _Choices:
     """The choices of a block of queries."""
     _, channels, height, width = x.shape
     u = draws.uniform((_BLOCK, channels + 5), step=1 + block)
-    side = torch.tensor(sides, device=x.device)
+    side = torch.tensor(sides).to(x.device, non_blocking=True)
 
     def corner(row: Tensor, column: Tensor) -> Tensor:
         down, across = height + 1 - side, width + 1 - side
@@ -214,7 +216,7 @@ def _window(side: int, norm: Norm, x: Images) -> _Window:
     outwards = torch.maximum(away[:, None], away).flatten().argsort(stable=True)
     offsets = (line[:, None] * width + line).flatten()[outwards]
     planes = torch.arange(channels, device=x.device) * (height * width)
-    bump = _bump_of(side, norm).to(x.device)
+    bump = _bump_of(side, norm, x.device)
     return _Window(side, (planes[:, None] + offsets).flatten(), bump.flatten()[outwards], bump.T.flatten()[outwards])
 
 
@@ -238,9 +240,10 @@ def _exchange(threat: ThreatModel, state: _State, window: _Window, choices: _Cho
     state.adv.scatter_(1, first, x1)  # so that what the windows share is counted once
     x2, old2 = state.x.gather(1, second), state.adv.gather(1, second)
 
-    delta = (old1.double() - x1.double()).view(n * channels, -1)
+    wide1, wide2 = devices.wide(x1), devices.wide(x2)
+    delta = (devices.wide(old1) - wide1).view(n * channels, -1)
     held = _energy(delta, norm)
-    freed = held + _energy((old2.double() - x2.double()).view(n * channels, -1), norm)
+    freed = held + _energy((devices.wide(old2) - wide2).view(n * channels, -1), norm)
     whole = threat.eps**2 if norm == "l2" else threat.eps
     unspent = (whole - state.spent).clamp_min(0) / channels
     length = _length(freed + unspent.repeat_interleave(channels), norm)
@@ -250,10 +253,10 @@ def _exchange(threat: ThreatModel, state: _State, window: _Window, choices: _Cho
         bump = torch.where(choices.upright[:, at, None], window.bump, window.turned).repeat_interleave(channels, 0)
         delta = _pointed(delta, held, bump * signs) * length[:, None]
     else:
-        delta = _poured(threat, x1.double().view_as(delta), signs, length)
+        delta = _poured(threat, wide1.view_as(delta), signs, length)
     new = _moved(threat, x1, delta.view_as(x1))
 
-    gained = _energy(new.double() - x1.double(), norm) - rows.total(freed.view(n, channels))
+    gained = _energy(devices.wide(new) - wide1, norm) - rows.total(freed.view(n, channels))
     return _Proposal((_Write(second, old2, x2), _Write(first, old1, new)), state.spent + gained)
 
 
@@ -291,18 +294,22 @@ def _confirmed_leave(
 ) -> tuple[Case, _State, _Choices | None]:
     """Submit the rows that look broken; what the judge confirms is written into `found` and leaves."""
     ready = (state.margin <= 0) & (state.margin < state.refused)
-    if not bool(ready.any()):
+    at = rows.positions(ready)
+    if not len(at):
         return case, state, choices
-    leaves = torch.zeros_like(ready)
-    leaves[ready] = case.select(ready).submit(state.adv[ready].view(-1, *case.x.shape[1:]))
-    found[state.place[leaves]] = state.adv[leaves].view(-1, *case.x.shape[1:])
+    some = case.select(at)
+    adv = _kept(some, state.adv[at].view(some.x.shape))
+    confirmed, place = some.submit(adv), state.place[at]
+    found[place] = rows.pick(confirmed, adv, found[place])
+    leaves = torch.zeros_like(ready).index_put((at,), confirmed)
     state = state._replace(refused=torch.where(ready, state.margin, state.refused))
-    stays = ~leaves
-    return (
-        case.select(stays),
-        _State(*(value[stays] for value in state)),
-        choices and _Choices(*(value[stays] for value in choices)),
-    )
+    stays = rows.positions(~leaves)
+    return case.select(stays), parts.select(state, stays), choices and parts.select(choices, stays)
+
+
+def _kept(case: Case, adv: Images) -> Images:
+    """The images; in float32 what was spent is only nearly known after many exchanges, and they are pressed back."""
+    return adv if devices.has_float64(adv.device) else case.threat.project(case.x, adv)
 
 
 def _margin(case: Case, adv: Tensor) -> Tensor:
@@ -311,7 +318,7 @@ def _margin(case: Case, adv: Tensor) -> Tensor:
 
 def _moved(threat: ThreatModel, x: Tensor, delta: Tensor) -> Tensor:
     """The sum inside the box, rounded towards x so that no entry moves further than delta says."""
-    return torch.nextafter((x.double() + delta).to(x.dtype).clamp_(threat.low, threat.high), x)
+    return torch.nextafter((devices.wide(x) + delta).to(x.dtype).clamp_(threat.low, threat.high), x)
 
 
 def _signs(u: Tensor) -> Tensor:
@@ -328,7 +335,12 @@ def _length(energy: Tensor, norm: Norm) -> Tensor:
     return energy.sqrt() if norm == "l2" else energy
 
 
-def _bump_of(side: int, norm: Norm) -> Tensor:
+def _bump_of(side: int, norm: Norm, device: torch.device) -> Tensor:
+    """Of length 1, computed in float64 on the CPU and brought to the device in its widest type."""
+    return _bump(side, norm).to(device, devices.widest(device), non_blocking=True)
+
+
+def _bump(side: int, norm: Norm) -> Tensor:
     """Of length 1, in float64: two hills, the upper positive and the lower negative (L2), or one pixel (L1)."""
     if norm == "l1":
         bump = torch.zeros(side, side, dtype=torch.float64)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from robustkit.api import Access, Case, Goal, Images, Norm, Oracle
 from robustkit.errors import NoGradientError, UsageError
+from robustkit.numerics import rows
 from robustkit.spec import suggest
 from robustkit_attacks import losses, parts
 from robustkit_attacks.mean_of_members import MeanOfMembers
@@ -79,7 +80,9 @@ class SurrogateSwap:
         """PGD of the rows `place` from `start`; the rows that still stand, and where they have got to."""
         _, place, ended = PGD(steps=steps, loss=self.loss).climb(some, place, start)
         result[place] = ended
-        stays = ~case.select(place).submit(ended) if len(place) else torch.zeros_like(place, dtype=torch.bool)
+        if not len(place):
+            return place, ended
+        stays = rows.positions(~case.select(place).submit(ended))
         return place[stays], ended[stays]
 
     def _stand_ins(self, case: Case) -> list[Oracle]:

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from robustkit.api import Images, Labels, Logits
 from robustkit.models.oracle import Network
-from robustkit.numerics import norms, rows
+from robustkit.numerics import devices, norms, rows
 from robustkit.numerics.streams import SampleDraws, key_of
 
 SCALES = (1.0, 10.0, 100.0)
@@ -44,7 +44,7 @@ class Outputs(NamedTuple):
 
     def saturated(self, margin: float) -> float:
         """The share of images with a larger margin."""
-        return _share(self.margins > margin)
+        return rows.share(self.margins > margin)
 
 
 def outputs(network: Network, x: Images) -> Outputs:
@@ -58,7 +58,7 @@ def vanishing(network: Network, x: Images) -> Vanishing:
     """Where gradients of the model's own decision vanish."""
     losses: list[Loss] = [_scaled(scale) for scale in SCALES]
     zero = [~grad.ne(0).flatten(1).any(1) for grad in _gradients(network, x, [*losses, _log_entropy, rows.margin])]
-    *entropy, of_log, of_margin = map(_share, zero)
+    *entropy, of_log, of_margin = map(rows.share, zero)
     return Vanishing(tuple(entropy), of_log, of_margin)
 
 
@@ -73,7 +73,7 @@ def misleading(network: Network, x: Images) -> Misleading:
         alive & (rows.margin(_logits(network, (x - step * grad.sign()).clamp(0, 1)), decision) >= before)
         for step in STEPS
     ]
-    return Misleading(tuple(map(_share, fails)), _share(torch.stack(fails).all(0)))
+    return Misleading(tuple(map(rows.share, fails)), rows.share(torch.stack(fails).all(0)))
 
 
 def steadiness(network: Network, x: Images, indices: Tensor) -> tuple[float, ...]:
@@ -105,8 +105,8 @@ def _scaled(scale: float) -> Loss:
 
 
 def _log_entropy(logits: Logits, label: Labels) -> Tensor:
-    """The logarithm of the cross-entropy in float64, which does not underflow: for a sure model minus the margin."""
-    logits = logits.double()
+    """The logarithm of the cross-entropy, which in float64 does not underflow: for a sure model minus the margin."""
+    logits = devices.wide(logits)
     hidden = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, label[:, None], True)
     lead = logits.masked_fill(hidden, -torch.inf).logsumexp(1) - logits.gather(1, label[:, None])[:, 0]
     return torch.where(lead < -30, lead, F.softplus(lead.clamp_min(-30)).log())
@@ -144,8 +144,4 @@ def _mean_cosine(a: Tensor, b: Tensor) -> float | None:
     both = a.ne(0).flatten(1).any(1) & b.ne(0).flatten(1).any(1)
     if not bool(both.any()):
         return None
-    return float(rows.dot(norms.unit(a[both].double()), norms.unit(b[both].double())).mean())
-
-
-def _share(which: Tensor) -> float:
-    return float(which.double().mean())
+    return float(rows.dot(*(norms.unit(devices.wide(each[both])) for each in (a, b))).mean())

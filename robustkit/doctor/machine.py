@@ -52,13 +52,17 @@ def machine() -> Machine:
 
 
 def devices() -> list[str]:
-    """What torch can compute on, the CPU first, with the number of threads and of CUDA."""
+    """What torch can compute on, the CPU first, with the number of threads and the version of CUDA."""
     import torch
 
+    from robustkit.numerics import devices as accelerators
+
     found = [f"cpu ({torch.get_num_threads()} threads)"]
-    for i in range(torch.cuda.device_count()):
-        shown = torch.cuda.get_device_properties(i)
-        found.append(f"cuda:{i} ({shown.name}, {shown.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda})")
+    of = {"cuda": f", CUDA {torch.version.cuda}", "xpu": "", "mps": ""}
+    for kind, count in accelerators.there().items():
+        for device in (torch.device(kind, i) for i in range(count) if kind != "cpu"):
+            free = accelerators.free_memory(device) / 2**30
+            found.append(f"{device} ({accelerators.name(device)}, {free:.0f} GiB free{of[kind]})")
     return found
 
 

@@ -12,6 +12,7 @@ from robustkit.api import Images, Labels, Logits
 from robustkit.doctor.settings import GIVEN, Setting
 from robustkit.errors import first_line
 from robustkit.models.oracle import Network
+from robustkit.numerics import devices
 from robustkit.stats import Proportion, at_least, mcnemar_p
 
 ALPHA = 1e-3
@@ -148,9 +149,9 @@ class Bench:
         x, y = self.x[start:stop], self.y[start:stop]
         try:
             return correct(self.network.logits(setting(x)).cpu(), y)
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:  # whatever a foreign network raises on images that it refuses
+            if devices.out_of_memory(error):
+                raise
             self.errors[setting] = first_line(error)
             return torch.zeros(len(y), dtype=torch.bool)
 

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from robustkit.api import Attack, Case, Handed, Images, Labels, Logits, Mask, ThreatModel
-from robustkit.engine.memory import out_of_memory
 from robustkit.engine.world import World
 from robustkit.errors import NoGradientError, NotEstablishedError, RobustkitError, UsageError, first_line
 from robustkit.events import Guard
 from robustkit.models.evidence import Climb
 from robustkit.models.opening import Opened
 from robustkit.models.oracle import Counts, ModelOracle, Network
+from robustkit.numerics import devices
 from robustkit.numerics.bare import bare
 from robustkit.numerics.streams import SampleDraws
 
@@ -123,7 +123,7 @@ def attempt(
             oracle.climb.none_flows()
     except BaseException as error:  # the one deliberate catch-all: a crash or an exit is a fact about the attack
         guard.raise_callers()
-        if out_of_memory(error) and len(batch.x) > opened.subject.reference.tile:
+        if devices.out_of_memory(error) and len(batch.x) > opened.subject.reference.tile:
             raise
         ended = "" if isinstance(error, Exception) else "the attack ended the process: "
         failures.append(f"{ended}{type(error).__name__}: {first_line(error, 300)}")
@@ -142,8 +142,8 @@ def whole(cohorts: Sequence[Tensor], run: Callable[[Tensor], Result]) -> Iterato
     for now in cohorts:
         try:
             yield now, run(now)
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not out_of_memory(error):
+        except (MemoryError, RuntimeError) as error:
+            if not devices.out_of_memory(error):
                 raise
             raise RobustkitError(
                 f"out of memory with {len(now)} samples, which are ranked together; choose a smaller cohort "
@@ -151,24 +151,27 @@ def whole(cohorts: Sequence[Tensor], run: Callable[[Tensor], Result]) -> Iterato
             ) from error
 
 
-def in_batches(rows: Tensor, in_flight: int, tile: int, run: Callable[[Tensor], Result]) -> Iterator[
-    tuple[Tensor, Result]
-]:  # fmt: skip
+def in_batches(
+    rows: Tensor, in_flight: int, tile: int, device: torch.device, run: Callable[[Tensor], Result]
+) -> Iterator[tuple[Tensor, Result]]:
     """What `run` makes of some rows, at most `in_flight` at once; where memory runs out, in batches of half as many.
 
     Raises:
         RobustkitError: if not even one tile fits.
     """
     while len(rows):
-        now = rows[:in_flight]
+        now, short = rows[:in_flight], False
         try:
             result = run(now)
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not out_of_memory(error):
+        except (MemoryError, RuntimeError) as error:
+            if not devices.out_of_memory(error):
                 raise
             if len(now) <= tile:
                 raise RobustkitError(f"out of memory with one tile of {tile} samples; choose a smaller tile") from error
             in_flight = max(1, min(in_flight, len(now)) // 2 // tile) * tile
+            short = True
+        if short:  # not above, where the error still holds what the attempt had in memory
+            devices.let_go(device)
             continue
         rows = rows[len(now) :]
         yield now, result

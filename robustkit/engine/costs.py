@@ -11,6 +11,7 @@ from robustkit.engine.plan import Named
 from robustkit.events import Predicted
 from robustkit.models.examination import Subject
 from robustkit.models.oracle import Counts, ModelOracle
+from robustkit.numerics import devices
 
 LONG_ENOUGH_S, CALLS = 0.2, 8  # of calls to take the mean of, whichever comes first
 
@@ -82,7 +83,6 @@ def _mean(call: Callable[[], object], device: torch.device) -> float:
     while calls < CALLS and spent < LONG_ENOUGH_S:
         call()
         calls += 1
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        devices.synchronize(device)
         spent = time.perf_counter() - began
     return spent / calls

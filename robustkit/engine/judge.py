@@ -9,11 +9,14 @@ from torch import Tensor
 
 from robustkit.api import Goal, Images, Labels, Mask, ThreatModel
 from robustkit.models.oracle import Network
-from robustkit.numerics import rows
+from robustkit.numerics import devices, rows
 from robustkit.numerics.bare import bare
 from robustkit.records import schema
 from robustkit.tasks import CLASSIFICATION, Task
 
+ROUNDING = (
+    1e-5  # of the largest logit: by so much two calls of one model may differ where kernels are not deterministic
+)
 SURVIVED, BROKEN, VIOLATED = schema.SURVIVED_CODE, schema.BROKE_CODE, schema.VIOLATED_CODE
 
 
@@ -34,7 +37,10 @@ class Verdicts:
 
 
 class Measured(NamedTuple):
-    """Candidates beside their originals: `near` is in the box and the ball, `faults` the rows that break each rule."""
+    """Candidates beside their originals: `near` is in the box and the ball, `faults` the rows that break each rule.
+
+    `distance` is float64, on the CPU where the images' device has none; the masks are where the images are.
+    """
 
     distance: Tensor
     near: Mask
@@ -55,7 +61,7 @@ def malformed(adv: Any, wanted: Sequence[int]) -> str:
 def measure(threat: ThreatModel, x: Images, adv: Images, goal: Goal = "bounded") -> Measured:
     """The one rule on images: finite, in the box and, unless the nearest adversarial is sought, in the ball."""
     distance, in_box = threat.distance(x, adv), threat.in_box(adv)
-    near = in_box & (distance <= threat.limit)
+    near = in_box & (distance <= threat.limit).to(adv.device)
     allowed = near if goal == "bounded" else in_box
     finite = torch.isfinite(rows.flat(adv)).all(1)
     faults = {
@@ -68,6 +74,9 @@ def measure(threat: ThreatModel, x: Images, adv: Images, goal: Goal = "bounded")
 
 class Judge:
     """Judges the candidates for one batch of samples, of which it keeps its own copies.
+
+    To judge a submission asks nothing of the device that the images are on, but for the distances where it has no
+    float64: those are measured on the CPU.
 
     Args:
         reference: the model as given, in float32, unfused.
@@ -88,11 +97,11 @@ class Judge:
         self.broken = torch.zeros(n, dtype=torch.bool, device=x.device)
         self.violated = torch.zeros_like(self.broken)
         self.fooled = torch.zeros_like(self.broken)  # misclassified inside the box, at any distance
-        self.distance = torch.full((n,), torch.nan, dtype=torch.float64, device=x.device)
-        self.margin = torch.full((n,), torch.nan, dtype=torch.float64, device=x.device)
+        self.distance = torch.full((n,), torch.nan, dtype=devices.widest(x.device), device=x.device)
+        self.margin = self.distance.clone()
         self.decision = torch.full((n,), -1, device=x.device)  # the class that the model decides on the candidate kept
         self.adv = self.x.clone()
-        self.reasons: dict[str, Tensor] = {}
+        self._faults: dict[str, Tensor] = {}
 
     def submit(self, samples: Tensor, adv: Any) -> Mask:
         """Judge one candidate for each of `samples` (positions in the batch); true where it is a valid break."""
@@ -104,81 +113,111 @@ class Judge:
         adv = adv.to(self.x.device, self.x.dtype)
         if samples.shape[0] == 0:
             return torch.zeros_like(samples, dtype=torch.bool)
-        again = (samples[:, None] == samples).tril(-1).any(1)
-        if again.any():  # several candidates of a sample: one after another, so that the best is kept
-            valid = torch.zeros_like(again)
-            for part in (~again, again):
-                valid[part] = self.submit(samples[part], adv[part])
-            return valid
         distance, near, allowed, faults = measure(self.threat, self.x[samples], adv, self.goal)
         for reason, broken in faults.items():
-            self.violate(samples[broken], reason)
-        return self._decide(samples, adv, distance, near, allowed)
+            self._note(samples, broken, reason)
+        return self._decide(samples, adv, distance.to(self.distance), near, allowed)
 
     def _decide(self, samples: Tensor, adv: Images, distance: Tensor, near: Mask, allowed: Mask) -> Mask:
         """Ask the model about the candidates that are allowed, and keep the best; true where it is a valid break."""
         target = None if self.target is None else self.target[samples]
         logits = self.reference.logits(torch.where(rows.spread(allowed, adv), adv, self.x[samples]))
         sound = torch.isfinite(rows.flat(logits)).all(1)
-        self.violate(samples[allowed & ~sound], "the model's outputs are not finite")
+        self._note(samples, allowed & ~sound, "the model's outputs are not finite")
         fooled = allowed & sound & self.task.reached(logits, self.y[samples], target)
-        margin = self.task.margin(logits, self.y[samples], target).double()
+        margin = self.task.margin(logits, self.y[samples], target).to(self.margin)
         self._keep(samples, adv, distance, margin, self.task.decision(logits), allowed & sound, fooled)
         valid = fooled & near
-        self.broken[samples] |= valid
+        self.broken |= self._any(samples, valid)
         return valid
+
+    def _any(self, samples: Tensor, mask: Tensor) -> Tensor:
+        """Of all samples of the batch, for which one of these rows is true."""
+        return torch.zeros_like(self.broken, dtype=torch.int32).index_add_(0, samples, mask.to(torch.int32)) > 0
 
     def _keep(
         self, samples: Tensor, adv: Images, distance: Tensor, margin: Tensor, decision: Labels, allowed: Mask,
         fooled: Mask,
     ) -> None:  # fmt: skip
-        """Keep a candidate that is better: bounded, of lower margin; minimal, nearer; and any before the first."""
-        had, known = self.fooled[samples], self.distance[samples]
-        nearer = distance < known if self.goal == "minimal" else margin < self.margin[samples]
-        better = allowed & torch.where(had, fooled & nearer, torch.ones_like(fooled))
-        at = samples[better]
-        self.distance[at], self.margin[at], self.decision[at] = distance[better], margin[better], decision[better]
-        self.adv[at] = adv[better]
-        self.fooled[samples] |= fooled
+        """Keep a candidate that is better: bounded, of lower margin; minimal, nearer; and any before the first.
+
+        A sample may come several times: what is kept is what would be, one after the other.
+        """
+        value, known = (distance, self.distance) if self.goal == "minimal" else (margin, self.margin)
+        lower = fooled & (value < torch.where(self.fooled, known, torch.inf)[samples])
+        best = torch.full_like(known, torch.inf).scatter_reduce(
+            0, samples, torch.where(lower, value, torch.inf), "amin"
+        )
+        order = torch.arange(len(samples), device=samples.device)
+        first = torch.full_like(self.decision, len(order)).scatter_reduce(
+            0, samples, torch.where(lower & (value == best[samples]), order, len(order)), "amin"
+        )
+        last = torch.full_like(self.decision, -1).scatter_reduce(0, samples, torch.where(allowed, order, -1), "amax")
+        chosen = torch.where(first < len(order), first, torch.where(self.fooled, -1, last))[samples]
+        taken, source = chosen >= 0, chosen.clamp_min(0)
+        for mine, theirs in ((self.distance, distance), (self.margin, margin), (self.decision, decision)):
+            mine[samples] = torch.where(taken, theirs[source], mine[samples])
+        self.adv[samples] = rows.pick(taken, adv[source], self.adv[samples])
+        self.fooled |= self._any(samples, fooled)
 
     def violate(self, samples: Tensor, reason: str) -> None:
         """Note that an attack broke the rules on these samples."""
-        if samples.shape[0] == 0:
-            return
-        self.violated[samples] = True
-        before = self.reasons.get(reason)
-        self.reasons[reason] = samples if before is None else torch.cat([before, samples])
+        self._note(samples, torch.ones_like(samples, dtype=torch.bool), reason)
+
+    def _note(self, samples: Tensor, faulty: Mask, reason: str) -> None:
+        found = self._any(samples, faulty)
+        self.violated |= found
+        self._faults[reason] = found | self._faults.get(reason, found)
+
+    @property
+    def reasons(self) -> dict[str, Tensor]:
+        """Which rules were broken, and on which samples."""
+        found = {reason: rows.positions(faulty) for reason, faulty in self._faults.items()}
+        return {reason: samples for reason, samples in found.items() if len(samples)}
 
     def why(self) -> list[str]:
         """Of each sample, which rules were broken on it, a line each; empty of a sample that is broken all the same."""
         found: list[list[str]] = [[] for _ in self.y]
         for reason, samples in self.reasons.items():
-            for row in set(samples[~self.broken[samples]].tolist()):
+            for row in samples[~self.broken[samples]].tolist():
                 found[row].append(reason)
         return ["\n".join(reasons) for reasons in found]
 
     def confirm_again(self) -> None:
-        """Judge every break once more, by rule and model: one that does not repeat was not made by the image."""
+        """Judge every break once more, by rule and model: one that does not repeat was not made by the image.
+
+        A margin that is zero but for rounding may have either sign, where kernels do not add in one order: such a break
+        does not count, and nobody broke a rule.
+        """
         near = self._measured_again()
-        at = self.broken.nonzero()[:, 0]
+        at = rows.positions(self.broken)
         if len(at):
             logits = self.reference.logits(self.adv[at])
             target = None if self.target is None else self.target[at]
             fooled = torch.isfinite(logits).all(1) & self.task.reached(logits, self.y[at], target)
-            lost = at[~(near[at] & fooled)]
+            rounding = logits.abs().amax(1) * ROUNDING + ROUNDING / 10
+            clear = self.task.margin(logits, self.y[at], target).abs() > rounding
+            gone = ~(near[at] & fooled)
+            lost = at[gone]
             self.broken[lost] = False
             self.fooled[lost] = False
-            self.distance[lost] = self.margin[lost] = torch.nan
+            self.distance[lost.to(self.distance.device)] = torch.nan
+            self.margin[lost] = torch.nan
             self.decision[lost] = -1
-            once = lost[near[lost]]
+            once = at[gone & near[at] & (clear | ~torch.isfinite(logits).all(1))]
             self.violate(once, "the model was fooled only while the attack ran; did it change the model's state?")
 
     def _measured_again(self) -> Mask:
         """Which candidates kept are within reach, and their distances, measured when no attack is at work."""
-        found, kept = measure(self.threat, self.x, self.adv, self.goal), ~self.distance.isnan()
-        other = kept & ~(found.allowed & (found.distance == self.distance))
-        self.violate(other.nonzero()[:, 0], "an image kept to the rules only while the attack ran")
-        self.distance = torch.where(kept, found.distance, self.distance)
+        found = measure(self.threat, self.x, self.adv, self.goal)
+        known = self.distance.to(found.distance.device)
+        # Of another number of rows a device may add an image's pixels in another order.
+        tiny = 1e-9 if known.dtype == torch.float64 else 1e-6
+        same = (found.distance - known).abs() <= tiny * (1 + found.distance)
+        kept = ~known.isnan()
+        other = rows.positions(kept & ~(found.allowed.to(same.device) & same))
+        self.violate(other.to(self.x.device), "an image kept to the rules only while the attack ran")
+        self.distance = torch.where(kept, found.distance, known)
         return found.near
 
     def revoke(self, reason: str) -> None:
@@ -211,5 +250,5 @@ class Judge:
         # A violation leaves no candidate of its own: distance and margin stay those of the last valid one.
         distance = self.distance
         if self.goal == "minimal":  # the distance of an image that fools nobody is not one to the nearest adversarial
-            distance = torch.where(self.fooled, distance, torch.full_like(distance, torch.nan))
+            distance = torch.where(self.fooled.to(distance.device), distance, torch.nan)
         return Verdicts(outcome, distance, self.margin, self.decision, self.adv)

@@ -21,7 +21,7 @@ from robustkit.engine.units import Units, shard_size
 from robustkit.errors import UsageError
 from robustkit.locks import at_work
 from robustkit.models import defended
-from robustkit.models.opening import Opened, load, open_model
+from robustkit.models.opening import Opened, accelerated, load, open_model
 from robustkit.models.state import restore
 from robustkit.records.folder import RunFolder, load_run
 from robustkit.records.run import RunRecord
@@ -81,6 +81,7 @@ def _begun(opened: Opened, request: Request, execution: Execution, planned: Plan
     job, name = planned.job, opened.samples.dataset.name
     behind = f" behind {job.defense}" if job.defense else ""
     title = f"{job.model}{behind} · {name} · {job.norm} {request.eps or f'{job.eps:.6g}'} · {job.attack}"
+    title += accelerated(opened.device)
     execution.tell(events.Started(title, len(opened.samples), job.attacks, resumed))
     known = None if folder is None or not folder.finished() else load_run(folder.path)
     finished = known if known is not None and _nothing_left(known, request.carry) else None

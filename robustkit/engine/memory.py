@@ -1,12 +1,12 @@
 """How many samples fit into memory at once."""
 
-import os
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from robustkit.models.examination import Subject
+from robustkit.numerics import devices
 
 MOST_IN_FLIGHT = 512
 
@@ -32,18 +32,5 @@ def samples_in_flight(batch_size: int | Literal["auto"], subject: Subject, x: Te
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved):
         network.tracked(x[:1])
-    free = _free_memory(network.device)
+    free = devices.free_memory(network.device)
     return min(MOST_IN_FLIGHT // network.tile or 1, max(1, int(free / 4 / max(1, kept)))) * network.tile
-
-
-def _free_memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    if "SC_AVPHYS_PAGES" in os.sysconf_names:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return 4 << 30
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on the CPU or on a GPU."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -17,6 +17,7 @@ from robustkit.engine.identity import source_hashes
 from robustkit.engine.request import Request
 from robustkit.errors import UsageError
 from robustkit.models.opening import Opened
+from robustkit.numerics import devices
 from robustkit.numerics.streams import SampleDraws, key_of
 from robustkit.records.run import CAUTION, INSUFFICIENT
 
@@ -263,9 +264,8 @@ def versions() -> dict[str, str]:
 
 def environment(device: torch.device) -> Mapping[str, Any]:
     """Where the run was made; decides nothing by itself."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
-        "device": name,
+        "device": devices.name(device),
         "platform": platform.platform(),
         "python": platform.python_version(),
         "packages": versions(),

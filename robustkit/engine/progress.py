@@ -11,6 +11,7 @@ from robustkit.engine.judge import BROKEN, Judge
 from robustkit.engine.plan import Named
 from robustkit.models.opening import Opened
 from robustkit.models.oracle import Counts
+from robustkit.numerics import devices
 from robustkit.stats import Proportion
 
 TELL_EVERY_S = 0.25
@@ -69,11 +70,14 @@ class Progress:
         """A batch is at work."""
         if time.perf_counter() - self._told < TELL_EVERY_S:
             return
-        passes = counts.forwards + counts.backwards
-        broken = int(judge.broken.sum())
+        n = len(counts.forwards)
+        if devices.is_host(counts.forwards.device):
+            broken, busiest = int(judge.broken.sum()), int((counts.forwards + counts.backwards).max())
+        else:  # an estimate: an attack must not wait for its device because somebody watches it
+            broken, busiest = n - counts.asked, counts.calls
         # A broken sample is finished; the others are as far as the busiest of them.
-        ahead = broken + (len(passes) - broken) * min(1.0, float(passes.max()) / self._most[self._at])
-        self._emit(ahead, broken, int(passes.sum()))
+        ahead = broken + (n - broken) * min(1.0, busiest / self._most[self._at])
+        self._emit(ahead, broken, counts.spent)
 
     def batch_done(self, facts: Mapping[str, np.ndarray]) -> None:
         """A batch is judged."""

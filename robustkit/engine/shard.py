@@ -23,6 +23,7 @@ from robustkit.errors import UsageError
 from robustkit.models.evidence import Climb
 from robustkit.models.opening import Opened
 from robustkit.models.oracle import Counts, Network
+from robustkit.numerics import devices
 from robustkit.numerics.streams import key_of
 from robustkit.records import schema
 from robustkit.tasks import CLASSIFICATION, Task
@@ -154,7 +155,7 @@ def _opened(bench: Bench, number: int, known: Facts | None) -> tuple[Part, _Shar
     target = torch.from_numpy(facts["target"]).to(device) if bench.target else None
     handed = None
     if bench.hands_on(CLEAN):
-        margin = torch.tensor(facts["margin"], dtype=torch.float64, device=device)
+        margin = torch.tensor(facts["margin"], dtype=devices.widest(device), device=device)
         handed = Handed(margin, margin.clone(), x.clone())
     return Part(number, CLEAN, facts, known is None), _Shard(number, x, y, target, indices, standing, handed)
 
@@ -171,7 +172,7 @@ def _clean(bench: Bench, start: int, x: Images, y: Labels, indices: Tensor) -> F
     return {
         "correct": seen.correct.cpu().numpy(),
         "prediction": seen.prediction.cpu().numpy(),
-        "margin": seen.margin.cpu().numpy(),
+        "margin": _numbers(seen.margin),
         "target": (torch.full_like(indices, -1) if target is None else target).cpu().numpy(),
         **({"draws": np.array(seen.draws, dtype=np.str_)} if bench.draws else {}),
     }
@@ -188,7 +189,7 @@ def _attack(
         # What it did to some depends on all: it did all of them before, or does them anew.
         facts = [_no_facts() if len(pending) else known for known in facts]
         pending = _pending(shards, facts)
-    grown = set()
+    grown, reference = set(), bench.opened.subject.reference
     watch.begin(step, sum(len(s.x) for s in shards), sum(int(s.standing.sum()) for s in shards), len(pending), facts)
 
     def run(rows: Tensor) -> tuple[Facts, float]:
@@ -198,7 +199,7 @@ def _attack(
     if isinstance(named.attack, CohortAttack):
         batches = whole(_cohorts(bench, named.attack.cohort, pending), run)
     else:
-        batches = in_batches(pending, bench.in_flight, bench.opened.subject.reference.tile, run)
+        batches = in_batches(pending, bench.in_flight, reference.tile, reference.device, run)
     for now, (fresh, seconds) in batches:
         for place, own in _by_shard(fresh, now, seconds):
             facts[place] = _merged(facts[place], own)
@@ -330,14 +331,14 @@ def _facts(bench: Bench, judge: Judge, counts: Counts, climb: Climb, quantized: 
     verdicts = judge.verdicts()
     found = {
         "outcome": verdicts.outcome.cpu().numpy(),
-        "distance": verdicts.distance.cpu().numpy(),
-        "margin": verdicts.margin.cpu().numpy(),
+        "distance": _numbers(verdicts.distance),
+        "margin": _numbers(verdicts.margin),
         "decision": verdicts.decision.cpu().numpy(),
         "forwards": counts.forwards.cpu().numpy(),
         "backwards": counts.backwards.cpu().numpy(),
-        "flat": climb.share.cpu().numpy(),
-        "first_loss": climb.first.cpu().numpy(),
-        "last_loss": climb.last.cpu().numpy(),
+        "flat": _numbers(climb.share),
+        "first_loss": _numbers(climb.first),
+        "last_loss": _numbers(climb.last),
         "quantized": quantized.cpu().numpy(),
         "reason": np.array(judge.why(), dtype=np.str_),
     }
@@ -351,6 +352,11 @@ def _facts(bench: Bench, judge: Judge, counts: Counts, climb: Climb, quantized: 
         at = (judge.near() & ~judge.broken).nonzero()[:, 0]
         found["point"], found["point_row"] = verdicts.adv[at].cpu().numpy(), at.cpu().numpy()
     return found
+
+
+def _numbers(values: Tensor) -> np.ndarray:
+    """A fact of each sample in float64, whatever its device has."""
+    return values.cpu().double().numpy()
 
 
 def _quantized(bench: Bench, judge: Judge, place: str, first: int) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from robustkit.api import Goal, Images, Labels, Mask, ThreatModel
 from robustkit.engine.judge import Judge
 from robustkit.models.oracle import Network
-from robustkit.numerics import rows
+from robustkit.numerics import devices, rows
 from robustkit.numerics.bare import bare
 from robustkit.records.votes import lost, reevaluations
 from robustkit.tasks import CLASSIFICATION, Task
@@ -42,7 +42,8 @@ def ask(
     """The answers of `draws` calls, the network of each from `networks`, and the logits (draws, batch, classes)."""
     logits = torch.stack([networks(draw).logits(images) for draw in range(draws)])
     wrong = torch.stack([task.reached(each, y, target) for each in logits])
-    margin = torch.stack([task.margin(each, y, target).double() for each in logits]).mean(0)
+    wide = devices.widest(images.device)
+    margin = torch.stack([task.margin(each, y, target).to(wide) for each in logits]).mean(0)
     return Answers(wrong, torch.isfinite(logits.flatten(2)).all(2).all(0), margin), logits
 
 
@@ -61,7 +62,7 @@ def clean(network: Network, x: Images, y: Labels, task: Task) -> Clean:
     """By one pass."""
     logits = network.logits(x)
     sound = torch.isfinite(rows.flat(logits)).all(1)
-    margin = task.margin(logits, y, None).double()
+    margin = task.margin(logits, y, None).to(devices.widest(x.device))
     return Clean(~task.reached(logits, y, None), task.decision(logits), margin, logits, sound, [])
 
 
@@ -98,28 +99,36 @@ class VotingJudge(Judge):
         if x.shape != self.x[samples].shape:
             return
         target = None if self.target is None else self.target[samples]
-        at = self.task.reached(logits, self.y[samples], target).nonzero()[:, 0]
-        if len(at):
-            self.ever[samples[at]] |= self.threat.contains(self.x[samples[at]], x[at])
+        hit = self.task.reached(logits, self.y[samples], target)
+        if devices.is_host(hit.device):  # elsewhere to know which are hit costs more than to measure all
+            at = rows.positions(hit)
+            samples, x, hit = samples[at], x[at], hit[at]
+        self.ever[samples] |= hit & self.threat.contains(self.x[samples], x)
 
     def _decide(self, samples: Tensor, adv: Images, distance: Tensor, near: Mask, allowed: Mask) -> Mask:
         """Few draws first; more for a candidate that fails all of them. True where nearly all are wrong."""
+        again = (samples[:, None] == samples).tril(-1).any(1)
+        if bool(again.any()):  # several candidates of a sample: one after another, so that the best is kept
+            valid = torch.zeros_like(again)
+            for part in map(rows.positions, (~again, again)):
+                valid[part] = self._decide(samples[part], adv[part], distance[part], near[part], allowed[part])
+            return valid
         images = torch.where(rows.spread(allowed, adv), adv, self.x[samples])
         first = self._ask(samples, images, FIRST)
         wrong, tried, sound = first.wrong.sum(0), torch.full_like(samples, FIRST), first.sound
         margin = first.margin
-        promising = (allowed & sound & first.wrong.all(0)).nonzero()[:, 0]
+        promising = rows.positions(allowed & sound & first.wrong.all(0))
         if len(promising):
             more = self._ask(samples[promising], images[promising], MORE)
             wrong[promising] += more.wrong.sum(0)
             tried[promising] += MORE
             sound[promising] &= more.sound
             margin[promising] = more.margin
-        self.violate(samples[allowed & ~sound], "the model's outputs are not finite")
+        self._note(samples, allowed & ~sound, "the model's outputs are not finite")
         self.ever[samples] |= near & sound & (wrong > 0)
         fooled = allowed & sound & (tried > FIRST) & (wrong >= SURE * tried)
         share = (wrong + 1.0) / (tried + 2.0)  # Laplace's estimate, so that 4 of 4 does not outrank 13 of 14
-        self._keep_by_share(samples, adv, distance, margin, share.double(), allowed & sound, fooled)
+        self._keep_by_share(samples, adv, distance, margin, share.to(self.share), allowed & sound, fooled)
         valid = fooled & near
         self.broken[samples] |= valid
         return valid
@@ -144,9 +153,9 @@ class VotingJudge(Judge):
             near, kept_near = distance <= limit, (known >= 0) & (self.distance[samples] <= limit)
             better = torch.where(near == kept_near, better, near)
         chosen = allowed & better
-        at = samples[chosen]
-        self.share[at], self.margin[at], self.distance[at] = share[chosen], margin[chosen], distance[chosen]
-        self.adv[at] = adv[chosen]
+        for mine, theirs in ((self.share, share), (self.margin, margin), (self.distance, distance)):
+            mine[samples] = torch.where(chosen, theirs, mine[samples])
+        self.adv[samples] = rows.pick(chosen, adv, self.adv[samples])
         self.fooled[samples] |= fooled
 
     def settle(self, fresh: Callable[[int], Network]) -> None:
@@ -157,7 +166,7 @@ class VotingJudge(Judge):
         """
         answers, logits = ask(fresh, len(self.wrong), self.adv, self.y, self.target, self.task)
         kept = self.share >= 0
-        self.violate((kept & ~answers.sound).nonzero()[:, 0], "the model's outputs are not finite")
+        self.violate(rows.positions(kept & ~answers.sound), "the model's outputs are not finite")
         near = kept & answers.sound & self._measured_again()
         self.wrong = answers.wrong & kept & answers.sound
         self.margin = torch.where(kept, answers.margin, self.margin)

@@ -8,13 +8,14 @@ import random
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from robustkit.numerics import devices
 
 _CUDNN = ("enabled", "allow_tf32", "benchmark", "deterministic")
 
@@ -52,9 +53,7 @@ class World:
             (np.random.set_state, np.random.get_state()),
             (random.setstate, random.getstate()),
         ]
-        if device.type == "cuda":
-            put = partial(torch.cuda.set_rng_state, device=device)
-            self._generators.append((put, torch.cuda.get_rng_state(device)))
+        self._put_own_generator = devices.generator(device)
         self._spaces = [*_spaces(module)]
         self._tables = [
             (f"{space.__name__}.{name}", value, value.copy())
@@ -88,6 +87,7 @@ class World:
                 left.append(name)
         for put, wanted in self._generators:
             put(wanted)
+        self._put_own_generator()
         return left, replaced
 
 

@@ -15,6 +15,7 @@ from torch import nn
 from robustkit.api import Images
 from robustkit.errors import UsageError, first_line
 from robustkit.models.oracle import Network
+from robustkit.numerics import devices
 
 _TYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -76,9 +77,11 @@ def _answer(network: Network, x: Images) -> tuple[Any, str]:
     try:
         with torch.no_grad():
             return network.module(network.tiles(x)[0]), ""
-    except (torch.OutOfMemoryError, UsageError):
+    except UsageError:
         raise
     except Exception as error:  # whatever a foreign network raises on images that it was not made for
+        if devices.out_of_memory(error):
+            raise
         return None, first_line(error)
 
 

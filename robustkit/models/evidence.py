@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from robustkit.api import Labels, Logits
-from robustkit.numerics import rows
+from robustkit.numerics import devices, rows
 
 # A gradient below this in every entry is flat: entries a rounding error smaller than its largest are no floats at all.
 FLAT = torch.finfo(torch.float32).tiny / torch.finfo(torch.float32).eps
@@ -25,7 +25,7 @@ class Climb:
     def __init__(self, y: Labels, target: Labels | None) -> None:
         self.y, self.target = y, target
         self.asked, self.flat = torch.zeros_like(y), torch.zeros_like(y)
-        self.first = torch.full(y.shape, torch.nan, dtype=torch.float64, device=y.device)
+        self.first = torch.full(y.shape, torch.nan, dtype=devices.widest(y.device), device=y.device)
         self.last = self.first.clone()
 
     def saw(self, samples: Tensor, logits: Logits, grad: Tensor, loss: Tensor | None = None) -> None:
@@ -45,7 +45,7 @@ class Climb:
         self.flat.index_add_(0, samples, (flat & stands).long().sum(0))
         if loss is not None and not several:
             # A sample may have several rows, whose highest value counts: writing them one by one has no order.
-            value = torch.where(stands, loss.detach().double(), -torch.inf)
+            value = torch.where(stands, loss.detach().to(self.first.dtype), -torch.inf)
             highest = torch.full_like(self.last, -torch.inf).scatter_reduce_(0, samples, value, "amax")
             known = highest > -torch.inf
             self.first = torch.where(known & self.first.isnan(), highest, self.first)
@@ -58,5 +58,5 @@ class Climb:
 
     @property
     def share(self) -> Tensor:
-        """The share of each sample's gradients that were flat, float64; NaN where none was asked for."""
-        return self.flat.double() / self.asked
+        """The share of each sample's gradients that were flat; NaN where none was asked for."""
+        return self.flat.to(self.first.dtype) / self.asked

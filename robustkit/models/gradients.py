@@ -11,7 +11,7 @@ from robustkit.api import Images
 from robustkit.errors import NoGradientError, first_line
 from robustkit.models.oracle import Network, Noise
 from robustkit.models.state import quantised
-from robustkit.numerics import rows
+from robustkit.numerics import devices, rows
 from robustkit.numerics.streams import SampleDraws, key_of
 
 STEP = 1 / 255  # of each pixel, small against any eps that is attacked
@@ -43,11 +43,11 @@ def probed_gradient(network: Network, x: Images) -> Probe:
             return Probe(None, integers or "its outputs are detached from its input, or are hard decisions")
         weights = SampleDraws(key_of("robustkit gradient probe"), torch.arange(x.shape[0], device=x.device))
         ((grad,), _) = network.pull([tile], [[weights.normal(tuple(logits.shape[1:])).to(logits)]])
-    except torch.OutOfMemoryError:
-        raise
     except NoGradientError as error:
         return Probe(None, integers or str(error))
     except (RuntimeError, NotImplementedError) as error:
+        if devices.out_of_memory(error):
+            raise
         return Probe(None, integers or f"torch says: {first_line(error)}")
     return Probe(grad[: x.shape[0]])
 
@@ -66,7 +66,7 @@ def gradient_faults(network: Network, x: Images) -> tuple[float, float]:
     moved = _quiet(network).logits((x - STEP * of_margin.sign()).clamp(0, 1))
     decision = logits.argmax(1)
     misled = ~flat & (rows.margin(moved, decision) >= rows.margin(logits, decision))
-    return float((zero | flat).double().mean()), float(misled.double().mean())
+    return rows.share(zero | flat), rows.share(misled)
 
 
 def _quiet(network: Network) -> Network:

@@ -21,6 +21,7 @@ from robustkit.models.outputs import check_labels
 from robustkit.models.picture import Picture
 from robustkit.models.sources.evaluating import evaluating
 from robustkit.models.state import State, check_usable, restore, snapshot
+from robustkit.numerics import devices
 
 Model = str | nn.Module | Callable[[Tensor], Tensor]
 
@@ -114,9 +115,9 @@ class Opened:
     def _shows(self) -> bool:
         try:
             return not self.subject.untouched(self.weights)
-        except (torch.OutOfMemoryError, MemoryError):
-            raise
-        except Exception:  # a model that was changed may not even run
+        except Exception as error:  # a model that was changed may not even run
+            if devices.out_of_memory(error):
+                raise
             return True
 
 
@@ -131,7 +132,7 @@ def load(
         norm: of the threat model, likewise.
         outputs: what it returns: "logits", or "probs" for probabilities.
         trust: unpickle checkpoints that are more than weights, and call what a card names: both run code from them.
-        device: "auto" is the module's own, or CUDA if there is one for a model named by a spec.
+        device: "auto" is the module's own; for a model named by a spec CUDA, MPS or XPU if there is one.
 
     Raises:
         UsageError: for a model or a device that is not there.
@@ -204,19 +205,25 @@ def choose_device(wanted: str, module: nn.Module, *, named: bool) -> torch.devic
     """
     if wanted == "auto":
         if named:
-            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+            return devices.best()
         return _home(module) or torch.device("cpu")
     try:
         device = torch.device(wanted)
     except RuntimeError:
-        raise UsageError(f"unknown device {wanted!r}; there are: auto, cpu, cuda, cuda:0 …") from None
-    there = {"cpu": 1, "cuda": torch.cuda.device_count()}
+        raise UsageError(f"unknown device {wanted!r}; there are: auto, cpu, cuda, cuda:0 …, mps, xpu") from None
+    there = devices.there()
     if (device.index or 0) >= there.get(device.type, 0):
-        raise UsageError(f"device {wanted!r} is not there; torch sees cpu and {torch.cuda.device_count()} CUDA devices")
+        seen = ", ".join(kind if count == 1 else f"{count} {kind}" for kind, count in there.items())
+        raise UsageError(f"device {wanted!r} is not there; torch sees: {seen}")
     home = _home(module)
     if not named and home is not None and home.type != device.type:
         raise UsageError(f"the model is on {home}, but device={wanted!r} was asked for; move it: model.to({wanted!r})")
     return device
+
+
+def accelerated(device: torch.device) -> str:
+    """What a run's title says of a device other than the CPU."""
+    return "" if devices.is_host(device) else f" · {device} ({devices.name(device)})"
 
 
 def _home(module: nn.Module) -> torch.device | None:

@@ -148,12 +148,21 @@ def _joined(outputs: Sequence[Outputs], n: int) -> Outputs:
 
 
 class Counts:
-    """Forward and backward passes of each sample of a batch, and a hook that is told of progress."""
+    """Forward and backward passes of each sample of a batch, and a hook that is told of progress.
+
+    Attributes:
+        forwards, backwards: of each sample, where the images are.
+        on_call: the hook.
+        spent: passes of all samples together; known without a wait for the device, as the rest is.
+        calls: so many passes a sample may have taken at most.
+        asked: how many samples the last call was for.
+    """
 
     def __init__(self, n: int, device: torch.device, on_call: Callable[[], None] | None = None) -> None:
         self.forwards = torch.zeros(n, dtype=torch.int64, device=device)
         self.backwards = torch.zeros(n, dtype=torch.int64, device=device)
         self.on_call = on_call
+        self.spent = self.calls = self.asked = 0
 
     def add(self, samples: Tensor, forwards: int = 0, backwards: int = 0) -> None:
         """Count passes of the samples at these positions."""
@@ -161,6 +170,8 @@ class Counts:
             self.forwards.index_add_(0, samples, torch.full_like(samples, forwards))
         if backwards:
             self.backwards.index_add_(0, samples, torch.full_like(samples, backwards))
+        self.asked, passes = len(samples), forwards + backwards
+        self.spent, self.calls = self.spent + passes * self.asked, self.calls + passes
         if self.on_call is not None:
             self.on_call()
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from robustkit.api import Labels
 from robustkit.errors import UsageError
+from robustkit.numerics import devices
 
 Outputs = str  # "logits" or "probs"
 _MOST_PARTS = 3
@@ -110,7 +111,7 @@ def sum_to_one(outputs: Tensor) -> bool:
     for coarse in (torch.float16, torch.bfloat16):
         if torch.equal(outputs.to(coarse).to(outputs.dtype), outputs):
             room = max(room, torch.finfo(coarse).eps)
-    return bool(((outputs.double().sum(1) - 1).abs() <= room).all())
+    return bool(((devices.wide(outputs).sum(1) - 1).abs() <= room).all())
 
 
 def _not_finite(raw: Tensor) -> str:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from robustkit.errors import UsageError
+from robustkit.numerics import devices
 
 State = Mapping[str, Any]
 
@@ -71,7 +72,28 @@ def snapshot(module: nn.Module) -> dict[str, Any]:
 
 def changed(before: State, after: State) -> frozenset[str]:
     """The names of what is not the same any more, or is gone; what is new does not count."""
-    return frozenset(name for name, value in before.items() if name not in after or not _same(value, after[name]))
+    found = {name for name in before if name not in after}
+    asked: dict[str, Tensor] = {}
+    for name in before.keys() - found:
+        one, other = before[name], after[name]
+        if _elsewhere(one, other):
+            asked[name] = ((one != other) & ((one == one) | (other == other))).any().view(1)
+        elif not _same(one, other):
+            found.add(name)
+    for device in {each.device for each in asked.values()}:  # what a device holds is compared there, and asked for once
+        here = [name for name, each in asked.items() if each.device == device]
+        differ = torch.cat([asked[name] for name in here]).tolist()
+        found |= {name for name, differs in zip(here, differ, strict=True) if differs}
+    return frozenset(found)
+
+
+def _elsewhere(one: Any, other: Any) -> bool:
+    """Whether two values are plain tensors of one kind on one device that is not the CPU."""
+    return (
+        isinstance(one, Tensor) and isinstance(other, Tensor) and not devices.is_host(one.device)
+        and (one.device, one.shape, one.dtype) == (other.device, other.shape, other.dtype)
+        and one.layout == torch.strided and not one.is_quantized
+    )  # fmt: skip
 
 
 def restore(module: nn.Module, state: State) -> None:

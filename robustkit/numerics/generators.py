@@ -2,10 +2,21 @@
 
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import numpy as np
 import torch
+
+from robustkit.numerics import devices
+
+
+@contextmanager
+def kept(device: torch.device) -> Iterator[None]:
+    """Put torch's generators, the CPU's and that of `device`, back at the end."""
+    with ExitStack() as stack:
+        stack.callback(torch.set_rng_state, torch.get_rng_state())
+        stack.callback(devices.generator(device))
+        yield
 
 
 @contextmanager
@@ -13,7 +24,7 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Seed torch (on the CPU and on `device`), numpy and random with `seed` < 2³², and restore them after."""
     python_state, numpy_state = random.getstate(), np.random.get_state()
     try:
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        with kept(device):
             torch.manual_seed(seed)
             random.seed(seed)
             np.random.seed(seed)

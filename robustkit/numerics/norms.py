@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from robustkit import spec
-from robustkit.numerics import projection, rows
+from robustkit.numerics import devices, projection, rows
 from robustkit.numerics.draws import Draws
 from robustkit.numerics.projection import Batch
 from robustkit.numerics.rows import Rows, Scalars
@@ -80,12 +80,12 @@ def _in_linf(x: Batch, eps: float, low: float, high: float, draws: Draws) -> Bat
 
 
 def _in_l2(x: Batch, eps: float, low: float, high: float, draws: Draws) -> Batch:
-    direction = unit(draws.normal(x.shape[1:]).double())
+    direction = unit(devices.wide(draws.normal(x.shape[1:])))
     return projection.onto_l2(x, _at_random_radius(x, direction, eps, draws), eps, low, high)
 
 
 def _in_l1(x: Batch, eps: float, low: float, high: float, draws: Draws) -> Batch:
-    signed = 2 * draws.uniform(x.shape[1:]).double() - 1
+    signed = 2 * devices.wide(draws.uniform(x.shape[1:])) - 1
     direction = unit(signed.sign() * -(1 - signed.abs()).log(), "l1")
     return projection.onto_l1(x, _at_random_radius(x, direction, eps, draws), eps, low, high)
 
@@ -98,9 +98,9 @@ def _in_l0(x: Batch, eps: float, low: float, high: float, draws: Draws) -> Batch
 
 
 def _at_random_radius(x: Batch, direction: Tensor, eps: float, draws: Draws) -> Batch:
-    """A point of the ball along a direction (float64) of length 1, so that the ball is filled evenly."""
+    """A point of the ball along a direction of length 1, so that the ball is filled evenly."""
     # u^(1/D) as exp(log u / D): torch's pow rounds an entry differently by its place in a batch.
-    radius = eps * (draws.uniform((1,), step=1)[:, 0].double().log() / math.prod(x.shape[1:])).exp()
+    radius = eps * (devices.wide(draws.uniform((1,), step=1)[:, 0]).log() / math.prod(x.shape[1:])).exp()
     return (x + rows.spread(radius, x) * direction).to(x.dtype)
 
 

@@ -9,8 +9,10 @@ import math
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from robustkit.numerics import devices
 
 Rows = Float[Tensor, "batch *rest"]
 Scalars = Float[Tensor, " batch"]
@@ -52,6 +54,23 @@ def dot(a: Rows, b: Rows) -> Scalars:
 def peak(x: Rows) -> Scalars:
     """Largest entry of each sample."""
     return flat(x).amax(1)
+
+
+def largest(x: Float[Tensor, "batch entries"], k: Int[Tensor, " batch"]) -> Scalars:
+    """The k-th largest entry of each row, k from 1 and each row's own."""
+    # How far to sort is the largest k, which elsewhere would have to be waited for.
+    ordered = x.topk(int(k.amax()), dim=1) if devices.is_host(x.device) else x.sort(dim=1, descending=True)
+    return ordered.values.gather(1, k[:, None] - 1)[:, 0]
+
+
+def positions(mask: Bool[Tensor, " batch"]) -> Int[Tensor, " true"]:
+    """Where a mask is true. On a device other than the CPU this waits for all that was begun: ask at checkpoints."""
+    return mask.nonzero()[:, 0]
+
+
+def share(mask: Bool[Tensor, " batch"]) -> float:
+    """The share of a mask that is true; NaN of an empty one."""
+    return float(mask.cpu().double().mean())
 
 
 def pixels_changed(delta: Rows) -> Scalars:

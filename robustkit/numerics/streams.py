@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from robustkit.numerics import devices
+
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
@@ -21,17 +23,28 @@ def philox(counter: Sequence[Tensor], key: tuple[int, int]) -> list[Tensor]:
     """Four 32-bit words (as int64 tensors) for each counter of four 32-bit words."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
+    product = _product if devices.has_long_products(c0.device) else _product_by_halves
     for _ in range(10):
-        # The product of two 32-bit words fits 64 bits as a bit pattern, so the signed wrap-around is harmless.
-        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        c0, c1, c2, c3 = (
-            ((p1 >> 32) & _MASK) ^ c1 ^ k0,
-            p1 & _MASK,
-            ((p0 >> 32) & _MASK) ^ c3 ^ k1,
-            p0 & _MASK,
-        )
+        (high0, low0), (high1, low1) = (product(c, m) for c, m in zip((c0, c2), _MULTIPLIERS, strict=True))
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
         k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
     return [c0, c1, c2, c3]
+
+
+def _product(word: Tensor, factor: int) -> tuple[Tensor, Tensor]:
+    """The high and the low word of a product of two 32-bit words."""
+    # It fits 64 bits as a bit pattern, so the signed wrap-around is harmless.
+    whole = word * factor
+    return (whole >> 32) & _MASK, whole & _MASK
+
+
+def _product_by_halves(word: Tensor, factor: int) -> tuple[Tensor, Tensor]:
+    """The same from products of 16-bit halves."""
+    (high, low), (above, below) = (word >> 16, word & 0xFFFF), divmod(factor, 1 << 16)
+    least = low * below
+    middle = high * below + (least >> 16)
+    other = low * above + (middle & 0xFFFF)
+    return high * above + (middle >> 16) + (other >> 16), ((other & 0xFFFF) << 16) | (least & 0xFFFF)
 
 
 def key_of(*parts: object) -> tuple[int, int]:
@@ -62,9 +75,9 @@ class SampleDraws:
         return self._shaped((words >> 9).to(torch.float32).add_(0.5).mul_(2.0**-23), shape)
 
     def normal(self, shape: Sequence[int], *, step: int = 0) -> Tensor:
-        """Standard normal float32, shape (batch, *shape), by Box–Muller in float64."""
+        """Standard normal float32, shape (batch, *shape), by Box–Muller in the device's widest type."""
         n = math.prod(shape)
-        words = self._words(2 * n, step).to(torch.float64)
+        words = self._words(2 * n, step).to(devices.widest(self.indices.device))
         u = (words + 0.5) * 2.0**-32
         values = (-2 * u[:, :n].log()).sqrt() * (2 * math.pi * u[:, n:]).cos()
         return self._shaped(values.to(torch.float32), shape)

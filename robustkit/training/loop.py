@@ -17,6 +17,7 @@ from torch import nn
 from robustkit.api import Images, Labels
 from robustkit.errors import UsageError
 from robustkit.events import BatchDone, EpochDone, TrainingEvent
+from robustkit.numerics import devices, generators
 from robustkit.numerics.streams import SampleDraws, key_of
 from robustkit.training.adversarial import pgd, summed_cross_entropy, uniform_start
 from robustkit.training.data import Held, batches
@@ -76,7 +77,7 @@ class Loop:
             UsageError: if a loss is not finite.
         """
         device = self.data.x.device
-        with repeatable(device), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        with repeatable(device), generators.kept(device):
             torch.manual_seed(self.seed)
             network = self.recipe.build(self.task).to(device)
             optimisers = [optimiser(part, self.schedule) for part in self.recipe.parts(network)]
@@ -97,7 +98,8 @@ class Loop:
         """The batches of the epoch that `now` is in, from where it is."""
         data, schedule, device = self.data, self.schedule, self.data.x.device
         count = -(-len(data) // schedule.batch)
-        sums = {name: torch.tensor(value, dtype=torch.float64, device=device) for name, value in now.sums.items()}
+        wide = devices.widest(device)
+        sums = {name: torch.tensor(value, dtype=wide, device=device) for name, value in now.sums.items()}
         kept = told = time.monotonic()
         for batch in batches(data, schedule, self.seed, now.epoch, now.batch):
             for each in training.optimisers:
@@ -109,7 +111,7 @@ class Loop:
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.bf16):
                 losses = self.recipe.step(training, batch)
             for name, value in losses.items():
-                added = value.detach().double() * len(batch.y)
+                added = value.detach().to(wide) * len(batch.y)
                 sums[name] = sums[name] + added if name in sums else added
             now.batch, at = batch.number + 1, time.monotonic()
             if at - told > 1:  # reading a number waits for the device
@@ -179,7 +181,7 @@ def watched(network: nn.Module, watch: Watch, seed: int) -> tuple[float, float]:
 def accuracy(network: nn.Module, x: Images, y: Labels) -> float:
     """The share of images that the network classifies as `y`."""
     answers = [network(x[start : start + _CHUNK]).argmax(1) for start in range(0, len(x), _CHUNK)]
-    return float((torch.cat(answers) == y).double().mean())
+    return int((torch.cat(answers) == y).sum()) / len(y)
 
 
 @contextmanager

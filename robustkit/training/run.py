@@ -15,7 +15,7 @@ from robustkit.datasets import load_dataset
 from robustkit.errors import UsageError
 from robustkit.events import TrainingEvent, TrainingStarted
 from robustkit.locks import at_work
-from robustkit.models.opening import choose_device
+from robustkit.models.opening import accelerated, choose_device
 from robustkit.models.sources import load_model, trained, untrained
 from robustkit.models.turns import one_at_a_time
 from robustkit.spec import parse, settings, text_of, whole
@@ -164,7 +164,7 @@ def train(
         ready = prepare(request)
         folder = TrainingFolder(out)
         start = folder.open(ready.settings(), ready.command(out.name), fresh=fresh)
-        title = f"{ready.recipe_text} on {ready.data_spec}, {ready.arch}"
+        title = f"{ready.recipe_text} on {ready.data_spec}, {ready.arch}{accelerated(ready.data.x.device)}"
         epochs = request.schedule.epochs
         if folder.finished:
             on_event(TrainingStarted(title, epochs, epochs))

@@ -7,12 +7,15 @@ from torch import Tensor
 
 from robustkit.api import Images, Mask, ThreatModel
 from robustkit.engine.judge import malformed, measure
-from robustkit.numerics import rows
+from robustkit.numerics import devices, rows
 from robustkit.numerics.bare import bare
 
 
 class Checked(NamedTuple):
-    """Adversarials as they will be judged. Where `violated`, `adv` is the original and `distance` NaN."""
+    """Adversarials as they will be judged. Where `violated`, `adv` is the original and `distance` NaN.
+
+    `distance` is float64, on the CPU where the images' device has none.
+    """
 
     adv: Images
     violated: Mask
@@ -34,11 +37,13 @@ def check(threat: ThreatModel, x: Images, adv: Any) -> Checked:
     for reason, broken in faults.items():
         for row in broken.nonzero()[:, 0].tolist():
             reasons[row] = reason
-    return Checked(rows.pick(allowed, adv, x), ~allowed, torch.where(allowed, distance, torch.nan), reasons)
+    kept = torch.where(allowed.to(distance.device), distance, torch.nan)
+    return Checked(rows.pick(allowed, adv, x), ~allowed, kept, reasons)
 
 
 def refused(x: Images, reason: str) -> Checked:
     """Every sample violated, for one reason."""
     n = x.shape[0]
-    nowhere = torch.full((n,), torch.nan, dtype=torch.float64, device=x.device)
+    where = x.device if devices.has_float64(x.device) else "cpu"
+    nowhere = torch.full((n,), torch.nan, dtype=torch.float64, device=where)
     return Checked(x, torch.ones(n, dtype=torch.bool, device=x.device), nowhere, [reason] * n)

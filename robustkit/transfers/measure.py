@@ -15,7 +15,7 @@ from robustkit.engine.memory import samples_in_flight
 from robustkit.engine.plan import Named, environment, parse_target
 from robustkit.engine.request import Execution
 from robustkit.locks import at_work
-from robustkit.models.opening import Opened
+from robustkit.models.opening import Opened, accelerated
 from robustkit.records.transfer import TransferRecord
 from robustkit.records.transfer_folder import Part as Kind
 from robustkit.records.transfer_folder import TransferFolder
@@ -61,6 +61,7 @@ def _measured(
         shard_size = folder.open(common, shard_size, fresh=execution.fresh)
     threat = request.threat
     title = f"transfer from {' | '.join(request.sets)} · {request.data} · {threat.norm} {request.eps or threat.eps}"
+    title += accelerated(one.device)
     resumed = folder is not None and folder.has_parts()
     tell(events.Started(title, len(samples), tuple(each.label for each in request.attacks), resumed))
     identity = {"base": common["id"], "code": job["code"]}

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from robustkit.api import Images, Labels, Mask, ThreatModel
 from robustkit.models.oracle import ModelOracle
-from robustkit.numerics import rows
+from robustkit.numerics import devices, rows
 from robustkit.transfers.check import Checked, check
 
 
@@ -21,7 +21,7 @@ class Offers:
     def __init__(self, oracle: ModelOracle, threat: ThreatModel, x: Images, y: Labels, target: Labels | None) -> None:
         self.oracle, self.threat, self.x, self.y, self.target = oracle, threat, x, y, target
         self.adv = x.clone()
-        self.margin = torch.full_like(y, torch.inf, dtype=torch.float64)
+        self.margin = torch.full_like(y, torch.inf, dtype=devices.widest(y.device))
 
     def keep(self, samples: Tensor, adv: Any) -> Tensor:
         """What `Case.submit` answers for these rows: nothing is confirmed, for no attack here can ask its victim."""
@@ -35,7 +35,7 @@ class Offers:
 
     def best(self, returned: Checked) -> Checked:
         """What the attack returned, with a better offer in the place of what is allowed."""
-        offered = self.margin.isfinite().nonzero()[:, 0]  # a sample without an offer pays no pass, whoever is beside it
+        offered = rows.positions(self.margin.isfinite())  # a sample without an offer pays no pass, whoever is beside it
         if not len(offered):
             return returned
         ended = torch.full_like(self.margin, torch.inf)
@@ -43,11 +43,12 @@ class Offers:
         better = ~returned.violated & (self.margin < ended)
         found = check(self.threat, self.x, rows.pick(better, self.adv, returned.adv))
         return returned._replace(
-            adv=found.adv, distance=torch.where(returned.violated, returned.distance, found.distance)
+            adv=found.adv,
+            distance=torch.where(returned.violated.to(found.distance.device), returned.distance, found.distance),
         )
 
     def _margin(self, samples: Tensor, adv: Images, violated: Mask) -> Tensor:
-        logits = self.oracle.select(samples).outputs(adv).logits.double()
+        logits = devices.wide(self.oracle.select(samples).outputs(adv).logits)
         target = None if self.target is None else self.target[samples]
         margin = rows.margin(logits, self.y[samples], target)
         return torch.where(violated | margin.isnan(), torch.inf, margin)

@@ -30,8 +30,7 @@ class Progress:
     def at_work(self, row: Row, counts: Counts) -> None:
         """A batch is at work."""
         if time.perf_counter() - self._told >= TELL_EVERY_S:
-            passes = counts.forwards + counts.backwards
-            self._emit(row, len(passes) * min(row.cost, int(passes.max())), int(passes.sum()))
+            self._emit(row, len(counts.forwards) * min(row.cost, counts.calls), counts.spent)
 
     def made(self, row: Row, facts: Mapping[str, np.ndarray], *, new: bool) -> None:
         """Some of a row's adversarials are there; unless they are `new`, the journal had them."""

@@ -182,8 +182,8 @@ def _make(bench: Bench, row: Row, shard: _Shard) -> Facts:
         return _batch(bench, row, shard.start + some.start, batch, shard.watch)
 
     parts: list[Facts] = []
-    tile = row.surrogates.opened.subject.reference.tile
-    for _, facts in in_batches(torch.arange(len(whole.x)), row.in_flight, tile, run):
+    reference = row.surrogates.opened.subject.reference
+    for _, facts in in_batches(torch.arange(len(whole.x)), row.in_flight, reference.tile, reference.device, run):
         shard.watch.made(row, facts, new=True)
         parts.append(facts)
     found = {name: np.concatenate([each[name] for each in parts]) for name in parts[0]}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from robustkit.api import Draws, Images, ThreatModel
-from robustkit.numerics import rows
+from robustkit.numerics import devices, rows
 
 
 class _Cuts(NamedTuple):
@@ -119,8 +119,8 @@ def _turned(
 
 
 def _angles(uniform: Tensor, angle: float) -> Tensor:
-    """Radians uniform in ±angle degrees, in float64: rounding to float32 hides how a cosine was computed."""
-    return (2 * uniform.double() - 1) * (angle * math.pi / 180)
+    """Radians uniform in ±angle degrees, in float64 where there is: rounding then hides how a cosine was computed."""
+    return (2 * devices.wide(uniform) - 1) * (angle * math.pi / 180)
 
 
 def _fetched(x: Images, down: Tensor, across: Tensor) -> Images:
@@ -132,7 +132,7 @@ def _fetched(x: Images, down: Tensor, across: Tensor) -> Images:
 
 def _shares(size: int, uniform: Tensor) -> Tensor:
     """Random whole lengths (batch, …, parts) that sum to `size`."""
-    sums = uniform.double().cumsum(-1)
+    sums = devices.wide(uniform).cumsum(-1)
     ends = (sums / sums[..., -1:] * size).round().long()
     return ends.diff(dim=-1, prepend=torch.zeros_like(ends[..., :1]))
 

@@ -16,7 +16,15 @@ from robustkit.api import Case, Draws, Images
 from robustkit.errors import UsageError
 from robustkit.numerics import norms, rows
 from robustkit_attacks.transfer import gradients, inputs
-from robustkit_attacks.transfer.surrogates import Combine, Field, Surrogates, mean_logits, mean_probabilities
+from robustkit_attacks.transfer.surrogates import (
+    Choice,
+    Combine,
+    Field,
+    Surrogates,
+    choices,
+    mean_logits,
+    mean_probabilities,
+)
 
 _TINY = 1e-6  # keeps a ratio of losses finite where a surrogate is sure
 
@@ -271,7 +279,7 @@ def _joint_field(climb: Climb, combine: Combine) -> Field:
     return lambda x, _: climb.surrogates.joint(x, combine)
 
 
-def _picked(climb: Climb, choice: Tensor, scales: Tensor | None = None) -> Field:
+def _picked(climb: Climb, choice: Choice, scales: Tensor | None = None) -> Field:
     return lambda x, _: climb.surrogates.picked(x, choice, scales)
 
 
@@ -279,17 +287,17 @@ def _joint_passes(members: int, calls: int) -> Passes:
     return Passes(members * calls, members * calls if members > 1 else 0)
 
 
-def _orders(members: int, rounds: int, draws: Draws) -> list[Tensor]:
+def _orders(members: int, rounds: int, draws: Draws) -> list[Choice]:
     """Which member each sample visits at each inner step: `rounds` random orders of all."""
     orders = draws.uniform((rounds, members)).argsort(dim=2, stable=True)
-    return list(orders.flatten(1).unbind(1))
+    return choices(members, orders.flatten(1).T)
 
 
-def _chosen(values: list[Images], choice: Tensor) -> Images:
+def _chosen(values: list[Images], choice: Choice) -> Images:
     """Each sample's entry of a list over members."""
     found = values[0]
     for k in range(1, len(values)):
-        found = rows.pick(choice == k, values[k], found)
+        found = rows.pick(choice.member == k, values[k], found)
     return found
 
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from robustkit.api import Draws, Images, ThreatModel
 from robustkit.errors import UsageError
-from robustkit.numerics import rows
+from robustkit.numerics import devices, rows
 from robustkit_attacks.transfer import blocks
 from robustkit_attacks.transfer.surrogates import Field
 
@@ -189,7 +189,7 @@ class SSA:
 
 def cosines(size: int, like: Tensor) -> Tensor:
     """The orthonormal DCT-II as a matrix (frequency, position)."""
-    steps = torch.arange(size, dtype=torch.float64, device=like.device)
+    steps = torch.arange(size, dtype=devices.widest(like.device), device=like.device)
     matrix = (math.pi / size * (steps + 0.5)[None] * steps[:, None]).cos() * math.sqrt(2 / size)
     matrix[0] /= math.sqrt(2)
     return matrix.to(like.dtype)

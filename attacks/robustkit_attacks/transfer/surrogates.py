@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,6 +13,22 @@ from robustkit_attacks import losses
 
 Field = Callable[[Images, Draws], Images]  # the gradient of a loss as a function of the image
 Combine = Callable[[Tensor], Tensor]  # logits (members, batch, classes) to logits (batch, classes)
+
+
+class Choice(NamedTuple):
+    """A member for each sample: its number, and of each member the samples that chose it, in their order."""
+
+    member: Tensor
+    samples: Sequence[Tensor]
+
+
+def choices(members: int, chosen: Tensor) -> list[Choice]:
+    """The choices (choices, batch) of some steps, of which the device is asked once: how many chose each member."""
+    if members == 1:
+        return [Choice(one, [torch.arange(len(one), device=one.device)]) for one in chosen]
+    order = chosen.argsort(dim=1, stable=True)
+    sizes = torch.stack([(chosen == k).sum(1) for k in range(members)], 1).tolist()
+    return [Choice(one, places.split(size)) for one, places, size in zip(chosen, order, sizes, strict=True)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +69,14 @@ class Surrogates:
         """One member's gradient as a field."""
         return lambda x, _: self.one(member, x).grad
 
-    def picked(self, x: Images, choice: Tensor, scales: Tensor | None = None) -> Images:
-        """The gradient of each sample's own member, `choice` (batch). Costs 1 member gradient.
+    def picked(self, x: Images, choice: Choice, scales: Tensor | None = None) -> Images:
+        """The gradient of each sample's own member. Costs 1 member gradient.
 
         `scales` (batch, members) multiply the logits of the member they belong to.
         """
         grad = torch.zeros_like(x)
         for k, member in enumerate(self.members):
-            chosen = (choice == k).nonzero()[:, 0]
+            chosen = choice.samples[k]
             if not len(chosen):
                 continue
             loss = self.climb(chosen)

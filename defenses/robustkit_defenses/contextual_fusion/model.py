@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from robustkit.api import Images, Logits
 from robustkit.errors import UsageError
 from robustkit.models import capabilities
+from robustkit.numerics import devices
 from robustkit_defenses.crossmax import Mean
 
 Branch = Literal["foreground", "background"]
@@ -169,9 +170,11 @@ def probe(extractor: nn.Module, input_shape: Sequence[int], branch: str) -> Feat
     """
     try:
         found = extractor(probe_images(input_shape).to(device_of(extractor)))
-    except (torch.OutOfMemoryError, UsageError):
+    except UsageError:
         raise
     except Exception as error:  # whatever a foreign network raises on images that it was not made for
+        if devices.out_of_memory(error):
+            raise
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UsageError(
             f"the {branch} does not take images of {_sizes(input_shape)}: {first}; resize=… in its spec resizes them"

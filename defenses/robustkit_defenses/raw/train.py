@@ -19,6 +19,7 @@ from torch.nn.functional import mse_loss
 
 from robustkit.api import Images
 from robustkit.errors import UsageError
+from robustkit.numerics import devices
 from robustkit_defenses.raw import weights
 from robustkit_defenses.raw.camera import Camera, with_sensor_noise
 from robustkit_defenses.raw.networks import NETWORKS
@@ -97,7 +98,7 @@ def quality(name: str, network: nn.Module, sources: Sequence[Photos], n: int = 2
 
 def psnr(x: Tensor, y: Tensor) -> Tensor:
     """Peak signal-to-noise ratio in dB of each image, for values in [0,1]."""
-    return -10 * (x.double() - y.double()).square().flatten(1).mean(1).clamp_min(1e-12).log10()
+    return -10 * (devices.wide(x) - devices.wide(y)).square().flatten(1).mean(1).clamp_min(1e-12).log10()
 
 
 def make(name: str, asked: Sequence[str], plan: Plan, folder: Path, on_event: Callable[[StepDone], None]) -> float:

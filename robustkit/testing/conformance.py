@@ -1,11 +1,13 @@
-"""What tests of attacks need: a case to attack without the engine, and the conformance suite for anyone's attack."""
+"""A case to attack without the engine, and the conformance suite for anyone's attack."""
 
+import copy
 import dataclasses
 import math
 import random
 import sys
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from itertools import pairwise
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -14,8 +16,11 @@ from torch import Tensor, nn
 from robustkit import spec
 from robustkit.api import NORMS, Attack, Case, CohortAttack, Images, Labels, Norm, ThreatModel
 from robustkit.engine.judge import BROKEN, VIOLATED, Judge, Verdicts
+from robustkit.errors import first_line
 from robustkit.models.oracle import Counts, ModelOracle, Network
+from robustkit.numerics import rows
 from robustkit.numerics.streams import SampleDraws, key_of
+from robustkit.testing.pretended import pretended
 
 
 class Attacked(NamedTuple):
@@ -39,10 +44,12 @@ def attack_batch(
     seed: int = 0,
     indices: Tensor | None = None,
     tile: int = 32,
+    on_call: Callable[[], None] | None = None,
 ) -> Attacked:
     """Run one attack on one batch as the engine does, judged, without shards or a journal.
 
-    It runs where `x` is, and `module` must be; `y`, `target` and `indices` are brought there.
+    It runs where `x` is, and `module` must be; `y`, `target` and `indices` are brought there. `on_call` is called at
+    each call of the model by the attack.
     """
     y, target = y.to(x.device), None if target is None else target.to(x.device)
     everyone = torch.arange(len(x), device=x.device)
@@ -50,7 +57,7 @@ def attack_batch(
     dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
     network = Network(module, tile, x.device, dtype)
     classes = int(network.logits(x[:1]).shape[1])
-    counts = Counts(len(x), x.device)
+    counts = Counts(len(x), x.device, on_call)
     judge = Judge(network, threat, x, y, target, attack.goal)
     lent = judge.lent()
     oracle = ModelOracle(network, counts, everyone.clone(), classes)
@@ -135,10 +142,10 @@ class _Problem(NamedTuple):
         return cls(module, x, y, ThreatModel(norm, math.ceil(eps) + 3 if norm == "l0" else min(eps, 0.9 * 60)))
 
 
-def _run(attack: Attack, problem: _Problem, rows: Tensor | None = None, **options: Tensor) -> Attacked:
+def _run(attack: Attack, problem: _Problem, rows: Tensor | None = None, **options: Any) -> Attacked:
     rows = torch.arange(len(problem.x)) if rows is None else rows
     module, x, y, threat = problem
-    return attack_batch(attack, module, x[rows], y[rows], threat, indices=rows, tile=8, **options)  # type: ignore[arg-type]
+    return attack_batch(attack, module, x[rows], y[rows], threat, indices=rows, tile=8, **options)
 
 
 def _require(condition: bool, text: str) -> None:
@@ -172,7 +179,7 @@ def _keeps_the_rules(attack: Attack, problem: _Problem, first: Attacked) -> None
 
 
 def _does_the_job(attack: Attack, problem: _Problem, first: Attacked) -> None:
-    share = float(first.broken.double().mean())
+    share = rows.share(first.broken)
     _require(share >= 0.5, f"broke {share:.0%} of samples of which nearly all can be broken; did it return its input?")
 
 
@@ -183,8 +190,8 @@ def _repeats(attack: Attack, problem: _Problem, first: Attacked) -> None:
 def _independent_of_the_batch(attack: Attack, problem: _Problem, first: Attacked) -> None:
     if isinstance(attack, CohortAttack):
         return  # its result is a function of the samples that it ranks together, which it always gets together
-    for rows in (torch.tensor([5]), torch.tensor([20, 3, 11, 8, 0])):
-        _same(first, _run(attack, problem, rows), rows, f"attacking samples {rows.tolist()} without the others")
+    for some in (torch.tensor([5]), torch.tensor([20, 3, 11, 8, 0])):
+        _same(first, _run(attack, problem, some), some, f"attacking samples {some.tolist()} without the others")
 
 
 def _same(first: Attacked, other: Attacked, rows: Tensor, what: str) -> None:
@@ -220,6 +227,29 @@ def _counts_within_cost(attack: Attack, problem: _Problem, first: Attacked) -> N
     _require(seen[0] <= forwards and seen[1] <= backwards, f"took {seen} passes, more than cost() = {attack.cost(4)}")
 
 
+def _runs_on_a_device(attack: Attack, problem: _Problem, first: Attacked) -> None:
+    if problem.x.device.type != "cpu":
+        return
+    try:
+        there, _ = _on_a_pretended_device(attack, problem)
+    except (RuntimeError, TypeError) as error:
+        raise Failure(f"does not run on a pretended CUDA device: {error}") from error
+    near = (there.verdicts.adv.cpu() - first.verdicts.adv).abs().flatten(1).amax(1) < 1e-3
+    same = near & (there.verdicts.outcome.cpu() == first.verdicts.outcome)
+    _require(bool(same.all()), "gave other images on a pretended CUDA device, whose numbers are the CPU's")
+
+
+def _on_a_pretended_device(attack: Attack, problem: _Problem, **options: Any) -> tuple[Attacked, str]:
+    """The attack on the same problem there, and what it made the host wait for."""
+    with pretended("cuda") as log:
+        there = problem._replace(module=copy.deepcopy(problem.module)).to(torch.device("cuda"))
+        waits = [log.waited]
+        found = _run(attack, there, on_call=lambda: waits.append(log.waited), **options)
+        between = [after - before for before, after in pairwise(waits[1:])]
+    any_, most = sum(map(bool, between)), max(between, default=0)
+    return found, f"waits for a device after {any_} of {len(waits) - 1} calls of the model, {most} times at most"
+
+
 def _works_with_two_classes(attack: Attack, problem: _Problem, first: Attacked) -> None:
     two = _Problem.make(problem.threat.norm, classes=2).to(problem.x.device)
     _keeps_the_rules(attack, two, _run(attack, two))
@@ -230,7 +260,7 @@ def _reaches_targets(attack: Attack, problem: _Problem, first: Attacked) -> None
     done = _run(attack, problem, target=target)
     _keeps_the_rules(attack, problem, done)
     wide = problem._replace(threat=dataclasses.replace(problem.threat, eps=_wider(problem.threat)))
-    share = float(_run(attack, wide, target=target).broken.double().mean())
+    share = rows.share(_run(attack, wide, target=target).broken)
     _require(share >= 0.5, f"reached a given target on {share:.0%} of samples at twice the eps; heed case.target")
 
 
@@ -260,9 +290,20 @@ def _check_judge_safe(attack: Attack, norms: Sequence[Norm] | None, targeted: bo
         passed += [f"{norm}: {check}" for check in _SAFE]
         passed += [
             f"{norm}: reported: {'the same' if same else 'another'} result for a sample in another batch",
-            f"{norm}: reported: broke {float(first.broken.double().mean()):.0%}",
+            f"{norm}: reported: broke {rows.share(first.broken):.0%}",
+            f"{norm}: reported: {_of_a_device(attack, problem, **target)}",
         ]
     return passed
+
+
+def _of_a_device(attack: Attack, problem: _Problem, **options: Any) -> str:
+    """What is reported of an attack on a pretended device; a library may refuse its tensors."""
+    if problem.x.device.type != "cpu":
+        return f"ran on {problem.x.device}"
+    try:
+        return _on_a_pretended_device(attack, problem, **options)[1]
+    except Exception as error:  # whatever a foreign library raises on tensors of a class that it does not know
+        return f"does not run on a pretended CUDA device: {first_line(error)}"
 
 
 _SAFE = (
@@ -348,6 +389,7 @@ _RUN_CHECKS: dict[str, Callable[[Attack, _Problem, Attacked], None]] = {
     "gives a sample the same result in any batch": _independent_of_the_batch,
     "leaves images, labels, weights and global generators alone": _leaves_the_world_alone,
     "takes no more passes than it says": _counts_within_cost,
+    "runs on a pretended CUDA device": _runs_on_a_device,
     "works with two classes": _works_with_two_classes,
     "heeds targets": _reaches_targets,
 }
