@@ -5,8 +5,9 @@
 
 A mutant is one small change of one place in the syntax tree: another comparison, another operator, a number one higher
 or lower, a condition turned round, a statement or an argument left out. Of each target's mutants a seeded sample is
-tried, in an order that does not depend on how many are. It is found if a test fails or takes far too long: one of
-those about the target, or with `--wide`, of what they let live, one of those that reach it (`TARGETS`).
+tried, in an order that does not depend on how many are. It is found if a test fails or takes far too long. The
+tests come in stages, the quickest that are about the target first (`TARGETS`): `--stages 2` asks of what the first let
+live the second.
 
 `run` appends a line of JSON a mutant and leaves out those that the file holds, so it can be stopped and continued;
 `--target` names some of the targets. `--again` tries once more what lived. Before a target's first mutant its tests
@@ -16,6 +17,7 @@ not at what it does would find every mutant.
 
 import argparse
 import ast
+import contextlib
 import itertools
 import json
 import os
@@ -38,31 +40,37 @@ SEED = 0
 HEAVY = ("torch", "pandas", "pyarrow.parquet", "scipy.stats", "sklearn.datasets")
 PYTEST = ("-q", "-x", "-m", "not slow and not gpu", "-p", "no:xdist", "-p", "no:cacheprovider", "--hypothesis-seed=0")
 PATIENCE, LEAST = 4, 40  # a mutant that takes so many times what the tests took, and so many seconds more, never ends
-# Of each target its files, the tests about it (quickest first), and further ones that reach it.
+# Of each target its files, and tests that are about it or reach it, in stages, the quickest first.
 ATTACKS = "attacks/robustkit_attacks/"
-TARGETS: dict[str, tuple[tuple[str, ...], str, str]] = {
-    "judge": (("robustkit/engine/judge.py",), "judge by_hand", "randomised under_attack engine"),
-    "projection": (("robustkit/numerics/projection.py",), "by_hand threat norms", "closed_form apgd fab"),
-    "voting": (("robustkit/engine/voting.py",), "judge randomised", "by_hand under_attack"),
+TARGETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "judge": (("robustkit/engine/judge.py",), ("judge by_hand", "under_attack engine", "randomised")),
+    "projection": (("robustkit/numerics/projection.py",), ("by_hand threat norms", "closed_form", "apgd fab")),
+    "voting": (("robustkit/engine/voting.py",), ("judge randomised", "by_hand under_attack")),
     "streams": (
         ("robustkit/numerics/streams.py", "robustkit/engine/shard.py"),
-        "streams by_hand",
-        "shards engine randomised under_attack",
+        ("streams by_hand", "shards", "engine randomised under_attack"),
     ),
-    "stats": (("robustkit/stats.py",), "gate_rule figures", "compare certify transfer_record gate"),
-    "gate": (("robustkit/records/gate.py",), "gate_rule gate", "randomised audit_record"),
-    "compare": (("robustkit/records/compare.py",), "compare", "gate audit_record randomised"),
-    "record": (("robustkit/records/run.py",), "figures by_hand", "report evidence randomised stored"),
+    "stats": (("robustkit/stats.py",), ("stats gate_rule figures", "compare certify gate")),
+    "gate": (("robustkit/records/gate.py",), ("gate_rule gate", "randomised audit_record")),
+    "compare": (("robustkit/records/compare.py",), ("compare", "gate", "audit_record randomised")),
+    "record": (("robustkit/records/run.py",), ("figures by_hand", "report evidence", "randomised stored")),
     "store": (
         tuple(f"robustkit/records/{name}.py" for name in ("files", "seal", "folder", "consistency")),
-        "stored files",
-        "old_records compare transfer_record endings cli_certify",
+        ("stored", "files", "old_records compare transfer_record endings cli_certify"),
     ),
-    "audit rules": (("robustkit/audit/rules.py",), "figures audit_rules", "audit_record audit"),
-    "apgd": ((ATTACKS + "apgd.py",), "apgd", "closed_form metamorphic autoattack truth"),
-    "fab": ((ATTACKS + "fab.py",), "fab", "closed_form autoattack truth"),
-    "square": ((ATTACKS + "square.py",), "square", "closed_form autoattack truth"),
-    "losses": ((ATTACKS + "losses.py",), "by_hand", "apgd pgd metamorphic evidence"),
+    "audit rules": (
+        ("robustkit/audit/rules.py",),
+        (
+            "figures audit::test_a_limit_decides audit::test_a_rise_is_measured_from_the_lowest_before_it "
+            "audit::test_too_few_samples_say_how_many_would_decide",
+            "audit_record",
+            "audit",
+        ),
+    ),
+    "apgd": ((ATTACKS + "apgd.py",), ("apgd_steps", "apgd", "closed_form metamorphic autoattack truth")),
+    "fab": ((ATTACKS + "fab.py",), ("fab", "closed_form autoattack truth")),
+    "square": ((ATTACKS + "square.py",), ("square", "closed_form autoattack truth")),
+    "losses": ((ATTACKS + "losses.py",), ("by_hand", "pgd metamorphic evidence", "apgd")),
 }
 
 COMPARISONS: dict[type, tuple[type, ...]] = {
@@ -265,7 +273,7 @@ class Tree:
 
     def ask(self, tests: str, limit: float, *, compiles: bool = False) -> tuple[str, str, float]:
         """What these tests make of the tree: found, timeout or lived; the test that failed; the seconds."""
-        names = [f"tests/test_{name}.py" for name in tests.split()]
+        names = [f"tests/test_{file}.py{at}{name}" for file, at, name in (one.partition("::") for one in tests.split())]
         answer = self.path / "answer.txt"
         answer.unlink(missing_ok=True)
         began = time.monotonic()
@@ -278,12 +286,14 @@ class Tree:
             finally:
                 sys.stderr.flush()
                 os._exit(3)
-        while (waited := os.waitpid(child, os.WNOHANG))[0] == 0:
-            if time.monotonic() - began > limit:
-                os.killpg(child, signal.SIGKILL)
-                os.waitpid(child, 0)
-                return "timeout", "", time.monotonic() - began
-            time.sleep(0.05)
+        try:
+            while (waited := os.waitpid(child, os.WNOHANG))[0] == 0:
+                if time.monotonic() - began > limit:
+                    return "timeout", "", time.monotonic() - began
+                time.sleep(0.05)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child, signal.SIGKILL)  # what the tests have left behind, too
         seconds, code = time.monotonic() - began, os.waitstatus_to_exitcode(waited[1])
         if code == 5:
             raise SystemExit(f"no test in {', '.join(names)}")
@@ -293,6 +303,7 @@ class Tree:
 
     def _pytest(self, names: list[str], answer: Path, *, compiles: bool) -> None:
         os.setsid()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.chdir(self.path)
         log = os.open(self.path / "log.txt", os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
         os.dup2(log, 1)
@@ -320,16 +331,17 @@ def known(file: Path) -> dict[str, dict]:
     return {row["id"]: row for row in map(json.loads, lines)}
 
 
-def run(file: Path, targets: list[str], each: int, *, again: bool, wide: bool) -> None:
+def run(file: Path, targets: list[str], each: int, *, again: bool, stages: int) -> None:
     """Try the sampled mutants that the file does not hold yet."""
     for name in HEAVY:
         __import__(name)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the copy is removed and the tests end
     held, tree = known(file), Tree()
     try:
         for target in targets:
             whole = list(sample(target, each))
             chosen = [one for one in whole if one.id not in held or (again and held[one.id]["outcome"] == "lived")]
-            _try(tree, target, chosen, file, TARGETS[target][1 : 3 if wide else 2])
+            _try(tree, target, chosen, file, TARGETS[target][1][:stages])
     finally:
         shutil.rmtree(tree.path)
 
@@ -392,10 +404,10 @@ def main() -> None:
     parser.add_argument("--target", action="append", choices=list(TARGETS))
     parser.add_argument("--each", type=int, default=20)
     parser.add_argument("--again", action="store_true")
-    parser.add_argument("--wide", action="store_true")
+    parser.add_argument("--stages", type=int, default=1)
     asked = parser.parse_args()
     if asked.what == "run":
-        run(asked.file, asked.target or list(TARGETS), asked.each, again=asked.again, wide=asked.wide)
+        run(asked.file, asked.target or list(TARGETS), asked.each, again=asked.again, stages=asked.stages)
     elif asked.what == "report":
         report(asked.file)
 
