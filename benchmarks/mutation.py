@@ -70,7 +70,7 @@ TARGETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "apgd": ((ATTACKS + "apgd.py",), ("apgd_steps", "apgd", "closed_form metamorphic autoattack truth")),
     "fab": ((ATTACKS + "fab.py",), ("fab", "closed_form autoattack truth")),
     "square": ((ATTACKS + "square.py",), ("square", "closed_form autoattack truth")),
-    "losses": ((ATTACKS + "losses.py",), ("by_hand", "pgd metamorphic evidence", "apgd")),
+    "losses": ((ATTACKS + "losses.py",), ("losses by_hand", "pgd metamorphic evidence", "apgd")),
 }
 
 COMPARISONS: dict[type, tuple[type, ...]] = {
