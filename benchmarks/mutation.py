@@ -53,7 +53,7 @@ TARGETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "stats": (("robustkit/stats.py",), ("stats gate_rule figures", "compare certify gate")),
     "gate": (("robustkit/records/gate.py",), ("gate_rule gate", "randomised audit_record")),
     "compare": (("robustkit/records/compare.py",), ("compare", "gate", "audit_record randomised")),
-    "record": (("robustkit/records/run.py",), ("figures by_hand", "report evidence", "randomised stored")),
+    "record": (("robustkit/records/run.py",), ("figures record by_hand", "report evidence", "randomised stored")),
     "store": (
         tuple(f"robustkit/records/{name}.py" for name in ("files", "seal", "folder", "consistency")),
         ("stored", "files", "old_records compare transfer_record endings cli_certify"),
