@@ -56,7 +56,7 @@ TARGETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "record": (("robustkit/records/run.py",), ("figures record by_hand", "report evidence", "randomised stored")),
     "store": (
         tuple(f"robustkit/records/{name}.py" for name in ("files", "seal", "folder", "consistency")),
-        ("stored", "files", "old_records compare transfer_record endings cli_certify"),
+        ("store", "stored", "old_records compare transfer_record endings cli_certify"),
     ),
     "audit rules": (
         ("robustkit/audit/rules.py",),
