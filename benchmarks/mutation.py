@@ -60,8 +60,8 @@ TARGETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "audit rules": (("robustkit/audit/rules.py",), ("audit_rules", "figures audit_record", "audit")),
     "apgd": ((ATTACKS + "apgd.py",), ("apgd_steps", "apgd", "closed_form metamorphic autoattack truth")),
-    "fab": ((ATTACKS + "fab.py",), ("fab", "closed_form autoattack truth")),
-    "square": ((ATTACKS + "square.py",), ("square", "closed_form autoattack truth")),
+    "fab": ((ATTACKS + "fab.py",), ("fab_steps", "fab", "closed_form autoattack truth")),
+    "square": ((ATTACKS + "square.py",), ("square_steps", "square", "closed_form autoattack truth")),
     "losses": ((ATTACKS + "losses.py",), ("losses by_hand", "pgd metamorphic evidence", "apgd")),
 }
 

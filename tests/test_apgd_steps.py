@@ -4,27 +4,12 @@ import pytest
 import torch
 from robustkit_attacks import apgd
 from robustkit_attacks.apgd import APGD
-from torch import nn
 
 from robustkit.api import ThreatModel
-from tests import surrogates, toys
+from tests import surrogates
+from tests.hills import Hills, images
 
 SHAPE, EPS = (1, 4, 4), {"linf": 0.3, "l2": 1.0}
-
-
-class Hills(nn.Module):
-    """A landscape of many hills in which class 0 is out of reach, however it is attacked. Notes what it is asked."""
-
-    def __init__(self):
-        super().__init__()
-        self.inner, self.outer, self.asked = nn.Linear(16, 24), nn.Linear(24, 4), []
-        for parameter in self.parameters():
-            parameter.data = 1.5 * torch.randn(parameter.shape, generator=toys.seeded(parameter.numel())).double()
-        self.outer.bias.data[0] += 200
-
-    def forward(self, x):
-        self.asked += list(x.detach().clone())
-        return self.outer(self.inner(x.flatten(1)).sin())
 
 
 def loss_and_gradient(model, point):
@@ -74,8 +59,8 @@ def algorithm_1(model, x, start, threat, steps):
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_every_point_is_algorithm_1_s(norm):
-    model, steps, n = Hills(), 100, 8
-    x = torch.rand(n, *SHAPE, generator=toys.seeded(5)).double()
+    model, steps, n = Hills(lead=200), 100, 8  # class 0 is out of reach
+    x = images(n)
     y, threat = torch.zeros(n, dtype=torch.int64), ThreatModel(norm, EPS[norm])
     model.asked.clear()
     surrogates.run(APGD("margin", steps=steps), model, x, y, threat, tile=n)

@@ -61,7 +61,8 @@ def test_what_is_seen_is_said_in_numbers():
         "the outputs are saturated on 12.0 % of the images (a margin over 50)": rules.saturated_outputs(0.12, L),
         "70.0 % of the output values differ from each other": rules.hard_outputs(0.7, L),
         "the gradient is exactly zero on 50.0 % of the images for the cross-entropy (logits ÷1 50.0 %, ÷10 25.0 %; "
-        "its logarithm in float64 3.0 %), on 4.0 % for the margin": rules.zero_gradient((1, 10), (0.5, 0.25), 0.03, 0.04, L),
+        "its logarithm in float64 3.0 %), on 4.0 % for the margin": rules.zero_gradient(
+            (1, 10), (0.5, 0.25), 0.03, 0.04, L),
         "no step against the margin's gradient lowers the margin on 20.0 % of the images": rules.misleading(
             (0.1, 0.2), (0.5, 0.9), 0.2, L),
         "the gradient 0.1 away agrees with cosine 0.20": rules.steadiness((0.1, 0.2), (0.2, 0.9), L),
