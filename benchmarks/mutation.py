@@ -45,7 +45,7 @@ ATTACKS = "attacks/robustkit_attacks/"
 TARGETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "judge": (("robustkit/engine/judge.py",), ("judge by_hand", "under_attack engine", "randomised")),
     "projection": (("robustkit/numerics/projection.py",), ("by_hand threat norms", "closed_form", "apgd fab")),
-    "voting": (("robustkit/engine/voting.py",), ("judge randomised", "by_hand under_attack")),
+    "voting": (("robustkit/engine/voting.py",), ("voting", "judge randomised", "by_hand under_attack")),
     "streams": (
         ("robustkit/numerics/streams.py", "robustkit/engine/shard.py"),
         ("streams by_hand", "shards", "engine randomised under_attack"),
