@@ -43,26 +43,26 @@ PATIENCE, LEAST = 4, 40  # a mutant that takes so many times what the tests took
 # Of each target its files, and tests that are about it or reach it, in stages, the quickest first.
 ATTACKS = "attacks/robustkit_attacks/"
 TARGETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "judge": (("robustkit/engine/judge.py",), ("judge by_hand", "under_attack engine", "randomised")),
+    "judge": (("robustkit/engine/judge.py",), ("judge by_hand", "house engine under_attack", "randomised")),
     "projection": (("robustkit/numerics/projection.py",), ("by_hand threat norms", "closed_form", "apgd fab")),
-    "voting": (("robustkit/engine/voting.py",), ("voting", "judge randomised", "by_hand under_attack")),
+    "voting": (("robustkit/engine/voting.py",), ("voting", "judge randomised", "house by_hand under_attack")),
     "streams": (
         ("robustkit/numerics/streams.py", "robustkit/engine/shard.py"),
-        ("streams by_hand", "shards", "engine randomised under_attack"),
+        ("streams shard_facts by_hand", "shards house", "engine randomised under_attack"),
     ),
-    "stats": (("robustkit/stats.py",), ("stats gate_rule figures", "compare certify gate")),
-    "gate": (("robustkit/records/gate.py",), ("gate_rule gate", "randomised audit_record")),
-    "compare": (("robustkit/records/compare.py",), ("compare", "gate", "audit_record randomised")),
-    "record": (("robustkit/records/run.py",), ("figures record by_hand", "report evidence", "randomised stored")),
+    "stats": (("robustkit/stats.py",), ("stats gate_rule figures", "house compare certify gate")),
+    "gate": (("robustkit/records/gate.py",), ("gate_rule gate", "house randomised audit_record")),
+    "compare": (("robustkit/records/compare.py",), ("compare", "house gate", "audit_record randomised")),
+    "record": (("robustkit/records/run.py",), ("record figures by_hand", "house report evidence", "randomised stored")),
     "store": (
         tuple(f"robustkit/records/{name}.py" for name in ("files", "seal", "folder", "consistency")),
-        ("store", "stored", "old_records compare transfer_record endings cli_certify"),
+        ("store", "house stored", "old_records compare transfer_record endings cli_certify"),
     ),
-    "audit rules": (("robustkit/audit/rules.py",), ("audit_rules", "figures audit_record", "audit")),
-    "apgd": ((ATTACKS + "apgd.py",), ("apgd_steps", "apgd", "closed_form metamorphic autoattack truth")),
-    "fab": ((ATTACKS + "fab.py",), ("fab_steps", "fab", "closed_form autoattack truth")),
-    "square": ((ATTACKS + "square.py",), ("square_steps", "square", "closed_form autoattack truth")),
-    "losses": ((ATTACKS + "losses.py",), ("losses by_hand", "pgd metamorphic evidence", "apgd")),
+    "audit rules": (("robustkit/audit/rules.py",), ("audit_rules", "house figures", "audit_record audit")),
+    "apgd": ((ATTACKS + "apgd.py",), ("apgd_steps", "house apgd", "closed_form metamorphic autoattack truth")),
+    "fab": ((ATTACKS + "fab.py",), ("fab_steps", "house fab", "closed_form autoattack truth")),
+    "square": ((ATTACKS + "square.py",), ("square_steps", "house square", "closed_form autoattack truth")),
+    "losses": ((ATTACKS + "losses.py",), ("losses by_hand", "house pgd metamorphic evidence", "apgd")),
 }
 
 COMPARISONS: dict[type, tuple[type, ...]] = {
