@@ -105,7 +105,7 @@ def exchanged(x, adv, u, side, norm, eps, spent):
 @pytest.mark.parametrize("rescale", [False, True])
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_every_query_is_that_of_the_rules(norm, rescale):
-    queries, n, p, eps = 70, 2, 0.5, EPS[norm]
+    queries, n, p, eps = 66, 2, 0.5, EPS[norm]
     model, x = Hills(lead=200, size=math.prod(SHAPE)), images(n, SHAPE)
     y = torch.zeros(n, dtype=torch.int64)
     attack = Square(queries=queries, p=p, rescale=rescale, restarts=2)
