@@ -1,11 +1,15 @@
 """APGD step by step: every point it asks the model about, against algorithm 1 written out for one sample."""
 
+from dataclasses import asdict
+
 import pytest
 import torch
 from robustkit_attacks import apgd
 from robustkit_attacks.apgd import APGD
 
 from robustkit.api import ThreatModel
+from robustkit.errors import UsageError
+from robustkit.testing import attack_batch
 from tests import surrogates
 from tests.hills import Hills, images
 
@@ -64,6 +68,7 @@ def test_every_point_is_algorithm_1_s(norm):
     y, threat = torch.zeros(n, dtype=torch.int64), ThreatModel(norm, EPS[norm])
     model.asked.clear()
     surrogates.run(APGD("margin", steps=steps), model, x, y, threat, tile=n)
+    assert len(model.asked) == n * (steps + 3)  # before it the number of classes is asked for
     asked = torch.stack(model.asked[-n * (steps + 2) : -n]).view(steps + 1, n, *SHAPE)  # the last is the judge
     halvings = set()
     for i in range(n):
@@ -71,6 +76,40 @@ def test_every_point_is_algorithm_1_s(norm):
         torch.testing.assert_close(asked[:, i], torch.stack(path), rtol=0, atol=1e-5)
         halvings |= set(here)
     assert {(True, False), (False, False)} < halvings  # by the first condition, by none, and with the second
+
+
+def test_each_run_climbs_towards_a_class_of_its_own_and_what_is_broken_leaves():
+    model, n, steps = Hills(), 6, 4
+    x = images(n)
+    y = model(x).argmax(1)
+    threat = ThreatModel("linf", 0.05)
+    found = attack_batch(APGD("dlr-targeted", steps=steps, targets=2, restarts=2), model, x, y, threat, tile=n)
+    assert 0 < found.broken.sum() < n
+    assert set(found.backwards[~found.broken].tolist()) == {4 * (steps + 1)}
+    assert set(found.backwards[found.broken].tolist()) <= {2, 3}  # after the first steps the judge is asked
+    assert torch.equal(found.forwards, found.backwards + 1)
+    hard = Hills(lead=200)
+    ends = []
+    for targets in (1, 2, 9):
+        hard.asked.clear()
+        surrogates.run(APGD("dlr-targeted", steps=2, targets=targets), hard, x, torch.zeros_like(y), threat, tile=n)
+        ends.append(len(hard.asked) // n)
+    assert ends == [2 + 4 * k for k in (1, 2, 3)]  # what classes there are and their rank; a start, two steps, a look
+
+
+def test_costs_defaults_and_what_is_refused():
+    assert asdict(APGD()) == {"loss": "ce", "steps": 100, "restarts": 1, "targets": 9, "radii": 1}
+    assert APGD(steps=7, restarts=2).cost(4) == (16, 16)
+    assert APGD("dlr-targeted", steps=7, restarts=2).cost(4) == (49, 48)  # three wrong classes, which are ranked once
+    assert APGD("margin-targeted", steps=7, targets=2).cost(4) == (17, 16)
+    assert APGD(steps=10, radii=3).cost(4) == (13, 13)  # three stages, a start each
+    for name in ("steps", "restarts", "targets", "radii"):
+        with pytest.raises(UsageError, match="must be positive"):
+            APGD(**{name: 0})
+    x = images(2)
+    for norm in ("linf", "l2"):
+        with pytest.raises(UsageError, match=f"several radii are for l1, not {norm}"):
+            surrogates.run(APGD(radii=2), Hills(), x, torch.zeros(2, dtype=torch.int64), ThreatModel(norm, 0.1))
 
 
 def state(adv, best, grad, best_grad, rises, halved, best_before, best_loss):

@@ -1,6 +1,7 @@
 """FAB step by step: every point it asks the model about, against its steps written out for one sample."""
 
 import itertools
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -8,11 +9,13 @@ from robustkit_attacks import hyperplane
 from robustkit_attacks.fab import FAB
 
 from robustkit.api import ThreatModel
+from robustkit.errors import UsageError
 from robustkit.numerics import norms
 from tests import surrogates
 from tests.hills import Hills, images
 
 EPS = {"linf": 0.1, "l2": 0.3, "l1": 1.0}
+LOW, HIGH = 0.2, 0.75  # the box
 
 
 def length(d, norm):
@@ -44,12 +47,12 @@ def search(model, x0, start, y, aim, target, norm, steps, known, settings):
         path.append(x)
 
         def onto(point, gap, w=w):
-            return hyperplane.shortest(point[None], w[None], torch.tensor([gap]).double(), norm)[0]
+            return hyperplane.shortest(point[None], w[None], torch.tensor([gap]).double(), norm, low=LOW, high=HIGH)[0]
 
         here, clean = onto(x, -f), onto(x0, float((w * (x - x0)).sum()) - f)
         a = length(here, norm) / (length(here, norm) + length(clean, norm))
         a = min(a, settings["alpha_max"])
-        x = ((1 - a) * (x + settings["eta"] * here) + a * (x0 + settings["eta"] * clean)).clamp(0, 1)
+        x = ((1 - a) * (x + settings["eta"] * here) + a * (x0 + settings["eta"] * clean)).clamp(LOW, HIGH)
         path.append(x)
         decided = int(model(x[None]).argmax())
         if decided != y if target is None else decided == target:
@@ -72,9 +75,10 @@ def test_every_point_is_the_algorithm_s(norm, mode):
     target = (y + 1) % 4 if mode == "with a target" else None
     attack = FAB(targets=targets, targeted=mode != "untargeted", steps=steps, restarts=restarts, **settings)
     model.asked.clear()
-    found = surrogates.run(attack, model, x, y, ThreatModel(norm, EPS[norm]), target=target, tile=n)
+    found = surrogates.run(attack, model, x, y, ThreatModel(norm, EPS[norm], LOW, HIGH), target=target, tile=n)
     searches = targets if mode == "targeted" else 1
     calls = 1 + restarts * searches * steps * 2
+    assert len(model.asked) == n * (calls + 1)  # before it the number of classes is asked for
     asked = torch.stack(model.asked[-n * calls :]).view(calls, n, 1, 4, 4)
     torch.testing.assert_close(asked[0], x)
     reached = 0
@@ -98,3 +102,34 @@ def test_every_point_is_the_algorithm_s(norm, mode):
         reached += known[1] is not None
     assert reached >= 2
     assert norms.NORMS[norm].dual == {"linf": "l1", "l2": "l2", "l1": "linf"}[norm]
+
+
+def test_costs_defaults_and_what_is_refused():
+    assert asdict(FAB()) == {
+        "targets": 9, "targeted": True, "steps": 100, "restarts": 1, "alpha_max": 0.1, "eta": 1.05, "beta": 0.9,
+        "minimise": True,
+    }  # fmt: skip
+    assert FAB(steps=5, restarts=2).cost(4) == (61, 30)
+    assert FAB(steps=5, restarts=2, targets=2).cost(4) == (41, 20)
+    assert FAB(steps=5, restarts=2, targeted=False).cost(4) == (21, 30)
+    assert FAB(steps=5, restarts=2, targeted=False).cost(17) == (21, 160)
+    assert FAB(steps=5, restarts=2, targeted=False).cost(18) == (31, 170)
+    for name in ("targets", "steps", "restarts"):
+        with pytest.raises(UsageError, match="must be at least 1"):
+            FAB(**{name: 0})
+    FAB(targets=1, steps=1, restarts=1)
+
+
+def test_what_is_broken_leaves_at_the_next_look_if_it_need_not_be_nearest():
+    model, x = Hills(), images(6, low=0.3, high=0.7)
+    y, threat = model(x).argmax(1), ThreatModel("linf", 0.05)
+    whole = surrogates.run(FAB(steps=15, targets=2), model, x, y, threat, tile=6)
+    quick = surrogates.run(FAB(steps=15, targets=2, minimise=False), model, x, y, threat, tile=6)
+    near = norms.length(whole.adv - x, "linf")
+    broken = (near > 0) & (near <= 0.05)
+    assert 0 < broken.sum() < 6
+    assert torch.equal(broken, (quick.adv != x).flatten(1).any(1) & (norms.length(quick.adv - x, "linf") <= 0.05))
+    assert whole.backwards.tolist() == [30] * 6
+    assert (quick.backwards[broken] < 15).all()
+    assert quick.backwards[~broken].tolist() == [30] * int((~broken).sum())
+    assert (model(quick.adv).argmax(1) != y)[broken].all()

@@ -2,27 +2,30 @@
 
 import itertools
 import math
+from dataclasses import asdict
 
 import pytest
 import torch
 from robustkit_attacks.square import Square
 
 from robustkit.api import ThreatModel
+from robustkit.errors import UsageError
 from robustkit.numerics.streams import SampleDraws
 from tests import surrogates
 from tests.hills import Hills, images
 
 SHAPE, EPS = (2, 11, 10), {"linf": 0.1, "l2": 0.8, "l1": 2.5}
 CHANNELS, HEIGHT, WIDTH = SHAPE
+LOW, HIGH = 0.1, 0.9  # the box
 THRESHOLDS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # arXiv:1912.00049's, for 10,000 queries
 
 
-def side_of(query, queries, norm, *, p, rescale):
+def side_of(query, queries, norm, *, p, rescale, height=HEIGHT, width=WIDTH):
     at = query * 10000 // queries if rescale else query
     share = p
     for threshold in THRESHOLDS:
         share = share / 2 if at > threshold else share
-    return min(max(round(math.sqrt(share * HEIGHT * WIDTH)), 1 if norm == "linf" else 3), HEIGHT, WIDTH)
+    return min(max(round(math.sqrt(share * height * width)), 1 if norm == "linf" else 3), height, width)
 
 
 def hill(height, width):
@@ -60,13 +63,13 @@ def sign(u):
 def start(x, u, norm, eps):
     """Vertical stripes, or bumps side by side."""
     if norm == "linf":
-        return (x + eps * torch.where(u < 0.5, 1, -1)).clamp(0, 1)
+        return (x + eps * torch.where(u < 0.5, 1, -1)).clamp(LOW, HIGH)
     side = max(min(HEIGHT, WIDTH) // 5, 1)
     pattern, delta = bump(side, norm), torch.zeros_like(x)
     for c, r, s in itertools.product(*map(range, SHAPE)):
         delta[c, r, s] = sign(u[c, r // side, s // side]) * pattern[r % side, s % side]
     delta *= eps / math.sqrt(energy(delta, norm)) if norm == "l2" else eps / energy(delta, norm)
-    return (x + delta).clamp(0, 1)
+    return (x + delta).clamp(LOW, HIGH)
 
 
 def exchanged(x, adv, u, side, norm, eps, spent):
@@ -94,9 +97,9 @@ def exchanged(x, adv, u, side, norm, eps, spent):
                 key=lambda at: max(abs(at[0] - side // 2), abs(at[1] - side // 2)),
             )
             for at in outwards:
-                far = min(left, float(1 - window[at]) if s > 0 else float(window[at]))
+                far = min(left, float(HIGH - window[at]) if s > 0 else float(window[at] - LOW))
                 delta[at], left = s * far, left - far
-        filled.append((window + delta).clamp(0, 1))
+        filled.append((window + delta).clamp(LOW, HIGH))
     for channel in range(CHANNELS):
         new[channel][first] = filled[channel]
     return new, spent + energy((new - x)[:, first[0], first[1]], norm) - freed
@@ -106,11 +109,12 @@ def exchanged(x, adv, u, side, norm, eps, spent):
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_every_query_is_that_of_the_rules(norm, rescale):
     queries, n, p, eps = 66, 2, 0.5, EPS[norm]
-    model, x = Hills(lead=200, size=math.prod(SHAPE)), images(n, SHAPE)
+    model, x = Hills(lead=200, size=math.prod(SHAPE)), images(n, SHAPE, LOW, HIGH)
     y = torch.zeros(n, dtype=torch.int64)
     attack = Square(queries=queries, p=p, rescale=rescale, restarts=2)
     model.asked.clear()
-    found = surrogates.run(attack, model, x, y, ThreatModel(norm, eps), tile=n)
+    found = surrogates.run(attack, model, x, y, ThreatModel(norm, eps, LOW, HIGH), tile=n)
+    assert len(model.asked) == n * (1 + 2 * (queries + 1))  # before it the number of classes is asked for
     asked = torch.stack(model.asked[-2 * n * (queries + 1) :]).view(2, queries + 1, n, *SHAPE)
     kept = 0
     for i in range(n):
@@ -130,7 +134,7 @@ def test_every_query_is_that_of_the_rules(norm, rescale):
                     new, after = adv.clone(), 0.0
                     for channel in range(CHANNELS):
                         window = x[i, channel, r : r + side, c : c + side] + eps * sign(u[5 + channel])
-                        new[channel, r : r + side, c : c + side] = window.clamp(0, 1)
+                        new[channel, r : r + side, c : c + side] = window.clamp(LOW, HIGH)
                 else:
                     new, after = exchanged(x[i], adv, u, side, norm, eps, spent)
                 torch.testing.assert_close(asked[restart, query, i], new, rtol=0, atol=1e-5)
@@ -140,3 +144,34 @@ def test_every_query_is_that_of_the_rules(norm, rescale):
             best = min(best, (lowest, adv), key=lambda pair: pair[0])
         torch.testing.assert_close(found.adv[i], best[1], rtol=0, atol=1e-5)
     assert kept > 4 * n
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_the_windows_halve_after_each_threshold(norm):
+    for size in ((300, 400), (5, 3), (2, 2)):
+        for query in (1, *THRESHOLDS, *(threshold + 1 for threshold in THRESHOLDS), 10_000):
+            due = side_of(query, 10_000, norm, p=0.8, rescale=False, height=size[0], width=size[1])
+            assert Square().side(query, norm, *size) == due
+            assert Square(queries=1000, rescale=True).side(query // 10, norm, *size) == side_of(
+                query // 10, 1000, norm, p=0.8, rescale=True, height=size[0], width=size[1]
+            )
+
+
+def test_costs_defaults_and_what_is_refused():
+    assert asdict(Square()) == {"queries": 5000, "p": 0.8, "rescale": False, "restarts": 1}
+    assert Square(queries=7, restarts=3).cost(10) == (24, 0)
+    for wrong in ({"queries": 0}, {"restarts": 0}, {"p": 0}, {"p": 1.01}):
+        with pytest.raises(UsageError, match="square"):
+            Square(**wrong)
+    Square(queries=1, restarts=1, p=1)
+
+
+def test_what_the_judge_confirms_leaves():
+    model, x = Hills(size=math.prod(SHAPE)), images(6, SHAPE, LOW, HIGH)
+    y, threat = model(x).argmax(1), ThreatModel("linf", 0.005, LOW, HIGH)
+    found = surrogates.run(Square(queries=40, restarts=2), model, x, y, threat, tile=6)
+    broken = model(found.adv).argmax(1) != y
+    assert 0 < broken.sum() < 6
+    assert found.forwards[~broken].tolist() == [82] * int((~broken).sum())
+    assert (found.forwards[broken] < 82).all()
+    assert threat.contains(x, found.adv).all()
