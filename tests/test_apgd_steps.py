@@ -4,7 +4,7 @@ from dataclasses import asdict
 
 import pytest
 import torch
-from robustkit_attacks import apgd
+from robustkit_attacks import apgd, parts
 from robustkit_attacks.apgd import APGD
 
 from robustkit.api import ThreatModel
@@ -41,7 +41,7 @@ def algorithm_1(model, x, start, threat, steps):
     eta, now, before = 2 * threat.eps, start, start
     value, gradient = loss_and_gradient(model, now)
     best, best_gradient, highest, highest_before = now, gradient, value, value
-    path, halvings, halved_before, rises, since, period = [now], [], True, 0, 0, int(0.22 * steps)
+    path, halvings, halved_before, rises, since, period = [now], [], True, 0, 0, max(int(0.22 * steps), 1)
     for k in range(steps):
         ahead = project(now + eta * uphill(gradient))
         a = 1.0 if k == 0 else 0.75
@@ -57,13 +57,14 @@ def algorithm_1(model, x, start, threat, steps):
             if seldom or idle:
                 eta, now, gradient = eta / 2, best, best_gradient
             halved_before, highest_before = seldom or idle, highest
-            period, rises, since = max(period - int(0.03 * steps), int(0.06 * steps)), 0, 0
+            period = max(period - max(int(0.03 * steps), 1), max(int(0.06 * steps), 1))
+            rises, since = 0, 0
     return path, halvings
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_every_point_is_algorithm_1_s(norm):
-    model, steps, n = Hills(lead=200), 100, 8  # class 0 is out of reach
+@pytest.mark.parametrize(("norm", "steps"), [("linf", 100), ("l2", 100), ("l2", 12), ("linf", 4)])
+def test_every_point_is_algorithm_1_s(norm, steps):
+    model, n = Hills(lead=200), 8  # class 0 is out of reach
     x = images(n)
     y, threat = torch.zeros(n, dtype=torch.int64), ThreatModel(norm, EPS[norm])
     model.asked.clear()
@@ -78,7 +79,7 @@ def test_every_point_is_algorithm_1_s(norm):
     assert {(True, False), (False, False)} < halvings  # by the first condition, by none, and with the second
 
 
-def test_each_run_climbs_towards_a_class_of_its_own_and_what_is_broken_leaves():
+def test_each_run_climbs_towards_a_class_of_its_own_and_what_is_broken_leaves(monkeypatch):
     model, n, steps = Hills(), 6, 4
     x = images(n)
     y = model(x).argmax(1)
@@ -88,6 +89,10 @@ def test_each_run_climbs_towards_a_class_of_its_own_and_what_is_broken_leaves():
     assert set(found.backwards[~found.broken].tolist()) == {4 * (steps + 1)}
     assert set(found.backwards[found.broken].tolist()) <= {2, 3}  # after the first steps the judge is asked
     assert torch.equal(found.forwards, found.backwards + 1)
+    monkeypatch.setattr(parts, "checkpoint", lambda step: False)  # then after each run
+    found = attack_batch(APGD("dlr-targeted", steps=steps, targets=2, restarts=2), model, x, y, threat, tile=n)
+    assert set(found.backwards[~found.broken].tolist()) == {4 * (steps + 1)}
+    assert set(found.backwards[found.broken].tolist()) <= {steps + 1, 2 * (steps + 1)}
     hard = Hills(lead=200)
     ends = []
     for targets in (1, 2, 9):
