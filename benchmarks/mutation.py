@@ -328,10 +328,10 @@ def run(file: Path, targets: list[str], each: int, *, again: bool, stages: int) 
     for name in HEAVY:
         __import__(name)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the copy is removed and the tests end
-    held, tree = known(file), Tree()
+    tree = Tree()
     try:
         for target in targets:
-            whole = list(sample(target, each))
+            held, whole = known(file), list(sample(target, each))
             chosen = [one for one in whole if one.id not in held or (again and held[one.id]["outcome"] == "lived")]
             _try(tree, target, chosen, file, TARGETS[target][1][:stages])
     finally:
