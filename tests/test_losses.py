@@ -95,6 +95,11 @@ def test_a_sure_model_still_has_a_loss_and_a_gradient():
         assert float(loss.detach()) == pytest.approx(math.log(math.log1p(math.exp(lead))) if sure < 500 else lead)
         (slope,) = torch.autograd.grad(loss.sum(), z)
         assert slope[0].tolist() == pytest.approx([0.705, -1, 0.259, 0.035], abs=2e-3)
+    near = torch.tensor([[20.0, 0.0, 0.0]], requires_grad=True)  # all but at its target, where float32 knows no slope
+    loss = losses.make("ce-float64", torch.tensor([1]), torch.tensor([0]))(Outputs(near))
+    assert float(loss.detach()) == pytest.approx(-2 * math.exp(-20))
+    (slope,) = torch.autograd.grad(loss.sum(), near)
+    assert slope[0].tolist() == pytest.approx([2 * math.exp(-20), -math.exp(-20), -math.exp(-20)])
     saturated = torch.tensor([[0.0, 1e4, -1e4]], requires_grad=True)
     (slope,) = torch.autograd.grad(losses.make("ce-rescaled", torch.tensor([1]), None)(Outputs(saturated)).sum(),
                                    saturated)  # fmt: skip
