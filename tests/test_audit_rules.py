@@ -192,7 +192,8 @@ def test_too_few_samples_leave_it_undecided_and_say_how_many_would_do():
     found = rules.size(Proportion(16, 32), L)
     assert (found.value, found.limit) == (Proportion(16, 32).high - Proportion(16, 32).low, 0.2)
     assert found.text.endswith("on 32 samples: too few to tell; 93 would decide, if as many of them stand")
-    # 0.3 of 80 is 24 exactly; of a share that no n hits, both neighbours must be narrow enough
+    assert rules.enough(0.0, Limits(interval=0.8)) == 1
+    # Of a share that no n hits, both neighbours must be narrow enough.
     near = rules.enough(1 / 3, L)
     assert all(rules.size(Proportion(k, near), L).outcome == "fine" for k in (near // 3, -(-near // 3)))
     before = [Proportion(k, near - 1) for k in ((near - 1) // 3, -(-(near - 1) // 3))]
