@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from scipy.stats import binom, norm
+from scipy.stats import beta, binom, norm
 from torch import nn
 
 from robustkit.certificates.smoothing import ABSTAINED, certify, lower_bound
@@ -55,6 +55,28 @@ def test_the_bound_is_wrong_no_oftener_than_alpha():
     assert 0.01 < wrong <= alpha
     assert lower_bound(0, n, alpha) == 0
     assert math.isclose(lower_bound(n, n, alpha), alpha ** (1 / n))
+
+
+class Turncoat(nn.Module):
+    """Decides for class 0 on so many copies, then for class 2, but for the first few of those."""
+
+    def __init__(self, early, loyal=0):
+        super().__init__()
+        self.early, self.loyal, self.seen = early, loyal, 0
+
+    def forward(self, x):
+        number = torch.arange(self.seen, self.seen + len(x))
+        self.seen += len(x)
+        return torch.eye(3)[torch.where(number < self.early + self.loyal, 0, 2)]
+
+
+def test_the_class_is_chosen_on_copies_that_do_not_bound_it():
+    x = torch.rand(1, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    found = certify(Turncoat(early=40).eval(), x, sigma=SIGMA, first=40, draws=300)
+    assert found.decision.tolist() == [ABSTAINED]  # class 0, for which none of the 300 is, though all are for class 2
+    found = certify(Turncoat(early=40, loyal=280).eval(), x, sigma=SIGMA, first=40, draws=300)
+    assert found.decision.tolist() == [0]
+    assert found.radius.tolist() == pytest.approx([SIGMA * norm.ppf(beta.ppf(0.001, 280, 21))])
 
 
 def test_an_image_has_its_own_noise():

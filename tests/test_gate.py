@@ -203,6 +203,61 @@ def test_the_job_of_a_baseline_is_asked_again_whole():
     assert "quantize" not in gate.request(record("R").job)
 
 
+def test_the_command_that_shows_a_flip_again_names_all_that_decides():
+    held = record("RRR", defense="jpeg", target="3", seed=4, draws=5)
+    words = shlex.split(gate.command(held.job, 2))
+    assert words[:2] == ["robustkit", "eval"]
+    options = dict(zip(words[2::2], words[3::2], strict=True))
+    assert options == {
+        "--model": "net", "--dataset": "toy", "--attack": "fgsm", "--norm": "linf", "--eps": "0.1", "--target": "3",
+        "--seed": "4", "--outputs": "logits", "--device": "cpu", "--threads": "1", "--tile": "64", "--indices": "2",
+        "--draws": "5", "--defense": "jpeg",
+    }  # fmt: skip
+    assert "--defense" not in gate.command(record("R").job, 0)
+    assert gate.request(held.job)["indices"] == (0, 1, 2)
+
+
+def test_a_flip_that_is_shown_again_is_one_that_got_worse_if_there_is_one():
+    before = record("BRRRRRWR")
+    for letters, index in (("RRRRBRWR", 4), ("RRRRRRWR", 0), ("BRRRRRRR", 6), ("WRRWRRRR", 3)):
+        found = gate.judge(before, record(letters), HALF_A_POINT)
+        assert found.reproduce == gate.command(record(letters).job, index)
+        assert found.to_json()["reproduce"] == found.reproduce
+    assert gate.judge(before, before, HALF_A_POINT).to_json()["reproduce"] is None
+
+
+def test_of_a_randomised_model_the_drop_is_asked_also_of_the_same_weights():
+    before, after = record("R" * 100, draws=5), record("BB" + "R" * 98, draws=5)
+    found = gate.judge(before, after, HALF_A_POINT)
+    assert (found.same_weights, found.passed) == (False, True)
+    for other_defense in ("jpeg", ""):
+        held = record("R" * 100, defense="jpeg")
+        found = gate.judge(held, record("BB" + "R" * 98, defense=other_defense), HALF_A_POINT)
+        assert (found.same_weights, found.passed) == (bool(other_defense), not other_defense)
+    nameless = record("R" * 100, model_sha256="")
+    assert not gate.judge(nameless, record("BB" + "R" * 98, model_sha256=""), HALF_A_POINT).same_weights
+
+
+def test_a_drop_fails_below_one_of_twenty_and_not_at_it(monkeypatch):
+    change = compare(record("R" * 100), other("B" * 9 + "R" * 91)).robust
+    found = gate.judge(record("R" * 100), other("B" * 9 + "R" * 91), HALF_A_POINT)
+    assert gate.dropped(change, HALF_A_POINT)
+    assert not found.passed
+    assert (
+        found.reason == f"the robust accuracy fell by 9.00 points, more than the 0.5 points allowed (p = {found.p:.3g})"
+    )
+    monkeypatch.setattr(gate, "ALPHA", found.p)
+    assert not gate.dropped(change, HALF_A_POINT)
+    assert "is not shown" in gate.judge(record("R" * 100), other("B" * 9 + "R" * 91), HALF_A_POINT).reason
+    monkeypatch.setattr(gate, "ALPHA", found.p + 1e-12)
+    assert gate.dropped(change, HALF_A_POINT)
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("60s", 60), ("2m", 120), (" 1.5 m ", 90), ("0.25s", 0.25)])
+def test_a_time_budget_is_in_seconds_or_minutes(text, seconds):
+    assert gate.parse_seconds(text) == seconds
+
+
 def test_the_committed_baselines_are_of_the_bundled_weights_and_neither_zero_nor_one(monkeypatch):
     from robustkit.models.state import sha256
 

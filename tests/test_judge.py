@@ -241,3 +241,43 @@ def test_revoking_takes_back_every_verdict():
     assert court.verdicts().outcome.tolist() == [VIOLATED] * N
     assert court.verdicts().distance.isnan().all()
     assert court.verdicts().margin.isnan().all()
+
+
+def test_before_any_candidate_there_is_no_decision_and_nothing_to_explain():
+    court = judge()
+    assert court.verdicts().decision.tolist() == [-1] * N
+    assert court.submit(ALL, images(0.55, 0.45, 0.4)).tolist() == [True, False, False]
+    assert court.reasons == {}
+    assert court.why() == [""] * N
+    assert court.verdicts().decision.tolist() == [1, 0, 0]
+
+
+def test_why_names_the_rules_that_were_broken_but_not_on_a_sample_that_is_broken_all_the_same():
+    court = judge()
+    court.submit(ALL, images(0.99, 0.99, 1.5))
+    court.submit(ALL, images(0.55, -0.1, 0.41))
+    assert court.why() == ["", "an image outside the box\nan image outside the ball", "an image outside the box"]
+
+
+def test_one_pixel_that_is_no_number_is_named_so():
+    court = judge()
+    candidate = images(0.55, 0.45, 0.45)
+    candidate[1, 0, 0, 1] = math.nan
+    court.submit(ALL, candidate)
+    assert court.why() == ["", "an image that is not finite", ""]
+
+
+def test_what_was_kept_is_measured_again_when_no_attack_is_at_work():
+    court = judge()
+    court.submit(ALL[:2], images(0.55, 0.56))  # the third never gets a candidate
+    court.confirm_again()
+    assert court.verdicts().outcome.tolist() == [BROKEN, BROKEN, SURVIVED]
+    assert court.reasons == {}
+    court.adv[1] += 0.01  # inside still, and not what was judged
+    court.adv[0] += 0.3
+    court.confirm_again()
+    assert court.verdicts().outcome.tolist() == [VIOLATED, BROKEN, SURVIVED]
+    assert court.why() == ["an image kept to the rules only while the attack ran", "", ""]
+    assert court.verdicts().distance.tolist() == pytest.approx([math.nan, 0.17, math.nan], abs=1e-6, nan_ok=True)
+    assert court.verdicts().decision.tolist() == [-1, 1, -1]
+    assert court.fooled.tolist() == [False, True, False]

@@ -111,6 +111,15 @@ def test_s_of_a_flat_raw_by_hand():
     assert torch.equal(bright, torch.ones(1, 3, 2, 2))
 
 
+def test_s_clips_what_a_site_measured_before_its_neighbours_are_filled_in():
+    packed = torch.zeros(1, 4, 6, 6).double()
+    packed[0, 2, 2, 2] = 0.8  # a red site: twice that is more than a sensor holds
+    red, green, blue = replace(PLAIN, digital=2).developed(packed, "bilinear")[0]
+    assert red[2, 1:4].tolist() == pytest.approx([(0.5 + 0.25) / 4, (1 + 0.5 + 0.5 + 0.25) / 4, 0])
+    assert not green.any()
+    assert not blue.any()
+
+
 def test_unprocessing_by_hand():
     camera = Camera(to_sensor=IDENTITY, red=2.0, blue=1.6, digital=1.25, tone=False)
     grey = torch.full((1, 3, 2, 2), 0.5).double()

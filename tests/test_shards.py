@@ -186,6 +186,30 @@ def test_what_a_finished_run_left_undecided_is_tried_again(tmp_path):
     assert again.errors == []
 
 
+def test_what_is_tried_again_takes_its_place_among_what_was_known(tmp_path):
+    lies = False
+
+    class OftenLies(toys._Settings):
+        def __call__(self, case):
+            adv = case.threat.sample(case.x, case.draws)
+            there = (case.rows % 3 != 1) & lies
+            return torch.where(there[:, None, None, None], adv + 2, adv)
+
+    def run(folder):
+        images = torch.rand(20, 1, 4, 4, generator=toys.seeded(1))
+        pair = (images, toys.Linear()(images).argmax(1))
+        return evaluate(toys.Linear(), pair, OftenLies(), eps=0.1, shard_size=8, out=tmp_path / folder, doctor=False)
+
+    calm, lies = run("calm"), True
+    assert run("lied").unknown == 13
+    lies = False
+    again = run("lied")
+    assert again.unknown == 0
+    assert again.attacks["index"].tolist() == list(range(20))
+    for name, column in calm.attacks.items():
+        assert np.array_equal(column, again.attacks[name], equal_nan=column.dtype.kind == "f"), name
+
+
 @pytest.mark.parametrize(
     ("attack", "norm", "eps"),
     [

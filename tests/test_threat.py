@@ -234,6 +234,16 @@ def test_rounding_of_equal_pixels_never_adds_up_to_a_violation(norm, eps):
         assert torch.equal(threat.project(x, found), found)
 
 
+@pytest.mark.parametrize("high", [16.0, 255.0])
+def test_in_a_larger_box_pixels_round_more_and_still_add_up_to_no_violation(high):
+    threat = ThreatModel("l2", 0.5, 0.0, high)
+    for value in (0.37 * high, 0.6 * high):
+        x = torch.full((1, 3, 64, 64), value)
+        found = threat.project(x, x + 0.3)
+        assert threat.contains(x, found).all()
+        assert (threat.distance(x, found) > 0).all()
+
+
 @pytest.mark.parametrize("norm", NORMS)
 def test_a_single_and_an_empty_batch_can_be_projected(norm):
     threat = ThreatModel(norm, 1.0)

@@ -143,8 +143,8 @@ def _met(record: "RunRecord") -> Iterator[str]:
         yield f"sample {index[position]} is {status[position]}, its attacks make it {ended[position]}"
     who = np.where(carried, samples["broken_by"], np.array(by, dtype=np.str_))
     for position in np.flatnonzero(who != samples["broken_by"])[:1]:
-        said = samples["broken_by"][position]
-        yield f"sample {index[position]} is broken by {said!r}, its attacks say {who[position]!r}"
+        said, made = str(samples["broken_by"][position]), str(who[position])
+        yield f"sample {index[position]} is broken by {said!r}, its attacks say {made!r}"
     if "quantized_status" in samples:
         yield from _quantized(record, order)
 
