@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from robustkit.records.evidence import exceeds as exceeds
 from robustkit.records.findings import Check, Outcome, Series
 from robustkit.stats import Proportion
 
@@ -32,6 +33,13 @@ class Limits:
     steady: float = 0.3  # at least so do gradients at neighbouring points agree
     backwards: int = 40  # at least so many backward passes a sample had the gradient attacks of a record
     interval: float = 0.2  # the widest interval of a robust accuracy
+    contract: float = 1e-3  # difference between answers to one image, in median margins
+    grid: float = 0.01  # the same, of an image a float beside the 8-bit grid
+    cosine_near: float = 0.6  # at least so do slopes along random directions agree with differences over 1/255
+    cosine_nearer: float = 0.9  # and over 1/16 of it
+    dead: float = 0.1  # images whose slopes, or whose differences, are all zero
+    agree: float = 0.9  # of its decisions a stand-in shares with the model that it passes probes for
+    jump: float = 0.02  # of the outputs where the decision changes, in median margins
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +63,12 @@ def skipped(name: str, why: str) -> Check:
     return Check(name, "skipped", why)
 
 
-def _judged(name: str, bad: bool, seen: str, why: str, *numbers: float | None, series: Series | None = None) -> Check:
+def too_few(name: str, seen: str, n: int, enough: int, of: str) -> Check:
+    """A check that found nothing, on fewer than it can tell from."""
+    return Check(name, "undecided", f"{seen}: {n} {of} are too few to tell, {enough} would do")
+
+
+def judged(name: str, bad: bool, seen: str, why: str, *numbers: float | None, series: Series | None = None) -> Check:
     """A check: what was seen, and, where it is bad, what that means. `numbers`: value and limit."""
     value, limit = numbers or (None, None)
     outcome: Outcome = "suspect" if bad else "fine"
@@ -94,28 +107,28 @@ def randomness(*, randomised: bool, declared: bool, repeatable: bool) -> Check:
     if not repeatable:
         return Check("randomness", "invalid", f"{seen} and no seed fixes them: offer reseed(seed) on the module")
     why = "the model does not declare it (randomised = True), and attacks that do not average over draws look weak"
-    return _judged("randomness", not declared, seen, why)
+    return judged("randomness", not declared, seen, why)
 
 
 def differentiable(flows: bool) -> Check:
     """Whether gradients reach the image."""
     seen = "gradients reach the image" if flows else "no gradient flows through the model (detached, or steps)"
     why = "gradient attacks cannot run, and surviving queries proves little; offer surrogates() or a BPDA backward pass"
-    return _judged("gradient-flow", not flows, seen, why)
+    return judged("gradient-flow", not flows, seen, why)
 
 
 def hard_outputs(distinct: float, limits: Limits) -> Check:
     """Whether the outputs take few values. `distinct`: the share of values that differ from each other."""
     why = "decisions, votes, rounded or clipped scores instead of logits"
     seen = f"{percent(distinct)} of the output values differ from each other"
-    return _judged("hard-outputs", distinct < limits.distinct, seen, why, distinct, limits.distinct)
+    return judged("hard-outputs", distinct < limits.distinct, seen, why, distinct, limits.distinct)
 
 
 def saturated_outputs(share: float, limits: Limits) -> Check:
     """Whether the outputs are all but one-hot."""
     seen = f"the outputs are saturated on {percent(share)} of the images (a margin over {limits.margin:g})"
     why = "the cross-entropy has no useful gradient there; return unscaled logits"
-    return _judged("saturated-outputs", share > limits.saturated, seen, why, share, limits.saturated)
+    return judged("saturated-outputs", share > limits.saturated, seen, why, share, limits.saturated)
 
 
 def zero_gradient(
@@ -129,7 +142,7 @@ def zero_gradient(
     )
     value = max(entropy[0], of_margin)
     series = Series(list(scales), list(entropy), "logits divided by", "share of images with zero gradient")
-    return _judged("zero-gradient", value > limits.zero, seen, "attacks stand still there", value, limits.zero,
+    return judged("zero-gradient", value > limits.zero, seen, "attacks stand still there", value, limits.zero,
                    series=series)  # fmt: skip
 
 
@@ -138,14 +151,14 @@ def misleading(sizes: Sequence[float], shares: Sequence[float], always: float, l
     series = Series(list(sizes), list(shares), "step", "share of images whose margin the step does not lower")
     seen = f"no step against the margin's gradient lowers the margin on {percent(always)} of the images"
     why = "the backward pass is not that of the forward"
-    return _judged("misleading-gradient", always > limits.misled, seen, why, always, limits.misled, series=series)
+    return judged("misleading-gradient", always > limits.misled, seen, why, always, limits.misled, series=series)
 
 
 def steadiness(radii: Sequence[float], cosines: Sequence[float], limits: Limits) -> Check:
     """Whether the gradient at neighbouring points is about the same; the smallest radius decides."""
     series = Series(list(radii), list(cosines), "distance", "cosine with the gradient there")
     seen = f"the gradient {radii[0]:.2g} away agrees with cosine {cosines[0]:.2f}"
-    return _judged("gradient-steadiness", cosines[0] < limits.steady, seen, "it is shattered", cosines[0],
+    return judged("gradient-steadiness", cosines[0] < limits.steady, seen, "it is shattered", cosines[0],
                    limits.steady, series=series)  # fmt: skip
 
 
@@ -156,8 +169,8 @@ def agreement(draws: Sequence[float], cosines: Sequence[float], claim: Claim | N
     seen = f"gradients of two draws agree with cosine {one:.2f}, means of {draws[-1]:g} draws with {many:.2f}"
     if claim is not None and not claim.averaged and one < limits.cosine:
         why = "no attack averaged over draws; use adaptive, or eot=20"
-        return _judged("gradient-agreement", True, seen, why, one, limits.cosine, series=series)
-    return _judged("gradient-agreement", many < limits.cosine, seen, "too noisy for gradient attacks", many,
+        return judged("gradient-agreement", True, seen, why, one, limits.cosine, series=series)
+    return judged("gradient-agreement", many < limits.cosine, seen, "too noisy for gradient attacks", many,
                    limits.cosine, series=series)  # fmt: skip
 
 
@@ -166,7 +179,7 @@ def sweep(eps: Sequence[float], standing: Sequence[float], limits: Limits) -> Ch
     series = Series(list(eps), list(standing), "eps", "robust accuracy under APGD")
     seen = f"{percent(standing[-1])} stand at eps {eps[-1]:.3g}"
     why = "in so large a ball any image can look like another, so the attack is blocked"
-    return _judged("eps-sweep", standing[-1] > limits.sweep, seen, why, standing[-1], limits.sweep, series=series)
+    return judged("eps-sweep", standing[-1] > limits.sweep, seen, why, standing[-1], limits.sweep, series=series)
 
 
 def monotone(standing: Sequence[float], limits: Limits) -> Check:
@@ -174,28 +187,28 @@ def monotone(standing: Sequence[float], limits: Limits) -> Check:
     rise = max((after - min(standing[: k + 1]) for k, after in enumerate(standing[1:])), default=0.0)
     seen = f"the robust accuracy rises by {100 * max(rise, 0.0):.1f} points as eps grows"
     why = "a larger ball holds all of a smaller one, so the attack is blocked"
-    return _judged("eps-monotone", rise > limits.rising, seen, why, max(rise, 0.0), limits.rising)
+    return judged("eps-monotone", rise > limits.rising, seen, why, max(rise, 0.0), limits.rising)
 
 
 def steps(counts: Sequence[int], standing: Sequence[float], late: float, limits: Limits) -> Check:
     """Whether more steps still help at the end. `late`: broken only by the most steps."""
     series = Series(list(counts), list(standing), "steps", "robust accuracy under APGD")
     seen = f"{counts[-1]} steps break {percent(late)} more than {counts[-2]}"
-    return _judged("step-convergence", late > limits.steps, seen, "the attack has not converged", late, limits.steps,
+    return judged("step-convergence", late > limits.steps, seen, "the attack has not converged", late, limits.steps,
                    series=series)  # fmt: skip
 
 
 def restarts(late: float, limits: Limits) -> Check:
     """Whether more restarts still help at the end."""
     why = "where an attack starts decides, as it does where gradients are masked"
-    return _judged("restarts", late > limits.restarts, f"more restarts break {percent(late)} more", why, late,
+    return judged("restarts", late > limits.restarts, f"more restarts break {percent(late)} more", why, late,
                    limits.restarts)  # fmt: skip
 
 
 def stronger(name: str, what: str, share: float, limits: Limits) -> Check:
     """Whether something weak breaks what stood before strong attacks."""
     seen = f"{what} breaks {percent(share)} that stood before stronger attacks"
-    return _judged(name, share > limits.query, seen, "those are blocked", share, limits.query)
+    return judged(name, share > limits.query, seen, "those are blocked", share, limits.query)
 
 
 def stand_ins(names: Sequence[str], shares: Sequence[float], gap: float, limits: Limits) -> Check:
@@ -204,13 +217,13 @@ def stand_ins(names: Sequence[str], shares: Sequence[float], gap: float, limits:
     series = Series(list(range(1, len(names) + 1)), list(shares), label, "share broken besides")
     seen = f"through stand-ins ({', '.join(names)}) {percent(gap)} more break"
     why = "masked, for the model hides from direct attacks but not from these"
-    return _judged("stand-in-gap", gap > limits.gap, seen, why, gap, limits.gap, series=series)
+    return judged("stand-in-gap", gap > limits.gap, seen, why, gap, limits.gap, series=series)
 
 
 def claimed(gap: float, limits: Limits) -> Check:
     """Whether the audit's attacks break what the record says is robust."""
     seen = f"the audit's attacks break {percent(gap)} that this run left standing"
-    return _judged("claim", gap > limits.gap, seen, "its attacks were too weak", gap, limits.gap)
+    return judged("claim", gap > limits.gap, seen, "its attacks were too weak", gap, limits.gap)
 
 
 def attack_list(claim: Claim, *, differentiable: bool, limits: Limits) -> Check:
@@ -219,7 +232,7 @@ def attack_list(claim: Claim, *, differentiable: bool, limits: Limits) -> Check:
         return Check("attacks", "suspect", claim.insufficient)
     seen = f"{claim.gradient_attacks} gradient attacks with up to {claim.backwards} backward passes a sample"
     weak = differentiable and claim.backwards < limits.backwards
-    return _judged("attacks", weak, seen, "too little to trust what stands; use autoattack", claim.backwards,
+    return judged("attacks", weak, seen, "too little to trust what stands; use autoattack", claim.backwards,
                    limits.backwards)  # fmt: skip
 
 

@@ -13,6 +13,8 @@ from robustkit.api import Dataset, Defense, Expected, Images, Norm, ThreatModel
 from robustkit.audit import gradients, rules, standins
 from robustkit.audit.chain import RANDOMISED, Chain, Settings
 from robustkit.audit.noise import RandomNoise
+from robustkit.audit.probes.asking import Look
+from robustkit.audit.probing import Probing
 from robustkit.audit.rules import Claim, Limits
 from robustkit.datasets.choice import choose_samples
 from robustkit.engine.costs import cost_of, predict
@@ -176,7 +178,14 @@ class _Audit:
             yield rules_kept
         if "invalid" in outcomes:
             return
+        probing = self._probing(subject, x, inside)
+        for check in probing.function():
+            outcomes.append(check.outcome)
+            yield check
+        if "invalid" in outcomes:
+            return
         yield from self._gradients(subject, x, settings)
+        yield from probing.gradients(flows=facts.differentiable)
         yield from self._attacked(subject, chain, inside, settings)
 
     def _stand_ins(self, subject: Subject, x: Images, settings: Settings) -> dict[str, nn.Module]:
@@ -190,10 +199,19 @@ class _Audit:
             if id(self.module.get_submodule(name)) not in members
         ]
         found: dict[str, nn.Module] = {f"inside {name}": standins.Inside(self.module, name).eval() for name in names}
+        if steps := standins.steps_inside(self.module, some):
+            found[f"without {' and '.join(steps)}"] = standins.Without(self.module, steps).eval()
         if subject.facts.differentiable and not network.probabilities:
             scale = norms.widest(x.shape[1:], q.threat.norm)
             found["smoothed"] = standins.Smoothed(self.module, q.threat.eps / scale / 2, settings.copies).eval()
         return found
+
+    def _probing(self, subject: Subject, x: Images, inside: Mapping[str, nn.Module]) -> Probing:
+        """The probes; whose stand-ins are what the model declares, and itself without its steps on images."""
+        declared = capabilities.surrogates(self.module)
+        copies = {name: module for name, module in inside.items() if isinstance(module, standins.Without)}
+        look = Look(subject.reference, x, torch.tensor(self.indices, device=x.device), self.question.seed)
+        return Probing(look, {**declared, **copies}, bool(declared), self.limits)
 
     def _budget(self, subject: Subject, chain: Chain, settings: Settings, x: Images) -> None:
         """Tell what the attacks take at most, before any of it is spent."""

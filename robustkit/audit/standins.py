@@ -73,6 +73,26 @@ class Inside(nn.Module):
         return rows.average(seen)
 
 
+class Without(nn.Module):
+    """A model without some of its steps, which answer what they are fed; attacked at the image itself."""
+
+    def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
+        super().__init__()
+        self.model, self.names = model, names
+
+    def forward(self, x: Images) -> Logits:
+        """The logits without these steps."""
+        handles = [
+            self.model.get_submodule(name).register_forward_hook(lambda _, inputs, output: inputs[0])
+            for name in self.names
+        ]
+        try:
+            return capabilities.answer(self.model, x)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
 class Smoothed(nn.Module):
     """The mean outputs over fixed noisy copies of the image, noise of standard deviation `sigma`; deterministic."""
 
@@ -89,25 +109,42 @@ class Smoothed(nn.Module):
 
 def networks_inside(model: nn.Module, x: Images, classes: int) -> list[str]:
     """The names of sub-modules that turn something of the images' shape into logits, the outermost first."""
+    return _parts(model, x, (len(x), classes))[:MOST_INSIDE]
+
+
+def steps_inside(model: nn.Module, x: Images) -> list[str]:
+    """The names of sub-modules, none inside another, that turn something of the images' shape into as much.
+
+    Those of torch.nn are a network's own layers.
+    """
+    found: list[str] = []
+    for name in _parts(model, x, tuple(x.shape)):
+        own = type(model.get_submodule(name)).__module__.startswith("torch.nn.")
+        if not own and not any(name.startswith(f"{other}.") for other in found):
+            found.append(name)
+    return found
+
+
+def _parts(model: nn.Module, x: Images, shape: tuple[int, ...]) -> list[str]:
+    """The names of sub-modules that turn something of the images' shape into this one, the outermost first."""
     found: dict[str, None] = {}
 
     def look(name: str) -> Any:
         def hook(inputs: tuple[Any, ...], output: Any) -> None:
-            if (
-                inputs
-                and isinstance(inputs[0], Tensor)
-                and inputs[0].shape == x.shape
-                and isinstance(output, Tensor)
-                and output.shape == (len(x), classes)
-            ):
+            fed = inputs[0] if inputs else None
+            if _shape(fed) == tuple(x.shape) and _shape(output) == shape:
                 found[name] = None
 
         return hook
 
     parts = [(part, look(name)) for name, part in model.named_modules() if name]
     with torch.no_grad(), _hooked(parts):
-        model(x)
-    return sorted(found, key=lambda name: name.count("."))[:MOST_INSIDE]
+        model(x.clone())
+    return sorted(found, key=lambda name: name.count("."))
+
+
+def _shape(value: Any) -> tuple[int, ...] | None:
+    return tuple(value.shape) if isinstance(value, Tensor) else None
 
 
 @contextmanager
