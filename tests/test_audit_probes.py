@@ -14,15 +14,19 @@ from benchmarks.masking_variations import (
     recorded,
     wrong_signs,
 )  # fmt: skip
-from benchmarks.masking_zoo import base, rounded
-from robustkit.audit.probes import boundary, contract, directions, operators
+from benchmarks.masking_zoo import Around, FlipsGradients, base, one_hot, rounded
+from robustkit.api import ModelFacts, ThreatModel
+from robustkit.audit.probes import boundary, contract, directions, operators, units
 from robustkit.audit.probes.asking import Look
 from robustkit.audit.probing import Probing
 from robustkit.audit.rules import Limits
 from robustkit.audit.run import audit
-from robustkit.audit.standins import Without, steps_inside
 from robustkit.datasets import resolve
 from robustkit.models.examination import examine
+from robustkit.models.operators import Operators, scan
+from robustkit.models.rewrites import Rewritten
+from robustkit.models.standins import Features, Without, head_inside, steps_inside
+from robustkit.models.views import Views
 from robustkit.numerics import rows
 from tests import toys
 
@@ -68,8 +72,14 @@ def look(model, x=X, tile=8):
     return Look(subject.reference, x, torch.arange(len(x)), 0)
 
 
+def scanned(model):
+    seen = look(model)
+    return scan(seen.network, seen.x)
+
+
 def probing(model, x=X, stand_ins=None, tile=8):
-    return Probing(look(model, x, tile), stand_ins or {}, bool(stand_ins), L)
+    seen = look(model, x, tile)
+    return Probing(seen, scan(seen.network, seen.x), stand_ins or {}, bool(stand_ins), L)
 
 
 def outcomes(model, **more):
@@ -80,7 +90,7 @@ def outcomes(model, **more):
 
 @pytest.mark.parametrize("change", [torch.relu, torch.tanh, nn.functional.gelu])
 def test_honest_models_pass_every_probe(change):
-    assert set(outcomes(Net(change=change)).values()) == {"fine"}
+    assert set(outcomes(Net(change=change)).values()) == {"fine", "skipped"}  # units tell from 32 images
 
 
 def test_the_slopes_of_a_linear_model_are_its_differences():
@@ -187,12 +197,12 @@ def test_the_scan_names_what_hides():
                 (grad,) = torch.autograd.grad(super().forward(at).logsumexp(1).sum(), at)
             return super().forward(x - 0.01 * grad.sign())
 
-    plain = operators.measure(look(Net()))
-    assert plain == operators.Operators()
-    seen = operators.measure(look(Behind(Rounds(), Net())))
+    plain = scanned(Net())
+    assert plain == Operators()
+    seen = scanned(Behind(Rounds(), Net()))
     assert {"round", "detach"} <= seen.told
     assert seen.quantises
-    inner = operators.measure(look(Inner()))
+    inner = scanned(Inner())
     assert inner.derivatives
     assert operators.judge(inner, declared=False).outcome == "suspect"
     assert operators.judge(inner, declared=True).outcome == "fine"
@@ -201,7 +211,7 @@ def test_the_scan_names_what_hides():
         def forward(self, x):
             return super().forward(wrong_signs(0.5)(x))
 
-    written = operators.measure(look(Sealed()))
+    written = scanned(Sealed())
     assert [kind.__name__ for kind in written.written] == ["Scales"]
 
 
@@ -221,6 +231,96 @@ def test_what_rounds_on_purpose_is_excused_by_a_stand_in_that_passes_in_its_plac
     unsound = outcomes(model, stand_ins={"itself": Behind(Rounds(), model.network)})
     other = outcomes(model, stand_ins={"another": Net(change=torch.tanh)})  # passes, and decides otherwise
     assert unsound == other == alone | {"operators": "fine"}
+
+
+def slope(model, x):
+    """The gradient of a mixture of the logits."""
+    x = x.clone().requires_grad_(True)
+    return torch.autograd.grad((model(x) * torch.arange(10.0)).sum(), x)[0]
+
+
+BLOCKS = {
+    "rounds": (rounded(5), lambda z: z),
+    "detached": (lambda x: x.detach(), lambda z: z),
+    "under no_grad": (torch.no_grad()(lambda x: x * 1), lambda z: z),
+    "flips": (FlipsGradients.apply, lambda z: z),
+    "scaled by a Function": (wrong_signs(0.5), lambda z: z),
+    "clipped": (lambda x: x, lambda z: z.clamp(-1e-3, 1e-3)),
+}
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_a_rewritten_backward_pass_goes_through_what_blocks_it_and_the_forward_is_the_model_s(name):
+    before, after = BLOCKS[name]
+    model = Around(Net(), before, after).eval()
+    ours = Rewritten(model, scanned(model).written)
+    assert torch.equal(ours(X), model(X))
+    assert torch.allclose(slope(ours, X), slope(Net(), before(X).detach()), rtol=1e-4)
+    assert FlipsGradients._backward_cls.__name__ == "FlipsGradientsBackward"  # as it was
+
+
+def test_decisions_signs_and_comparisons_have_smooth_slopes():
+    hard = Rewritten(Around(Net(), after=one_hot).eval())
+    assert torch.equal(hard(X), one_hot(Net()(X)))
+    soft = slope(Around(Net(), after=lambda z: z.softmax(1)), X)
+    assert torch.allclose(slope(hard, X), soft, atol=1e-6)
+    for step in (torch.sign, lambda x: (x > 0.5).float()):
+        assert slope(Rewritten(Around(Net(), lambda x, step=step: step(x - 0.1)).eval()), X).ne(0).any()
+
+
+def test_features_are_matched_and_show_what_a_head_hides():
+    class Hidden(Net):
+        def forward(self, x):
+            return super().forward(x).round()
+
+    model = Hidden()
+    model.last = nn.Linear(12, 10)
+    decisions = model(X).argmax(1)
+    assert head_inside(model, X, 10) == "last"
+    view = Features(model, "last", X, decisions, 10)
+    first = {int(k): int((decisions == k).nonzero()[0]) for k in decisions.unique()}
+    logits = view(X)
+    for k, row in first.items():
+        assert logits[row].argmax() == k
+        assert logits[row, k] == 0
+    assert slope(view, X[5:]).flatten(1).ne(0).any(1).all()
+
+
+def test_the_views_of_a_model_are_those_that_answer_as_it_does():
+    def views(model, **more):
+        seen = look(model)
+        facts = ModelFacts(10, False, True, 0, ())
+        return list(Views(seen.network, seen.x, facts, ThreatModel("linf", 0.1)).found(**more))
+
+    assert views(Net()) == ["smoothed"]
+    assert views(Net(), rough=True) == ["smoothed", "smoothed over 0.125 eps", "smoothed over 2 eps"]
+    assert views(Behind(Rounds(), Net())) == [
+        "plain network",
+        "without step",
+        "rewritten",
+        "inside network",
+        "smoothed",
+    ]
+    assert "plain network" not in views(Behind(Turns(), Net()))  # the plain image is another one to it
+
+
+class Turns(nn.Module):
+    def forward(self, x):
+        return 1 - x
+
+
+def test_a_layer_that_stands_still_is_told_from_dead_units():
+    class Saturates(Net):
+        def forward(self, x):
+            return self.last((100 * self.first(x)).tanh() + 0.01 * self.first(x))
+
+    x = X.repeat(2, 1, 1, 1)[:32] + 0.01 * torch.rand(32, *SHAPE, generator=toys.seeded(9))
+    found = units.measure(look(Saturates(), x, tile=32), L)
+    assert (found.name, found.place, found.n) == ("tanh", 1, 32)
+    assert units.judge(found._replace(still=32), L).outcome == "suspect"
+    honest = units.measure(look(Net(), x, tile=32), L)
+    assert units.judge(honest, L).outcome == "fine"
+    assert units.judge(units.measure(look(toys.Linear(SHAPE), x[:8]), L), L).outcome == "skipped"
 
 
 @pytest.mark.parametrize("one", DIGITS, ids=lambda one: one.name)

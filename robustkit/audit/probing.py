@@ -12,9 +12,10 @@ from functools import cached_property
 import torch
 from torch import nn
 
-from robustkit.audit.probes import boundary, contract, directions, operators
+from robustkit.audit.probes import boundary, contract, directions, operators, units
 from robustkit.audit.probes.asking import Look, answers
 from robustkit.audit.rules import Limits
+from robustkit.models.operators import Operators
 from robustkit.records.findings import Check
 
 
@@ -23,6 +24,7 @@ class Probing:
     """What the probes look at: the model, and its stand-ins by name, of which `declared` are its own."""
 
     look: Look
+    operators: Operators
     stand_ins: Mapping[str, nn.Module]
     declared: bool
     limits: Limits
@@ -32,24 +34,37 @@ class Probing:
         return contract.judge(contract.measure(self.look), self.limits)
 
     @cached_property
-    def operators(self) -> operators.Operators:
-        """What a forward pass is made of."""
-        return operators.measure(self.look)
+    def slopes(self) -> directions.Directions:
+        """What differences of the model itself say."""
+        return self._directions(self.look, self.operators.quantises)
+
+    @cached_property
+    def jumps(self) -> boundary.Jumps:
+        """What happens at the model's own boundary."""
+        return boundary.measure(self.look)
+
+    @property
+    def rough(self) -> bool:
+        """Whether its differences are of kinks: then a gradient at a point says little (the kink meter)."""
+        return self.slopes.kinks[0] > self.limits.kinks
+
+    @property
+    def hidden_head(self) -> bool:
+        """Whether its outputs jump, so that its features may say more than they do."""
+        return self.jumps.largest > self.limits.jump
 
     def gradients(self, *, flows: bool) -> Iterator[Check]:
         """Operators, the gradient check where gradients flow, and the boundary."""
         yield operators.judge(self.operators, declared=self.declared)
         if flows:
-            yield self._excused(self._directions(self.look, self.operators.quantises))
-        yield self._excused(self._jumps(self.look))
+            yield self._excused(directions.judge(self.slopes, self.limits))
+            yield units.judge(units.measure(self.look, self.limits), self.limits)
+        yield self._excused(boundary.judge(self.jumps, self.limits))
 
-    def _directions(self, look: Look, quantises: bool) -> Check:
+    def _directions(self, look: Look, quantises: bool) -> directions.Directions:
         network = look.network
         exact = network.dtype in (torch.float32, torch.float64) and not network.probabilities
-        return directions.judge(directions.measure(look, fine=exact and not quantises), self.limits)
-
-    def _jumps(self, look: Look) -> Check:
-        return boundary.judge(boundary.measure(look), self.limits)
+        return directions.measure(look, fine=exact and not quantises)
 
     def _excused(self, found: Check) -> Check:
         """The check; where it doubts a model that has a sound stand-in, only told."""
@@ -69,6 +84,8 @@ class Probing:
             agree = float((answers(look.network, [look.x])[0].argmax(1) == own.argmax(1)).double().mean())
             if agree < self.limits.agree:
                 continue
-            if self._directions(look, False).outcome == "fine" and self._jumps(look).outcome in ("fine", "skipped"):
+            slopes = directions.judge(self._directions(look, False), self.limits)
+            jumps = boundary.judge(boundary.measure(look), self.limits)
+            if slopes.outcome == "fine" and jumps.outcome in ("fine", "skipped"):
                 found.append(name)
         return found

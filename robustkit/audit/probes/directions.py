@@ -35,7 +35,8 @@ class Directions(NamedTuple):
 
     Attributes:
         cosines: at each of SIZES, the mean cosine of autograd's slopes with the differences; 0 where either is zero.
-        kinks: at each of SIZES, the median share of the differences that is even in the step: curvature, and kinks.
+        kinks: at each of SIZES, the median share of the differences that is even in the step: curvature, and kinks
+            (the kink meter; it is no verdict, but calls for gradients smoothed over a wide range).
         dead: images on which every slope of autograd's is zero.
         flat: images on which every difference at the larger step is zero, though autograd's slopes are not.
         fine: whether the outputs are fine enough for the smaller step.
