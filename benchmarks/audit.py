@@ -16,18 +16,19 @@ import torch
 
 import robustkit
 from benchmarks import kit, masking_zoo
+from benchmarks.masking_variations import VARIATIONS
 from robustkit.audit.run import audit
 from robustkit.datasets import resolve
 
 CACHE = Path(".benchmarks")
-N = 128
+N, FEW = 128, 64  # digits, and images of the kit
 WHITE_BOX = "(apgd:steps=50)+(apgd:loss=dlr-targeted,steps=50)"
 NAIVE = "pgd"
 
 
-def robust(model, eps, attack):
-    """The robust accuracy in percent on the first digits, or a dash where it is not established."""
-    found = robustkit.evaluate(model, "digits", attack, eps=eps, n=N, doctor=False).robust_accuracy
+def robust(model, data, n, eps, attack):
+    """The robust accuracy in percent on the first n images, or a dash where it is not established."""
+    found = robustkit.evaluate(model, data, attack, eps=eps, n=n, doctor=False).robust_accuracy
     return f"{100 * float(found):.1f}" if found else "–"
 
 
@@ -49,17 +50,21 @@ def kept(kind, half, name, found, seconds):
 def broken(half, only):
     """A row for each broken defense."""
     print("| defense | bare % | clean % | PGD-40 % | verdict | because | adaptive % | CPU s |\n" + "|---" * 8 + "|")
-    x, y = resolve("digits").batch(range(N))
-    for one in {"calibration": masking_zoo.CALIBRATION, "held-out": masking_zoo.HELD_OUT}[half]:
+    halves = {"calibration": masking_zoo.CALIBRATION, "held-out": masking_zoo.HELD_OUT, "variations": VARIATIONS}
+    for one in halves[half]:
         if only not in one.name:
             continue
+        n = N if one.images == "digits" else FEW
+        data = one.data(n)
+        x, y = resolve(data).batch(range(n))
         model, began = one.make(), time.process_time()
-        found = audit(model, "digits", eps=one.eps, n=N)
+        found = audit(model, data, eps=one.eps, n=n)
         seconds = time.process_time() - began
         kept("broken", half, one.name, found, seconds)
         clean = 100 * float((model(x).argmax(1) == y).double().mean())
-        adaptive = robust(model, one.eps, "adaptive:budget=quick") if found.verdict == "valid" else "not needed"
-        cells = (one.name, robust(one.bare(), one.eps, WHITE_BOX), f"{clean:.1f}", robust(model, one.eps, NAIVE),
+        where = (data, n, one.eps)
+        adaptive = robust(model, *where, "adaptive:budget=quick") if found.verdict == "valid" else "not needed"
+        cells = (one.name, robust(one.bare(), *where, WHITE_BOX), f"{clean:.1f}", robust(model, *where, NAIVE),
                  found.verdict, judged(found), adaptive, f"{seconds:.0f}")  # fmt: skip
         print("| " + " | ".join(cells) + " |", flush=True)
 
@@ -85,7 +90,7 @@ def main():
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kind", choices=["broken", "honest"])
-    parser.add_argument("--half", choices=["calibration", "held-out"], required=True)
+    parser.add_argument("--half", choices=["calibration", "held-out", "variations"], required=True)
     parser.add_argument("--only", default="", help="those with this in their name")
     given = parser.parse_args()
     torch.set_num_threads(1)

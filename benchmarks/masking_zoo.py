@@ -4,7 +4,7 @@ Each is a known trick. CALIBRATION set the audit's limits; HELD_OUT was judged o
 (`reports/audit/README.md`). Where `sealed`, the network inside is no sub-module: it cannot be found and attacked.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -200,12 +200,17 @@ def jpeg(quality):
 
 @dataclass(frozen=True)
 class Broken:
-    """A broken defense: what makes it, and what makes the network that it pretends to protect."""
+    """A broken defense: what makes it, and what makes the network that it pretends to protect, on which images."""
 
     name: str
     make: Callable[[], nn.Module]
     bare: Callable[[], nn.Module]
     eps: float = EPS
+    images: str | Callable[[Sequence[int]], tuple[Tensor, Tensor]] = "digits"
+
+    def data(self, n):
+        """A data spec, or the first n images and labels."""
+        return self.images if isinstance(self.images, str) else self.images(range(n))
 
 
 @dataclass(frozen=True)

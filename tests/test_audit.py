@@ -10,7 +10,7 @@ from torch import nn
 from benchmarks.masking_zoo import FlipsGradients, Shattered, one_hot, rounded
 from robustkit import evaluate, events
 from robustkit.api import ModelFacts, ThreatModel
-from robustkit.audit import Audit, Check, Series, gradients, rules, standins
+from robustkit.audit import Audit, Check, Series, gradients, rules
 from robustkit.audit import run as auditing
 from robustkit.audit.chain import Settings
 from robustkit.audit.noise import RandomNoise
@@ -20,6 +20,7 @@ from robustkit.datasets import resolve
 from robustkit.datasets.choice import choose_samples
 from robustkit.engine import plan
 from robustkit.errors import UsageError
+from robustkit.models import standins
 from robustkit.models.examination import examine
 from robustkit.models.opening import load, open_model
 from robustkit.records.findings import stored
@@ -106,31 +107,37 @@ EDGES = {
     "none flows": (rules.differentiable(False), "suspect"),
     "distinct": (rules.hard_outputs(L.distinct, L), "fine"),
     "hard": (rules.hard_outputs(L.distinct - 0.01, L), "suspect"),
-    "soft": (rules.saturated_outputs(L.saturated, L), "fine"),
-    "saturated": (rules.saturated_outputs(L.saturated + 0.01, L), "suspect"),
-    "zero of ce": (rules.zero_gradient((1, 10), (0.5, 0), 0, 0, L), "suspect"),
-    "zero of margin": (rules.zero_gradient((1, 10), (0, 0), 0, 0.5, L), "suspect"),
-    "zero only divided": (rules.zero_gradient((1, 10), (0, 0.5), 0, 0, L), "fine"),
-    "misled": (rules.misleading((0.1,), (1.0,), L.misled + 0.01, L), "suspect"),
-    "misled now and then": (rules.misleading((0.1, 0.2), (1.0, 0.0), 0.0, L), "fine"),
+    "soft": (rules.saturated_outputs(L.saturated, 100, L), "fine"),
+    "saturated": (rules.saturated_outputs(0.16, 100, L), "suspect"),
+    "zero of ce": (rules.zero_gradient((1, 10), (0.5, 0), 0, 0, 100, L), "suspect"),
+    "zero of margin": (rules.zero_gradient((1, 10), (0, 0), 0, 0.5, 100, L), "suspect"),
+    "zero only divided": (rules.zero_gradient((1, 10), (0, 0.5), 0, 0, 100, L), "fine"),
+    "misled": (rules.misleading((0.1,), (1.0,), 0.16, 100, L), "suspect"),
+    "misled now and then": (rules.misleading((0.1, 0.2), (1.0, 0.0), 0.0, 100, L), "fine"),
     "shattered": (rules.steadiness((0.1, 0.2), (0.0, 0.9), L), "suspect"),
     "steady": (rules.steadiness((0.1, 0.2), (0.9, 0.0), L), "fine"),
     "eot agrees": (rules.agreement((1, 5), (0.05, 0.9), None, L), "fine"),
     "eot disagrees": (rules.agreement((1, 5), (0.05, 0.1), None, L), "suspect"),
     "no eot was used": (rules.agreement((1, 5), (0.05, 0.9), CLAIM, L), "suspect"),
-    "sweep": (rules.sweep((0.1, 1.0), (0.5, 0.2), L), "suspect"),
-    "sweep to zero": (rules.sweep((0.1, 1.0), (0.5, 0.0), L), "fine"),
-    "rises": (rules.monotone((0.5, 0.3, 0.4), L), "suspect"),
-    "falls": (rules.monotone((0.5, 0.3, 0.3), L), "fine"),
-    "rises little by little": (rules.monotone((0.5, 0.3, 0.34, 0.38), L), "suspect"),
-    "one eps": (rules.monotone((0.0,), L), "fine"),
-    "late": (rules.steps((10, 50), (0.5, 0.4), 0.1, L), "suspect"),
-    "converged": (rules.steps((10, 50), (0.5, 0.4), 0.0, L), "fine"),
-    "restarts": (rules.restarts(0.1, L), "suspect"),
-    "queries": (rules.stronger("queries", "a query attack", 0.1, L), "suspect"),
-    "gap": (rules.stand_ins(["mean"], [0.3], 0.3, L), "suspect"),
-    "no gap": (rules.stand_ins(["mean"], [0.0], 0.0, L), "fine"),
-    "claim": (rules.claimed(0.1, L), "suspect"),
+    "sweep": (rules.sweep((0.1, 1.0), (0.5, 0.2), 100, L), "suspect"),
+    "sweep to zero": (rules.sweep((0.1, 1.0), (0.5, 0.0), 100, L), "fine"),
+    "rises": (rules.monotone((0.5, 0.3, 0.4), 100, L), "suspect"),
+    "falls": (rules.monotone((0.5, 0.3, 0.3), 100, L), "fine"),
+    "rises little by little": (rules.monotone((0.5, 0.3, 0.35, 0.41), 100, L), "suspect"),
+    "one eps": (rules.monotone((0.0,), 100, L), "fine"),
+    "late": (rules.steps((10, 50), (0.5, 0.4), 0.1, 100, L), "suspect"),
+    "converged": (rules.steps((10, 50), (0.5, 0.4), 0.0, 100, L), "fine"),
+    "restarts": (rules.restarts(0.1, 100, L), "suspect"),
+    "queries": (rules.others("queries", "a query attack", 6, 100, L), "suspect"),
+    "one or two queries": (rules.others("queries", "a query attack", 2, 64, L), "fine"),
+    "of few left": (rules.others("queries", "a query attack", 19, 19, L), "skipped"),
+    "boundary": (rules.others("boundary", "a walk", 16, 100, L), "suspect"),
+    "boundary now and then": (rules.others("boundary", "a walk", 15, 100, L), "fine"),
+    "signs of its own": (rules.own_signs(["queries broke 9 of 20"]), "suspect"),
+    "no signs": (rules.own_signs([]), "fine"),
+    "gap": (rules.stand_ins(["mean"], [0.3], 0.3, 100, L), "suspect"),
+    "no gap": (rules.stand_ins(["mean"], [0.0], 0.0, 100, L), "fine"),
+    "claim": (rules.claimed(0.1, 100, L), "suspect"),
     "alone": (rules.attack_list(Claim(HALF, 2, 100, False, "rand alone"), differentiable=True, limits=L), "suspect"),
     "few steps": (rules.attack_list(Claim(HALF, 1, 3, False), differentiable=True, limits=L), "suspect"),
     "nothing to climb": (rules.attack_list(Claim(HALF, 0, 0, False), differentiable=False, limits=L), "fine"),
@@ -150,7 +157,7 @@ def test_a_limit_decides(made, outcome):
 
 
 def test_a_rise_is_measured_from_the_lowest_before_it():
-    found = rules.monotone((0.5, 0.3, 0.34, 0.38), L)
+    found = rules.monotone((0.5, 0.3, 0.34, 0.38), 100, L)
     assert found.value == pytest.approx(0.08)
     assert found.limit == 0.05
 
@@ -497,14 +504,16 @@ def by_hand(monkeypatch, record=None):
         return {found.name: found for found in one._attacked(opened.subject, chain, {}, SHORT)}
 
 
-def test_every_share_is_of_all_samples(monkeypatch):
+def test_shares_are_of_all_samples_or_of_what_was_left(monkeypatch):
     found = by_hand(monkeypatch)
     assert found["step-convergence"].series.y == [0.7, 0.7, 0.6]
-    for name in ("step-convergence", "restarts", "stand-in-gap", "queries"):
+    for name in ("step-convergence", "restarts", "stand-in-gap"):
         assert found[name].value == pytest.approx(0.1), name
+    assert found["queries"].value == pytest.approx(1 / 4)  # of what all before them left
+    assert found["boundary"].value == 0
     assert list(found["stand-in-gap"].series.y) == [0.1]
-    assert found["noise"].value == pytest.approx(0.2)
-    assert found["one-step"].value == pytest.approx(0.1)
+    assert found["noise"].value == pytest.approx(2 / 5)  # of what gradient attacks left
+    assert found["one-step"].value == pytest.approx(1 / 5)
     assert found["eps-sweep"].series.y[:2] == [0.7, 0.1]
     assert "clean accuracy 80.00 %" in found["sample"].text
 
@@ -513,9 +522,9 @@ def test_the_shares_of_a_record_are_of_all_samples_that_the_audit_looked_at(monk
     claim = records.record("BRRRRRRRWW")  # sample 0 was broken before: what breaks it now is no news
     found = by_hand(monkeypatch, claim)
     assert found["claim"].value == pytest.approx(0.4)
-    assert found["queries"].value == pytest.approx(0.1)
-    assert found["noise"].value == pytest.approx(0.2)
-    assert found["one-step"].value == pytest.approx(0.1)
+    assert found["queries"].value == pytest.approx(1 / 4)
+    assert found["noise"].value == pytest.approx(2 / 7)  # of what the record left
+    assert found["one-step"].value == pytest.approx(1 / 7)
 
 
 # Of randomised models

@@ -339,3 +339,25 @@ def test_no_honest_network_of_the_kit_is_flagged(name, attack):
     data = (kit.cifar10 if cifar else kit.mnist)(range(64))
     found = evaluate(kit.model(name), data, attack, eps=2 / 255 if cifar else 0.1, doctor=False)
     assert not kinds(found) & {evidence.MASKED, INSUFFICIENT}
+
+
+@pytest.mark.parametrize(("goal", "broke", "left", "speaks"), [
+    ("minimal", 6, 20, True), ("minimal", 2, 64, False), ("minimal", 12, 12, False), ("bounded", 20, 20, False),
+])  # fmt: skip
+def test_a_walk_along_the_boundary_that_breaks_a_share_of_what_gradients_left_is_a_sign(goal, broke, left, speaks):
+    rows = [climbed(i) for i in range(left)]
+    rows += [climbed(i, name="fab", outcome="broken" if i < broke else "survived") for i in range(left)]
+    found = of("B" * broke + "R" * (left - broke), ["pgd", "fab"], rows, by=["fab"] * broke + [""] * (left - broke))
+    found = dataclasses.replace(found, goals={"pgd": "bounded", "fab": goal})
+    signs = evidence.signs(found)
+    assert bool(signs) == speaks
+    if speaks:
+        assert f"broke {broke} of {left} samples that gradient attacks left" in signs[0].text
+
+
+@pytest.mark.slow
+@needs_kit
+def test_apgd_that_a_walk_along_the_boundary_puts_to_shame_is_flagged():
+    data = kit.mnist(range(200))
+    found = evaluate(kit.model("mnist_lenet5_adv"), data, "apgd+fab:minimise=false", norm="l2", eps=1.5, doctor=False)
+    assert "walk along the boundary" in message(found)

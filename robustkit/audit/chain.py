@@ -1,6 +1,6 @@
 """How much an audit spends, and the attacks that must agree with each other, in the order in which they run."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from robustkit import plugins, spec
@@ -19,6 +19,7 @@ class Settings:
     restarts: int = 3
     swap: int = 50
     copies: int = 8
+    boundary: int = 30
     queries: int = 1000
     noise: int = 100
     eot: int = 1
@@ -35,6 +36,8 @@ class Chain:
     steps: list[Named]
     targeted: list[Named]
     restarts: list[Named]
+    more_draws: list[Named]
+    boundary: list[Named]
     stand_ins: list[Named]
     labels: list[str]
     queries: list[Named]
@@ -43,7 +46,7 @@ class Chain:
     @classmethod
     def of(cls, facts: ModelFacts, settings: Settings, inside: Iterable[str]) -> "Chain":
         """What applies to this model; `inside` are the stand-ins that it does not declare."""
-        empty = cls([], [], [], [], [], [], [], settings.eot)
+        empty = cls([], [], [], [], [], [], [], [], [], settings.eot)
         labels = list(dict.fromkeys((*facts.surrogates, *inside)))
         stand_ins = [empty.swap(name, "surrogates", settings) for name in labels]
         if facts.members > 1:
@@ -60,10 +63,15 @@ class Chain:
             steps=[empty.named(f"apgd:steps={steps}") for steps in settings.steps],
             targeted=[empty.named(f"apgd:loss=dlr-targeted,steps={middle},targets={targets}")],
             restarts=[empty.named(f"apgd:loss=margin,steps={middle},restarts={settings.restarts}")],
+            more_draws=[empty.eot_of(f"apgd:loss=margin,steps={middle}", 4 * settings.eot)] if facts.randomised else [],
+            # A randomised model has no one boundary to follow.
+            boundary=[] if facts.randomised else [
+                empty.named(f"fab:targets={targets},steps={settings.boundary},minimise=false")
+            ],
             stand_ins=stand_ins,
             labels=labels,
             queries=queries,
-        )
+        )  # fmt: skip
 
     @property
     def direct(self) -> list[Named]:
@@ -73,7 +81,11 @@ class Chain:
     @property
     def all(self) -> list[Named]:
         """All of them."""
-        return [*self.direct, *self.stand_ins, *self.queries]
+        return [*self.direct, *self.more_draws, *self.boundary, *self.stand_ins, *self.queries]
+
+    def before(self, group: Sequence[Named]) -> list[Named]:
+        """What runs before the first of a group."""
+        return self.all[: self.all.index(group[0])]
 
     @property
     def sweep(self) -> Named:
@@ -93,6 +105,11 @@ class Chain:
         """The attack of a spec."""
         made = plan.make_attack(text)
         attack = self.eot(made) if averaged else made
+        return Named(plan.name_of(attack), attack)
+
+    def eot_of(self, text: str, draws: int) -> Named:
+        """The attack of a spec, averaged over so many draws."""
+        attack = Expected(plan.make_attack(text), draws)
         return Named(plan.name_of(attack), attack)
 
     def swap(self, name: str, of: str, settings: Settings) -> Named:

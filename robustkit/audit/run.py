@@ -10,9 +10,11 @@ from torch import nn
 
 from robustkit import datasets, events, spec
 from robustkit.api import Dataset, Defense, Expected, Images, Norm, ThreatModel
-from robustkit.audit import gradients, rules, standins
+from robustkit.audit import gradients, rules
 from robustkit.audit.chain import RANDOMISED, Chain, Settings
 from robustkit.audit.noise import RandomNoise
+from robustkit.audit.probes.asking import Look
+from robustkit.audit.probing import Probing
 from robustkit.audit.rules import Claim, Limits
 from robustkit.datasets.choice import choose_samples
 from robustkit.engine.costs import cost_of, predict
@@ -20,11 +22,13 @@ from robustkit.engine.measure import measure
 from robustkit.engine.plan import Named
 from robustkit.engine.request import Execution, Request, check_counts, threat_of
 from robustkit.errors import UsageError
-from robustkit.models import capabilities, defended
+from robustkit.models import capabilities, defended, standins
 from robustkit.models.examination import Subject
 from robustkit.models.opening import Model, Opened, load, open_model
 from robustkit.models.turns import one_at_a_time
+from robustkit.models.views import Views
 from robustkit.numerics import norms
+from robustkit.records import evidence
 from robustkit.records.findings import Audit, Check
 from robustkit.records.run import INSUFFICIENT, RunRecord
 from robustkit.records.schema import BROKEN, ROBUST, UNKNOWN, WRONG
@@ -159,7 +163,7 @@ class _Audit:
         x = self.opened.samples.batch(0, len(self.indices))[0].to(self.opened.device)
         facts = subject.facts
         settings = self.settings or (RANDOMISED if facts.randomised else Settings())
-        inside = self._stand_ins(subject, x, settings)
+        probing, inside = self._probing(subject, x, settings)
         chain = Chain.of(facts, settings, inside)
         self._budget(subject, chain, settings, x)
 
@@ -176,24 +180,30 @@ class _Audit:
             yield rules_kept
         if "invalid" in outcomes:
             return
+        for check in probing.function():
+            outcomes.append(check.outcome)
+            yield check
+        if "invalid" in outcomes:
+            return
         yield from self._gradients(subject, x, settings)
+        yield from probing.gradients(flows=facts.differentiable)
         yield from self._attacked(subject, chain, inside, settings)
 
-    def _stand_ins(self, subject: Subject, x: Images, settings: Settings) -> dict[str, nn.Module]:
-        """What the audit may attack in the model's place, besides what the model declares."""
-        q, network = self.question, subject.reference
-        members = {id(member) for member in capabilities.members(self.module)}
-        some = network.tiles(x[: network.tile])[0]
-        names = [
-            name
-            for name in standins.networks_inside(self.module, some, subject.facts.classes)
-            if id(self.module.get_submodule(name)) not in members
-        ]
-        found: dict[str, nn.Module] = {f"inside {name}": standins.Inside(self.module, name).eval() for name in names}
-        if subject.facts.differentiable and not network.probabilities:
-            scale = norms.widest(x.shape[1:], q.threat.norm)
-            found["smoothed"] = standins.Smoothed(self.module, q.threat.eps / scale / 2, settings.copies).eval()
-        return found
+    def _probing(self, subject: Subject, x: Images, settings: Settings) -> tuple[Probing, dict[str, nn.Module]]:
+        """The probes, and what the audit may attack in the model's place, besides what the model declares.
+
+        What the probes found decides which: a rough model is smoothed over wide noise too, one whose outputs jump is
+        attacked by its features. Those that the probes may pass for the model are what it declares, and its copies.
+        """
+        finder = Views(subject.reference, x, subject.facts, self.question.threat, settings.copies)
+        look = Look(subject.reference, x, torch.tensor(self.indices, device=x.device), self.question.seed)
+        declared = capabilities.surrogates(self.module)
+        passes = dict(declared)
+        probing = Probing(look, finder.operators, passes, bool(declared), self.limits)
+        flows = subject.facts.differentiable
+        found = finder.found(rough=flows and probing.rough, hidden_head=probing.hidden_head)
+        passes |= {name: module for name, module in found.items() if name.startswith("without ")}
+        return probing, found
 
     def _budget(self, subject: Subject, chain: Chain, settings: Settings, x: Images) -> None:
         """Tell what the attacks take at most, before any of it is spent."""
@@ -216,14 +226,14 @@ class _Audit:
             yield rules.hard_outputs(seen.distinct, limits)
         else:  # which rounds every output
             yield rules.skipped("hard-outputs", f"the model computes in {network.dtype}")
-        yield rules.saturated_outputs(seen.saturated(limits.margin), limits)
+        yield rules.saturated_outputs(seen.saturated(limits.margin), len(x), limits)
         yield rules.differentiable(subject.facts.differentiable)
         if not subject.facts.differentiable:
             return
         zero = gradients.vanishing(network, x)
-        yield rules.zero_gradient(gradients.SCALES, zero.entropy, zero.of_log, zero.of_margin, limits)
+        yield rules.zero_gradient(gradients.SCALES, zero.entropy, zero.of_log, zero.of_margin, len(x), limits)
         misled = gradients.misleading(network, x)
-        yield rules.misleading(gradients.STEPS, misled.shares, misled.always, limits)
+        yield rules.misleading(gradients.STEPS, misled.shares, misled.always, len(x), limits)
         steady = gradients.steadiness(network, x, torch.tensor(self.indices, device=x.device))
         if steady:
             yield rules.steadiness(gradients.RADII, steady, limits)
@@ -259,19 +269,27 @@ class _Audit:
         if claim is not None and claimed is not None:
             yield rules.attack_list(claim, differentiable=subject.facts.differentiable, limits=limits)
             yield rules.size(claim.robust, limits)
-            yield rules.claimed(share(status == BROKEN), limits)
+            yield rules.own_signs([sign.text for sign in evidence.signs(self.record)] if self.record else [])
+            yield rules.claimed(share(status == BROKEN), n, limits)
         if chain.steps:
             counts = settings.steps
             standing = [float((right & ~broken(chain.steps[: k + 1])).sum()) / n for k in range(len(counts))]
-            yield rules.steps(counts, standing, share(broken(chain.steps[-1:])), limits)
-            yield rules.restarts(share(broken(chain.restarts)), limits)
+            yield rules.steps(counts, standing, share(broken(chain.steps[-1:])), n, limits)
+            yield rules.restarts(share(broken(chain.restarts)), n, limits)
+            if chain.more_draws:
+                yield rules.draws(settings.eot, share(broken(chain.more_draws)), n, limits)
             yield from self._sweep(watched, chain, standing[1])
         if chain.stand_ins:
             so_far = [float(broken(chain.stand_ins[: k + 1]).sum()) / n for k in range(len(chain.stand_ins))]
             gap = share(broken(chain.stand_ins))
-            yield rules.stand_ins(chain.labels, so_far, gap, limits)
-        if chain.queries:
-            yield rules.stronger("queries", "a query attack", share(broken(chain.queries)), limits)
+            yield rules.stand_ins(chain.labels, so_far, gap, n, limits)
+        base = right if claimed is None else claimed
+        for name, what, group in (
+            ("boundary", "a walk along the boundary", chain.boundary), ("queries", "a query attack", chain.queries)
+        ):  # fmt: skip
+            if group and chain.before(group):
+                left = base & ~broken(chain.before(group))
+                yield rules.others(name, what, int((broken(group) & left).sum()), int(left.sum()), limits)
         noise = self._run(watched, [_noise(settings)], self.question.threat.eps)
         yield self._weak("noise", "random noise", noise, stood, limits)
         if chain.steps and self.question.threat.norm != "l1":
@@ -280,7 +298,7 @@ class _Audit:
 
     def _weak(self, name: str, what: str, ran: RunRecord, stood: np.ndarray, limits: Limits) -> Check:
         both = (ran.samples["status"] == BROKEN) & stood
-        return rules.stronger(name, what, float(both.sum()) / len(stood), limits)
+        return rules.others(name, what, int(both.sum()), int(stood.sum()), limits)
 
     def _sweep(self, watched: Opened, chain: Chain, here: float) -> Iterator[Check]:
         """APGD in larger and larger balls until nothing stands."""
@@ -291,8 +309,8 @@ class _Audit:
             ran = self._run(watched, self._sweep_attacks(chain), radius)
             eps.append(radius)
             standing.append(ran.counts[ROBUST] / ran.n)
-        yield rules.sweep(eps, standing, self.limits)
-        yield rules.monotone(standing, self.limits)
+        yield rules.sweep(eps, standing, len(self.indices), self.limits)
+        yield rules.monotone(standing, len(self.indices), self.limits)
 
     def _sweep_attacks(self, chain: Chain) -> list[Named]:
         """APGD, and for a record, whose attacks may have known better, the stand-ins."""

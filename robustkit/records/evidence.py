@@ -17,6 +17,7 @@ from robustkit.stats import at_least
 MASKED = "masked"  # the kind of flag that says that what stands may only be hidden
 BLIND = 0.02  # share of what stands, for which no attack had a gradient
 OTHERS = 0.1  # share of what gradient attacks left that something else breaks
+LEFT = 20  # samples that they left, from which on that share says something
 MISLED = 0.1  # share of images at which a step along the gradient does not do what it promises
 CLIMBED = 20  # backward passes from which on what is left says something
 SATURATED = 30.0  # median margin, in logits, from which on the cross-entropy starves
@@ -109,17 +110,19 @@ def _still(record: RunRecord) -> np.ndarray:
 
 
 def _others(record: RunRecord) -> Sign | None:
-    """Samples that gradient attacks left and something weaker broke: queries, noise, a stand-in."""
+    """Samples that gradient attacks left and something else broke: queries, noise, a stand-in, a boundary attack."""
     rows = record.attacks
     left = np.zeros(0, dtype=np.int64)
     met, broke = 0, 0
     for name in record.job["attacks"]:
         here = rows["attack"] == name
         climbed = here & ~np.isnan(rows["flat"])
-        other = here & np.isnan(rows["flat"]) & np.isin(rows["index"], left)
+        follows_boundary = record.goals.get(name) == "minimal"
+        other = here & (np.isnan(rows["flat"]) | follows_boundary) & np.isin(rows["index"], left)
         met, broke = max(met, int(other.sum())), broke + int((rows["outcome"][other] == BROKE).sum())
-        strong = climbed & (rows["backwards"] >= CLIMBED) & (rows["outcome"] == SURVIVED)
+        strong = climbed & ~other & (rows["backwards"] >= CLIMBED) & (rows["outcome"] == SURVIVED)
         left = np.union1d(left, rows["index"][strong])
-    if not exceeds(broke, met, OTHERS):
+    if met < LEFT or not exceeds(broke, met, OTHERS):
         return None
-    return Sign(broke, met, f"attacks without its gradient broke {broke} of {met} samples that gradient attacks left")
+    what = "queries, noise, stand-ins or a walk along the boundary"
+    return Sign(broke, met, f"{what} broke {broke} of {met} samples that gradient attacks left")
