@@ -548,7 +548,7 @@ def test_the_scattering_distance_is_that_of_the_best_pairs():
 
 
 @pytest.mark.parametrize("recipe", ["behind:defense=(k-wta:share=0.2)", "behind:defense=binarised,through=soft"])
-def test_a_network_behind_a_defense_is_trained_and_loads_without_it(recipe):
+def test_a_network_behind_a_defense_is_trained_and_loads_with_it(recipe):
     from robustkit.datasets import Pair, load_dataset
     from robustkit.training.data import held
 
@@ -562,12 +562,21 @@ def test_a_network_behind_a_defense_is_trained_and_loads_without_it(recipe):
         Watch(data, 0.1, 1, 1), 0,
     )  # fmt: skip
     network, curves = loop.train()
-    assert [type(part) for part in network] == [nn.Conv2d, nn.ReLU, nn.Flatten, nn.Linear]
+    recipe = trained.recipe(recipe)
+    again = recipe.result(recipe.build(Task(10, (1, 8, 8), small, load_model)))
+    again.load_state_dict(network.state_dict())
+    x = data.images(torch.arange(9))
+    assert torch.equal(again(x), network(x))
     assert curves[-1]["loss"] < 0.8 * curves[0]["loss"]
 
 
 @pytest.mark.parametrize(
-    ("recipe", "word"), [("behind", "defense is needed"), ("behind:defense=k-wta,through=smooth", "smoothed")]
+    ("recipe", "word"),
+    [
+        ("behind", "defense is needed"),
+        ("behind:defense=(k-wta:dress=sealed)", "no weights"),
+        ("behind:defense=k-wta,through=smooth", "smoothed"),
+    ],
 )
 def test_behind_what_there_is_not(recipe, word):
     with pytest.raises(UsageError, match=word):

@@ -94,11 +94,11 @@ def code() -> str:
 
 
 def wanted(case: Case, network: torch.nn.Module) -> list[tuple[str, str]]:
-    """The rows of a case: the hand-made attack once for each forward pass there is."""
+    """The rows of a case. Only `adaptive` looks at what is declared: the others run once for each function there is."""
     random = bool(case.defense) and capabilities.randomised(case.defense(dress="declared").protect(network))
-    dresses = DRESSES if case.defense else DRESSES[:1]
-    hand = [("declared", "by-hand"), *([("sealed", "by-hand")] if random else [])]
-    return [*hand, *((dress, run) for run in RUNS for dress in dresses)]
+    functions = ("declared", "sealed") if random else ("declared",)
+    once = [(dress, run) for run in ("by-hand", "careless", "autoattack") for dress in functions]
+    return [*once, *((dress, "adaptive") for dress in (DRESSES if case.defense else functions))]
 
 
 def main() -> None:

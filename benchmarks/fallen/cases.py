@@ -107,7 +107,7 @@ def mixture() -> nn.Module:
 CASES: dict[str, Case] = {
     "thermometer": Case(
         "Thermometer code", "discrete, misleading",
-        lambda: nets.learnt("thermometer", "behind:defense=thermometer", lambda: nets.digits_like(channels=16)),
+        lambda: nets.learnt("thermometer", lambda: nets.digits_like(channels=16), "behind:defense=thermometer"),
         lambda dress: Thermometer(ramp=1.0, dress=dress), (swap("ramp", restarts=4),),
         "CIFAR-10, 8/255: 79 with adversarial training → 30; without it 0",
         "the network's own backward pass is a ramp that is too wide: alive, steady, mostly wrong",
@@ -138,13 +138,15 @@ CASES: dict[str, Case] = {
     ),
     "k-wta": Case(
         "k-winners-take-all", "shattered",
-        lambda: nets.learnt("k-wta", "behind:defense=(k-wta:share=0.04)", lambda: nets.digits_like(2), epochs=30),
+        lambda: nets.learnt("k-wta", lambda: nets.digits_like(2), "behind:defense=(k-wta:share=0.04)"),
         lambda dress: KWinners(0.04, dress=dress), (NES(40, 100, 0.2), swap("smoothed", 60, 1)),
         "CIFAR-10, .031, with adversarial training: 52.4 → 18.5", "4 % of the values stay; twice the width",
     ),
     "jump": Case(
         "Jumping activation", "discrete",
-        lambda: nets.learnt("jump", "behind:defense=(jump:height=20)", nets.digits_like, epochs=40),
+        lambda: nets.learnt(
+            "jump", nets.digits_like, *(f"behind:defense=(jump:height={height})" for height in (1, 3, 8, 20)), epochs=10
+        ),
         lambda dress: Jump(dress=dress), (NES(40, 100, 0.2), swap("sigmoid-step")), "", "steps of 20",
     ),
     "odds": Case(
@@ -153,28 +155,26 @@ CASES: dict[str, Case] = {
     ),
     "empir": Case(
         "EMPIR, mixed precision", "votes",
-        lambda: nets.learnt("empir", "behind:defense=empir", nets.ensemble(nets.digits_like, 3)),
+        lambda: nets.learnt("empir", nets.ensemble(nets.digits_like, 3), "behind:defense=empir"),
         lambda dress: EMPIR(mean=0.0, dress=dress), (swap("mean-probs", 100, 4),),
         "CIFAR-10: 48.51 under C&W (float 13.38), 13.55 under PGD (10.69)", "counts of votes alone, no probabilities",
     ),
     "ecoc": Case(
         "Error-correcting codes", "vanishing",
-        lambda: nets.learnt(
-            "ecoc", "behind:defense=ecoc,through=decoded", nets.ensemble(lambda: nets.small(4), 8), epochs=30
-        ),
+        lambda: nets.learnt("ecoc", nets.ensemble(lambda: nets.small(4), 8), "behind:defense=ecoc,through=decoded"),
         lambda dress: ECOC(dress=dress), (swap("decoded", 200, 4),), "",
     ),
     "me-net": Case(
         "ME-Net", "shattered, random",
-        lambda: nets.learnt("me-net", "behind:defense=me-net", nets.digits_like, epochs=60),
+        lambda: nets.learnt("me-net", nets.digits_like, "behind:defense=me-net"),
         lambda dress: MENet(back="svd", dress=dress), (swap("identity", 60, 1, 20), swap("bare")),
         "CIFAR-10, 8/255, with adversarial training: 49.7 under BPDA → 26.0 with EOT", "derivatives of the SVD",
     ),
     "mixup-inference": Case(
         "Mixup inference", "random",
         lambda: nets.learnt(
-            "mixup", f"behind:defense=(mixup-inference:mixes=1,share=0.4,fitted={nets.fit('mixup-inference', 10)})",
-            nets.digits_like, epochs=40,
+            "mixup", nets.digits_like,
+            f"behind:defense=(mixup-inference:mixes=1,share=0.4,fitted={nets.fit('mixup-inference', 10)})",
         ),
         with_file(MixupInference, "mixup-inference", 10, mixes=1, share=0.4),
         (swap("mean-image"), swap("itself", 60, 1, 16)), "", "one mix with a share of 0.4",
@@ -182,7 +182,7 @@ CASES: dict[str, Case] = {
     "feature-scattering": Case(
         "Feature scattering", "misleading loss",
         lambda: nets.learnt(
-            "feature-scattering", f"feature-scattering:eps={2 * DIGITS},smoothing=0.7", nets.digits_like, epochs=40
+            "feature-scattering", nets.digits_like, f"feature-scattering:eps={2 * DIGITS},smoothing=0.7"
         ),
         None, (APGD("dlr-targeted", 100, 2), APGD("margin-targeted", 100), NES(30, 50)),
         "CIFAR-10, 8/255: 60.6 → 36.64", "smoothing 0.7, trained at twice the radius; its dresses are alike",
@@ -221,7 +221,7 @@ CASES: dict[str, Case] = {
     ),
     "binarised": Case(
         "Binarised network", "discrete, vanishing",
-        lambda: nets.learnt("binarised", "behind:defense=binarised,through=soft", nets.digits_like, epochs=60),
+        lambda: nets.learnt("binarised", nets.digits_like, "behind:defense=binarised,through=soft"),
         lambda dress: Binarised(dress=dress), (swap("soft", 200, 4),), "", "logits times 1000: sums without a scale",
     ),
 }  # fmt: skip

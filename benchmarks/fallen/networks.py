@@ -1,5 +1,6 @@
 """The small networks that the fallen stand before, trained here and kept in a folder: seeded, seconds each."""
 
+import copy
 import importlib
 from collections.abc import Callable
 from pathlib import Path
@@ -50,22 +51,26 @@ def ensemble(make: Callable[[], nn.Module], n: int) -> Callable[[], nn.Module]:
 
 
 def learnt(
-    name: str, recipe: str, make: Callable[[], nn.Module], *, data: str = "digits", epochs: int = 25, rate: float = 2e-3
+    name: str, make: Callable[[], nn.Module], *recipes: str, epochs: int = 25, data: str = "digits"
 ) -> nn.Module:
-    """A network trained by a recipe; from the folder, if it was trained before."""
+    """A network trained by one recipe after another, so many epochs each; from the folder, if it was trained before."""
     file = CACHE / "networks" / f"{name}.safetensors"
-    source = load_dataset(f"{data}:split=train")
-    if file.exists():
-        network = make()
-        network.load_state_dict(load_file(file))
-        return network.eval().requires_grad_(False)
-    images = held(source, CPU)
-    task = Task(source.classes, images.image, make, load_model)
-    loop = Loop(
-        trained.recipe(recipe), task, images, Schedule(epochs=epochs, batch=64, rate=rate), Watch(images, 0.1, 1, 1)
-    )
-    network, _ = loop.train()
-    kept(file, network)
+    network = make()
+    if not file.exists():
+        source = load_dataset(f"{data}:split=train")
+        images = held(source, CPU)
+        for recipe in recipes:
+            schedule = Schedule(epochs=epochs, batch=64)
+            start = None if recipe is recipes[0] else copy.deepcopy(network)
+            task = Task(source.classes, images.image, make if start is None else lambda start=start: start, load_model)
+            ended = {}
+            Loop(
+                trained.recipe(recipe), task, images, schedule, Watch(images, 0.1, 1, 1),
+                save=lambda checkpoint, ended=ended: ended.update(checkpoint.network),
+            ).train()  # fmt: skip
+            network.load_state_dict(ended)
+        kept(file, network)
+    network.load_state_dict(load_file(file))
     return network.eval().requires_grad_(False)
 
 
@@ -79,9 +84,8 @@ def second_member(first: nn.Module, eps: float) -> nn.Module:
     adv = pgd(first, x, y, eps, 20, torch.Generator().manual_seed(0))
     data = held(Pair(adv, y, "adversarials", 10), CPU)
     task = Task(10, data.image, digits_like, load_model)
-    network, _ = Loop(
-        trained.recipe("standard"), task, data, Schedule(epochs=25, batch=64), Watch(data, 0.1, 1, 1)
-    ).train()
+    loop = Loop(trained.recipe("standard"), task, data, Schedule(epochs=25, batch=64), Watch(data, 0.1, 1, 1))
+    network, _ = loop.train()
     kept(file, network)
     return network.eval().requires_grad_(False)
 

@@ -39,10 +39,15 @@ def cell(value: Any) -> str:
     return f"{value:.1f}" if isinstance(value, float) else str(value)
 
 
-def goal(found: Mapping[tuple[str, str, str], Row], name: str, dress: str) -> float | None:
-    """What the attack made by hand leaves of the same forward pass."""
-    own = found.get((name, dress, "by-hand")) or found.get((name, "declared", "by-hand"))
-    return own and own["robust"]
+def of(found: Mapping[tuple[str, str, str], Row], name: str, dress: str, run: str) -> Row | None:
+    """The row of a run that sees no dress but only the function, which the sealed one may have of its own."""
+    return found.get((name, dress, run)) or found.get((name, "declared", run))
+
+
+def several(values: Sequence[float | None]) -> str:
+    """Numbers of the dresses: one where they are the same, else all."""
+    told = ["" if value is None else f"{value:.0f}" for value in values]
+    return told[0] if len(set(told)) == 1 else " · ".join(told)
 
 
 def dresses(case: Case) -> list[str]:
@@ -53,18 +58,17 @@ def outcome(found: Mapping[tuple[str, str, str], Row], names: Sequence[str]) -> 
     """The two counts, and what is missed."""
     near, doubted, missed, total = 0, 0, [], 0
     for name in names:
-        for dress in LETTERS:  # an ordinary network looks the same in all three
-            own = dress if CASES[name].defense else "declared"
-            row, due = found.get((name, own, "adaptive")), goal(found, name, own)
+        for dress in dresses(CASES[name]):
+            row, due = found.get((name, dress, "adaptive")), of(found, name, dress, "by-hand")
             if row is None or due is None:
                 continue
             total += 1
-            if row["robust"] <= due + NEAR:
+            if row["robust"] <= due["robust"] + NEAR:
                 near += 1
             elif row["verdict"] in ("suspect", "invalid"):
                 doubted += 1
             else:
-                missed.append(f"{name} ({dress}: {row['robust']:.0f} left, {due:.0f} due, {row['verdict']})")
+                missed.append(f"{name} ({dress}: {row['robust']:.0f} left, {due['robust']:.0f} due, {row['verdict']})")
     lines = [
         f"`adaptive:budget=quick` comes within {NEAR:.0f} points of the attack made by hand, or below it, on **{near} "
         f"of {total}** (defense, dress); of the other {total - near} the audit calls **{doubted}** suspect or invalid.",
@@ -75,23 +79,20 @@ def outcome(found: Mapping[tuple[str, str, str], Row], names: Sequence[str]) -> 
 
 def summary(found: Mapping[tuple[str, str, str], Row], names: Sequence[str]) -> str:
     """A line a defense."""
-    head = ("defense", "published before → after", "PGD-40", "AutoAttack D·U·S", "by hand", "`adaptive` D·U·S",
-            "verdict D·U·S")  # fmt: skip
+    head = ("defense", "published before → after", "PGD-40", "AutoAttack", "by hand", "`adaptive`",
+            "verdict")  # fmt: skip
     lines = ["| " + " | ".join(head) + " |", "|---|---" + "|---:" * 4 + "|---|"]
     for name in names:
         case = CASES[name]
 
-        def of(run: str, name: str = name, case: Case = case) -> str:
-            own = [found.get((name, dress, run)) for dress in dresses(case)]
-            return " · ".join("" if row is None else f"{row['robust']:.0f}" for row in own)
+        def told(run: str, name: str = name, case: Case = case) -> str:
+            own = [of(found, name, dress, run) for dress in dresses(case)]
+            return several([row and row["robust"] for row in own])
 
-        careless = found.get((name, dresses(case)[-1], "careless"))
-        due = [goal(found, name, dress) for dress in dresses(case)]
-        due = [value for value in due if value is not None]
-        hand = " · ".join(f"{value:.0f}" for value in ([due[0]] if len(set(due)) < 2 else [due[0], due[-1]]))
-        verdicts = " · ".join((found.get((name, d, "adaptive")) or {"verdict": ""})["verdict"] for d in dresses(case))
-        cells = (case.title, case.published or "no figure seen", f"{careless['robust']:.0f}" if careless else "",
-                 of("autoattack"), hand, of("adaptive"), verdicts)  # fmt: skip
+        left = [found.get((name, dress, "adaptive")) for dress in dresses(case)]
+        verdicts = " · ".join(row["verdict"] if row else "" for row in left)
+        cells = (case.title, case.published or "no figure seen", told("careless"), told("autoattack"),
+                 told("by-hand"), several([row and row["robust"] for row in left]), verdicts)  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -107,12 +108,11 @@ def details(found: Mapping[tuple[str, str, str], Row], names: Sequence[str]) -> 
             row = found.get((name, dress, "adaptive"))
             if row is None:
                 continue
-            others = [found.get((name, dress, run)) for run in ("careless", "autoattack")]
-            due = goal(found, name, dress)
+            others = [of(found, name, dress, run) for run in ("careless", "autoattack", "by-hand")]
             why = f"{row['verdict']}: {', '.join(row['signs'])}" if row["signs"] else row["verdict"]
             cells = [
                 name, dress, f"{row['clean']:.0f}", *("" if one is None else f"{one['robust']:.0f}" for one in others),
-                "" if due is None else f"{due:.0f}", f"{row['robust']:.0f}", why,
+                f"{row['robust']:.0f}", why,
                 f"{row['forwards']:.0f} + {row['backwards']:.0f}", f"{row['seconds']:.0f}",
             ]  # fmt: skip
             lines.append("| " + " | ".join(cells) + " |")

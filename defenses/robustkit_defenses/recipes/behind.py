@@ -1,9 +1,8 @@
 """Training of a network behind a defense, for those that need networks of their own: k-wta, jump, thermometer.
 
-What is trained is the network; it is loaded by itself, and put behind the defense again:
-
     robustkit train 'behind:defense=(k-wta:share=0.05)' --arch digits-cnn --data digits:split=train --out net
-    robustkit eval --model trained/net --defense k-wta:share=0.05
+
+What is trained is the network; what is saved and loaded is that network behind its defense.
 """
 
 from collections.abc import Mapping
@@ -25,24 +24,32 @@ from robustkit.training.recipes import Batch, OneNetwork, Task, Training
 class Behind(OneNetwork):
     """Cross-entropy of the network behind `defense`; of one with members the sum of theirs.
 
-    `through` names a stand-in that the defense declares, to train in its place. The accuracies that the training
-    reports are those of the network alone, without its defense.
+    `through` names a stand-in that the defense declares, to train in its place.
     """
 
     defense: str = ""
     through: str = ""
 
+    plain: ClassVar[bool] = False
     attacked_eps: ClassVar[float] = 0.0
 
     def build(self, task: Task) -> nn.Module:
         """The architecture.
 
         Raises:
-            UsageError: if there is no such defense, it cannot protect this network, or has no such stand-in.
+            UsageError: if there is no such defense, it cannot protect this network, has no such stand-in, or is sealed.
         """
         network = task.architecture()
         self._trained(network)
+        if not self.result(network).state_dict():
+            raise UsageError(
+                "behind: the defense shows no weights, so nothing could be saved; train it with dress=declared"
+            )
         return network
+
+    def result(self, network: nn.Module) -> nn.Module:
+        """The network behind the defense."""
+        return self._settings().protect(network)
 
     def step(self, training: Training, batch: Batch) -> Mapping[str, Tensor]:
         """One step down the cross-entropy."""
@@ -53,16 +60,19 @@ class Behind(OneNetwork):
         training.update(loss)
         return {"loss": loss.detach(), "accuracy": accuracy(outputs[-1], batch.y)}
 
-    def _trained(self, network: nn.Module) -> nn.Module:
-        """The module whose loss is taken: it shares the network's weights."""
+    def _settings(self) -> Defense:
         if not self.defense:
             raise UsageError("behind: defense is needed, the spec of one: behind:defense=(k-wta:share=0.05)")
         parsed = spec.parse(self.defense)
         settings: Defense = spec.build(plugins.load("defenses", parsed.name), parsed.options, parsed.name)
-        module = settings.protect(network)
+        return settings
+
+    def _trained(self, network: nn.Module) -> nn.Module:
+        """The module whose loss is taken: it shares the network's weights."""
+        module = self._settings().protect(network)
         if not self.through:
             return module
         found = capabilities.surrogates(module)
         if self.through not in found:
-            raise UsageError(f"behind: {spec.suggest(self.through, found, f'stand-in of {parsed.name}')}")
+            raise UsageError(f"behind: {spec.suggest(self.through, found, 'stand-in of this defense')}")
         return found[self.through]
