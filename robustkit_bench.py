@@ -7,6 +7,7 @@ package of that name: in one environment with this distribution, the files of wh
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NoReturn
 
 DISTRIBUTION = "robustkit-bench"
 _UNEXPECTED, _INTERRUPTED = 70, 130  # robustkit.errors.ExitCode, which may not be there
@@ -19,20 +20,20 @@ def main() -> None:
         SystemExit: always, with the command's exit code; 70 if it cannot be started, and why is one line on stderr.
     """
     try:
-        if wrong := wrong_package():
-            _end(wrong, _UNEXPECTED)
-        from robustkit.cli import main as command
+        wrong = wrong_package()
+        if wrong is None:
+            from robustkit.cli import main as command
     except KeyboardInterrupt:
         _end("interrupted", _INTERRUPTED)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         lost = error.name if isinstance(error, ModuleNotFoundError) else None
         again = DISTRIBUTION if lost is None or lost.startswith("robustkit") else lost.partition(".")[0]
-        said = " ".join(str(error).split())
-        _end(
-            f"robustkit does not start, its installation is broken ({type(error).__name__}: {said}); put it right "
-            f"with: pip install --force-reinstall {again}",
-            _UNEXPECTED,
+        wrong = (
+            f"robustkit does not start, its installation is broken ({type(error).__name__}: {error}); put it right "
+            f"with: pip install --force-reinstall {again}"
         )
+    if wrong is not None:
+        _end(wrong, _UNEXPECTED)
     command(prog_name="robustkit")
 
 
@@ -49,8 +50,9 @@ def wrong_package() -> str | None:
     )
 
 
-def _end(line: str, code: int) -> None:
-    print(f"Error: {line}", file=sys.stderr)
+def _end(line: str, code: int) -> NoReturn:
+    if sys.stderr is not None:
+        print(f"Error: {' '.join(line.split())}", file=sys.stderr)
     sys.exit(code)
 
 

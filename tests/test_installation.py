@@ -120,6 +120,7 @@ MISSING = "raise ModuleNotFoundError(\"No module named 'NAME'\", name='NAME')"
 QUICK = [
     ("click", MISSING, ["--help"], "robustkit does not start, its installation is broken (ModuleNotFoundError"),
     ("click", "import no_such_part", ["--help"], "pip install --force-reinstall no_such_part"),
+    ("click", "raise SystemExit(1)", ["--help"], "its installation is broken (SystemExit: 1); put it right with: pip"),
     ("torch", MISSING, EVAL, "this installation is broken: torch cannot be imported (ModuleNotFoundError"),
     ("torch", "raise OSError('libcudart.so.13: cannot open shared object file')", EVAL, "torch cannot be imported (OS"),
     ("torch", "import no_such_part", EVAL, "cannot be imported (ModuleNotFoundError: No module named 'no_s"),
@@ -202,26 +203,22 @@ def test_lost_files_are_told(site, tmp_path):
     )
 
 
-class Distribution:
-    """What `importlib.metadata` would find."""
+@pytest.mark.parametrize(
+    ("points", "said"), [([], "robustkit 0.6.0 is another project's"), ([SimpleNamespace(group=plugins.GROUP)], "")]
+)
+def test_doctor_says_when_both_are_installed(monkeypatch, points, said):
+    """One that has our entry points is ours, from before it was called robustkit-bench."""
+    real, found = metadata.distribution, SimpleNamespace(version="0.6.0", entry_points=points)
+    monkeypatch.setattr(metadata, "distribution", lambda name: found if name == "robustkit" else real(name))
+    done = CliRunner().invoke(main, ["doctor"])
+    assert done.exit_code == (3 if said else 0), done.output
+    assert (f"package   {said}" in done.stdout) == bool(said)
 
-    version = "0.6.0"
 
-    def __init__(self, *points):
-        self.entry_points = points
-
-
-def test_doctor_says_when_both_are_installed(monkeypatch):
+def test_without_the_namesake_doctor_has_nothing_to_say(monkeypatch):
     def nothing(name):
         raise metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(machine.metadata, "distribution", nothing)
+    monkeypatch.setattr(metadata, "distribution", nothing)
     assert machine.namesake() is None
-    monkeypatch.setattr(
-        machine.metadata, "distribution", lambda name: Distribution(SimpleNamespace(group=plugins.GROUP))
-    )
-    assert machine.namesake() is None  # ours, from before it was called robustkit-bench
-    monkeypatch.setattr(machine.metadata, "distribution", lambda name: Distribution())
-    done = CliRunner().invoke(main, ["doctor"])
-    assert done.exit_code == 3
-    assert "package   robustkit 0.6.0 is another project's, whose files stand in the same folder" in done.stdout
+    assert machine.missing_extras() == {}  # and a checkout that is not installed has no extras
