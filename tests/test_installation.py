@@ -1,5 +1,6 @@
 """What is shipped, how it installs, and what a broken installation says: one line and 70, never Python's own 1."""
 
+import ast
 import os
 import re
 import subprocess
@@ -74,14 +75,31 @@ def test_the_wheel_has_its_own_name_and_all_it_needs(wheel):
     assert "robustkit = robustkit_bench:main" in points
 
 
-def test_what_is_needed_is_declared_and_imported_somewhere():
-    declared = {re.match(r"[\w-]+", text)[0] for text in PROJECT["dependencies"]}
-    assert declared == set(endings.NEEDED)
-    files = [path for top in ("robustkit", "attacks", "defenses") for path in (ROOT / top).rglob("*.py")]
-    text = "\n".join(path.read_text(encoding="utf-8") for path in files)
-    for name in declared:
-        assert re.search(rf"^\s*(import|from) {name}\b", text, re.MULTILINE), name
+def named(requirements):
+    """What distributions are imported as."""
+    names = {re.match(r"[\w-]+", text)[0] for text in requirements} - {robustkit.DISTRIBUTION}
+    return {{"pillow": "PIL", "scikit-learn": "sklearn"}.get(name, name) for name in names}
+
+
+def test_what_is_imported_is_declared_and_what_is_needed_is_imported():
     extras = PROJECT["optional-dependencies"]
+    declared = named(PROJECT["dependencies"])
+    optional = named(text for name in ("zoo", "data", "attacks", "plots", "all") for text in extras[name])
+    assert declared == set(endings.NEEDED)
+    imported = {
+        name.partition(".")[0]
+        for top in ("robustkit", "attacks", "defenses")
+        for path in (ROOT / top).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Import) or (isinstance(node, ast.ImportFrom) and not node.level)
+        for name in ([each.name for each in node.names] if isinstance(node, ast.Import) else [node.module])
+    }
+    assert declared <= imported
+    ours = {name for name in imported if name.startswith("robustkit")}
+    # What a library that is declared needs and gives.
+    theirs = {"urllib3": "requests", "eagerpy": "foolbox", "markupsafe": "jinja2", "huggingface_hub": "transformers"}
+    assert imported - set(sys.stdlib_module_names) - ours - set(theirs) <= declared | optional
+    assert set(theirs.values()) <= declared | optional
     assert all(f"{robustkit.DISTRIBUTION}[" in str(extras[name]) for name in ("test", "all"))
 
 
