@@ -109,8 +109,7 @@ def bare(place: Path, found: dict[str, dict[str, float]]) -> None:
     work.mkdir()
     environment = uncached(place)
     with measured("bare: the wheel, from git", found):
-        source = f"robustkit-bench @ git+file://{ROOT}"
-        pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", place / "dist", source]
+        pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", place / "dist", f"git+file://{ROOT}"]
         run(pip, env=environment, cwd=place)
     (wheel,) = (place / "dist").glob("*.whl")
     found["bare: the wheel, from git"]["megabytes"] = round(wheel.stat().st_size / 1e6, 1)
