@@ -5,12 +5,15 @@ BIN := .venv/bin
 .PHONY: eval test test-slow check bench gate gate-cifar10 baselines baselines-cifar10 zoo zoo-cifar10 docs clean
 
 eval: .venv/.installed
+	@echo "AutoAttack on digits-cnn-at, 355 images: about 25 s on one thread"
 	$(BIN)/robustkit eval --model digits-cnn-at --attack autoattack --eps 0.2 --threads 1
 
 test: .venv/.installed-test
+	@echo "The quick tests, one worker a core: at most 10 minutes on two idle cores"
 	$(BIN)/python -m pytest -n auto -m "not slow"
 
 test-slow: .venv/.installed-test
+	@echo "The slow tests: some take many minutes each, hours in all"
 	$(BIN)/python -m pytest -n auto -m slow
 
 check: .venv/.installed-test
@@ -74,12 +77,17 @@ docs: .venv/.installed .venv-docs/.installed
 	  { echo "robustkit needs Python 3.11 or newer; say which: make PYTHON=python3.12 …"; exit 1; }
 	$(PYTHON) -m venv .venv
 
+# Nothing is compiled beforehand: Python does that when it first imports a module, and most of torch never is.
+INSTALL = $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --editable
+
 .venv/.installed: pyproject.toml | .venv/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@echo "Setting up .venv: torch and twelve small packages, by far the most of it torch; needs 6 GB of disk with CUDA"
+	$(INSTALL) .
 	touch $@
 
 .venv/.installed-test: pyproject.toml | .venv/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@echo "Setting up .venv for the tests: also other libraries of models, data and attacks; a few minutes"
+	$(INSTALL) '.[test]'
 	touch $@ .venv/.installed
 
 clean:

@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+DISTRIBUTION = "robustkit-bench"  # "robustkit" on the index is another project; `robustkit_bench` looks for this line
 
 _LAZY = {
     "evaluate": "robustkit.evaluation",

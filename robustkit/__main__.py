@@ -1,5 +1,5 @@
 """`python -m robustkit`: the command line."""
 
-from robustkit.cli import main
+from robustkit_bench import main
 
-main(prog_name="robustkit")
+main()

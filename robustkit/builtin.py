@@ -15,22 +15,22 @@ PLUGIN = Plugin(
         "robustbench": Entry(
             "robustkit.models.sources.robustbench:Robustbench",
             "RobustBench's zoo of robust networks: NAME:dataset=cifar10,threat=Linf",
-            "robustkit[zoo]",
+            "robustkit-bench[zoo]",
         ),
         "timm": Entry(
             "robustkit.models.sources.timm_models:Timm",
             "timm's classifiers: NAME[.TAG]:pretrained=false,classes=10",
-            "robustkit[zoo]",
+            "robustkit-bench[zoo]",
         ),
         "torchvision": Entry(
             "robustkit.models.sources.torchvision_models:Torchvision",
             "torchvision's classifiers: NAME:weights=IMAGENET1K_V2",
-            "robustkit[zoo]",
+            "robustkit-bench[zoo]",
         ),
         "hf": Entry(
             "robustkit.models.sources.hf:HuggingFace",
             "image classifiers of transformers: ORG/NAME, or a folder: ./FOLDER",
-            "robustkit[zoo]",
+            "robustkit-bench[zoo]",
         ),
         "defended": Entry(
             "robustkit.models.sources.defended:Defended", "(MODEL):by=DEFENSE, any model behind inference-time defenses"
@@ -40,7 +40,7 @@ PLUGIN = Plugin(
         ),
     },
     datasets={
-        "digits": Entry("robustkit.datasets.digits:digits", "8×8 handwritten digits, embedded (scikit-learn's)"),
+        "digits": Entry("robustkit.datasets.digits:digits", "8×8 handwritten digits, embedded"),
         "scenes": Entry(
             "robustkit.datasets.scenes:Scenes", "synthetic: a shape (the class) before a background, 32×32"
         ),
@@ -54,12 +54,12 @@ PLUGIN = Plugin(
         "imagenet": Entry(
             "robustkit.datasets.imagenet:imagenet",
             "ImageNet validation, 224×224, from your folder: path=; subset=robustbench for its 5,000",
-            "robustkit[data]",
+            "robustkit-bench[data]",
         ),
         "tiny-imagenet": Entry(
             "robustkit.datasets.imagenet:tiny_imagenet",
             "Tiny ImageNet, 64×64, from your folder: path=",
-            "robustkit[data]",
+            "robustkit-bench[data]",
         ),
         "cifar10-c": Entry(
             "robustkit.datasets.corruption_archives:cifar10_c",
@@ -72,7 +72,7 @@ PLUGIN = Plugin(
         "imagenet-c": Entry(
             "robustkit.datasets.corruption_archives:imagenet_c",
             "ImageNet-C from your folder: path=, kind=, severity=",
-            "robustkit[data]",
+            "robustkit-bench[data]",
         ),
     },
     dataset_sources={
@@ -80,20 +80,20 @@ PLUGIN = Plugin(
         "folder": Entry(
             "robustkit.datasets.folder:Folder",
             "a folder with one folder of images a class: size=, classes=",
-            "robustkit[data]",
+            "robustkit-bench[data]",
         ),
         "hf": Entry(
             "robustkit.datasets.hf:HuggingFace",
             "hf/ORG/NAME of the Hugging Face hub, or hf/./folder: split=, image=, label=",
-            "robustkit[data]",
+            "robustkit-bench[data]",
         ),
         "samples": Entry(
-            "robustkit.datasets.samples:Samples", "20 real images, which come with foolbox", "robustkit[attacks]"
+            "robustkit.datasets.samples:Samples", "20 real images, which come with foolbox", "robustkit-bench[attacks]"
         ),
         "corrupted": Entry(
             "robustkit.datasets.corrupted:CorruptedSource",
             "any dataset, corrupted here: kind=gaussian-blur,severity=3",
-            "robustkit[data]",
+            "robustkit-bench[data]",
         ),
         "python": Entry("robustkit.datasets.python:Python", "package.module.callable of yours"),
     },

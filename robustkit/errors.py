@@ -35,6 +35,10 @@ class NotEstablishedError(RobustkitError):
     """The answer rests on samples that could not be decided (exit code 3)."""
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: handled wherever Ctrl-C is, and as that; only the exit code is another (143)."""
+
+
 class NoGradientError(RobustkitError):
     """A gradient was asked of a model through which none flows."""
 

@@ -4,12 +4,15 @@ import signal
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from tests import shapes
 
 torch.set_num_threads(1)  # `make test` runs one worker a core, which is faster than threads that wait for each other
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as nohup and `&` leave it, and commands would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")  # no test fails because another process holds a core
 shapes.install()  # before any of the packages is imported
 
 

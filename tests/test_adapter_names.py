@@ -68,7 +68,7 @@ def test_wrong_names_and_options_say_what_is_right():
 @pytest.mark.parametrize("spec", ["torchattacks/PGD", "foolbox/PGD", "pyautoattack/standard"])
 def test_a_missing_library_is_named_with_what_installs_it(spec, monkeypatch):
     monkeypatch.setitem(sys.modules, spec.split("/")[0], None)
-    with pytest.raises(UsageError, match=r"pip install 'robustkit\[attacks\]'"):
+    with pytest.raises(UsageError, match=r"pip install 'robustkit-bench\[attacks\]'"):
         make_attack(spec)
 
 

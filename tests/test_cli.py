@@ -160,23 +160,37 @@ def test_another_run_s_folder_is_refused_and_kept(inside):
     assert (Path("run") / "run.json").read_bytes() == before
 
 
-def test_ctrl_c_exits_130_and_keeps_what_was_done(tmp_path):
+@pytest.mark.parametrize(
+    ("number", "code", "words"), [(signal.SIGINT, 130, "interrupted; "), (signal.SIGTERM, 143, "ended by SIGTERM; ")]
+)
+def test_ctrl_c_and_sigterm_keep_what_was_done(tmp_path, number, code, words):
     arguments = ["eval", "--model", "digits-cnn-at", "--attack", "fgsm+(square:queries=100000)", "--out", "run"]
     process = subprocess.Popen(
         [sys.executable, "-m", "robustkit", *arguments], cwd=tmp_path, stderr=subprocess.PIPE, text=True
     )
     part = tmp_path / "run/journal/shard-00000-01.npz"
-    for _ in range(600):
-        if part.exists():
-            break
-        time.sleep(0.1)
+    while process.poll() is None and not part.exists():
+        time.sleep(0.05)
     time.sleep(0.3)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     try:
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate()
     finally:
         process.kill()
-    assert process.returncode == 130, err
-    assert "interrupted" in err
+    assert process.returncode == code, err
+    assert f"Error: {words}what was computed is kept in run; run the same command to continue" in err
     assert "Traceback" not in err
     assert part.exists()
+
+
+@pytest.mark.slow
+def test_ctrl_c_s_tests_run_where_sigint_is_ignored():
+    """As under nohup, in a shell's background and in some CI."""
+    root = str(Path(__file__).parent.parent)
+    files = (
+        "tests/test_cli.py tests/test_cli_certify.py tests/test_transfer_cli.py tests/test_study.py tests/test_cache.py"
+    )
+    tests = f"{sys.executable} -m pytest -q -p no:cacheprovider {files} -k 'ctrl_c_and or ctrl_c_exits or interrupted'"
+    done = subprocess.run(["sh", "-c", f"trap '' INT; exec {tests}"], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    assert "6 passed" in done.stdout

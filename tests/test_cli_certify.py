@@ -179,7 +179,7 @@ def test_interrupted_it_leaves_nothing_half_written(data, tmp_path):
         assert process.stderr is not None
         assert "image 0" in process.stderr.readline()
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate()
     assert process.returncode == 130
     assert "nothing is kept" in err
     assert out == ""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -183,3 +184,32 @@ def test_comparing_and_judging_stored_runs_takes_no_torch_and_no_two_seconds(tmp
         assert "n = 10000 paired samples" in done.stdout, done.stderr
         assert "HEAVY set()" in done.stdout
         assert float(done.stdout.split("SECONDS")[1]) < 2
+
+
+@pytest.mark.parametrize("width", [40, 60])
+def test_compare_and_show_fit_a_narrow_terminal_and_say_the_same(inside, width):
+    long = "(apgd:loss=dlr-targeted,steps=100,restarts=5)+(square:queries=5000)"
+    first, second = long.split("+")
+    stored("RRRBBWW", "a", model="a-network-with-quite-a-long-name", attack=long, attacks=[first, second])
+    stored("RBWRBRB", "b", model="a-network-with-quite-a-long-name", attack=long, attacks=[first, second])
+    for command in (["compare", "a", "b"], ["show", "a"], ["show", "attack", "apgd"], ["show", "recipe", "fusion"]):
+        wide, narrow, piped = (
+            inside.invoke(main, command, env={"COLUMNS": columns}).stdout for columns in ("400", str(width), None)
+        )
+        assert max(map(len, narrow.splitlines())) <= width
+        assert piped == wide
+        said, words = "".join(narrow.split()), "".join(wide.split())
+        assert said == words or command[0] == "compare", command
+        assert {number for number in re.findall(r"[\d.]+\.\d\d", wide) if number not in said} == set()
+    narrow = inside.invoke(main, ["compare", "a", "b"], env={"COLUMNS": str(width)}).stdout
+    assert "71.43 % before, 85.71 % after" in " ".join(narrow.split())
+    assert "2, label 2: ROBUST, then WRONG\n" in narrow
+    assert json.loads(inside.invoke(main, ["compare", "a", "b", "--json", "-"], env={"COLUMNS": "40"}).stdout)
+
+
+def test_a_sweep_is_compared_in_a_narrow_terminal():
+    run = str(Path(__file__).parent / "fixtures/sweep-1")
+    shown = CliRunner().invoke(main, ["compare", run, run], env={"COLUMNS": "40"})
+    assert shown.exit_code == 0, shown.output
+    assert max(map(len, shown.stdout.splitlines())) <= 40
+    assert shown.stdout.count("robust accuracy:") == 2

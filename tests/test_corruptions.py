@@ -152,7 +152,9 @@ def test_what_cannot_be_corrupted_is_refused():
 
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "kornia.filters", None)
-    with pytest.raises(UsageError, match=r"gaussian-blur needs 'kornia.filters'.*pip install 'robustkit\[data\]'"):
+    with pytest.raises(
+        UsageError, match=r"gaussian-blur needs 'kornia.filters'.*pip install 'robustkit-bench\[data\]'"
+    ):
         corrupt(torch.rand(3, 32, 32), "gaussian-blur", 1)
 
 

@@ -343,12 +343,12 @@ def test_a_missing_package_is_named(monkeypatch, tmp_path):
         with monkeypatch.context() as patch:
             patch.setitem(sys.modules, package, None)
             patch.delitem(sys.modules, "PIL.Image", raising=False)
-            with pytest.raises(UsageError, match=rf"pip install 'robustkit\[{extra}\]'"):
+            with pytest.raises(UsageError, match=rf"pip install 'robustkit-bench\[{extra}\]'"):
                 load_dataset(spec)
     monkeypatch.setattr("robustkit.datasets.samples.find_spec", lambda name: None)
     monkeypatch.setattr("robustkit.datasets.imagenet.find_spec", lambda name: None)
-    with pytest.raises(UsageError, match=r"pip install 'robustkit\[attacks\]'"):
+    with pytest.raises(UsageError, match=r"pip install 'robustkit-bench\[attacks\]'"):
         load_dataset("samples/cifar10")
     write(tmp_path / "val" / "n01440764" / "1.JPEG")
-    with pytest.raises(UsageError, match=r"1 of 1,000 class folders are there.*pip install 'robustkit\[zoo\]'"):
+    with pytest.raises(UsageError, match=r"1 of 1,000 class folders are there.*pip install 'robustkit-bench\[zoo\]'"):
         load_dataset("imagenet:path=.")

@@ -121,10 +121,10 @@ def test_eval_can_do_without(tmp_path, monkeypatch):
 
 def test_missing_extras_and_broken_plugins_are_named(monkeypatch):
     requires = ["torch>=2", "numpy; extra == 'zoo'", "no-such-thing>=1; extra == 'zoo'", "x; extra == 'test'",
-                "robustkit[zoo]; extra == 'all'"]  # fmt: skip
+                "robustkit-bench[zoo]; extra == 'all'"]  # fmt: skip
     monkeypatch.setattr(machine.metadata, "requires", lambda name: requires)
     assert machine.missing_extras() == {"zoo": ["no-such-thing"]}
-    assert machine.install("zoo") == "pip install 'robustkit[zoo]'"
+    assert machine.install("zoo") == "pip install 'robustkit-bench[zoo]'"
 
     def broken(kind):
         raise UsageError("plugin 'theirs' does not load: no module named x")
@@ -134,4 +134,4 @@ def test_missing_extras_and_broken_plugins_are_named(monkeypatch):
     run = CliRunner().invoke(main, ["doctor"])
     assert run.exit_code == 3
     assert "broken: plugin 'theirs'" in run.stdout
-    assert "pip install 'robustkit[zoo]'" in run.stdout
+    assert "pip install 'robustkit-bench[zoo]'" in run.stdout

@@ -1,7 +1,9 @@
 """How commands end: one line for any error, and no exit code that is not ours, whatever is thrown at them."""
 
 import ast
+import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +13,8 @@ import pytest
 from click.testing import CliRunner
 
 from robustkit import cli, plugins
-from robustkit.cli import evaluate, main, show
-from robustkit.errors import ExitCode, NoGradientError, RobustkitError
+from robustkit.cli import endings, evaluate, main, show
+from robustkit.errors import ExitCode, NoGradientError, RobustkitError, Terminated
 from robustkit.plugins import Entry, Plugin
 from tests.test_plugins import installed, point  # noqa: F401 (a fixture)
 
@@ -58,6 +60,7 @@ def raising(monkeypatch):
         (RobustkitError("the disk is gone"), 3, "Error: the disk is gone"),
         (NoGradientError("none flows"), 3, "Error: none flows"),
         (KeyboardInterrupt(), 130, "interrupted"),
+        (Terminated(), 143, "ended by SIGTERM; run the same command to continue"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
 )
@@ -69,6 +72,21 @@ def test_an_error_is_one_line_and_a_code_of_ours(raising, error, code, words):
     assert len(done.stderr.strip().splitlines()) == 1
     assert done.stdout == ""
     assert done.exit_code in set(ExitCode)
+
+
+def test_sigterm_is_raised_in_a_command_and_nowhere_else():
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        with endings.terminable(), pytest.raises(Terminated):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+        for own in (signal.SIG_IGN, lambda number, frame: None):  # what starts us may have its own way with it
+            signal.signal(signal.SIGTERM, own)
+            with endings.terminable():
+                assert signal.getsignal(signal.SIGTERM) == own
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_what_was_unexpected_can_be_reported(raising):
@@ -124,6 +142,12 @@ def test_a_model_that_leaves_passes_no_gate(tmp_path, monkeypatch):
     ("command", "code", "err"),
     [
         ("{robustkit} list attacks | true; exit ${{PIPESTATUS[0]}}", 0, ""),
+        (
+            "{robustkit} list models --source robustbench | head -1; exit ${{PIPESTATUS[0]}}",
+            0,
+            "",
+        ),  # over a pipe's room
+        ("PYTHONUNBUFFERED=1 {robustkit} list attacks | head -1; exit ${{PIPESTATUS[0]}}", 0, ""),
         ("{robustkit} list attacks >&-", 0, ""),
         ("{robustkit} list attacks >&- 2>&-", 0, ""),
         ("{robustkit} list attacks > /dev/full", 2, "Error: stdout: No space left on device\n"),

@@ -10,6 +10,7 @@ from robustkit_attacks.fgsm import FGSM
 from robustkit_attacks.pgd import PGD
 from torch import nn
 
+import robustkit
 from robustkit import UsageError, evaluate
 from tests import toys
 
@@ -389,3 +390,40 @@ def test_another_backward_pass_is_another_run(tmp_path):
         evaluate(Turned(), (x, y), "fgsm", eps=0.1, out=tmp_path / "run")
     hard = evaluate(toys.HardLabels(toys.Linear()), (x, y), "square:queries=2", eps=0.1, doctor=False)
     assert hard.job["gradient_signs"] == ""
+
+
+SEEDS = """
+import random
+import numpy as np, torch
+from torch import nn
+
+torch.manual_seed(1), np.random.seed(1), random.seed(1)
+
+
+def net():
+    random.random(), np.random.rand()
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+
+
+def images(): return np.random.rand(8, 1, 8, 8).astype(np.float32), np.arange(8)
+"""
+
+
+def test_what_comes_by_a_spec_leaves_the_caller_s_generators_as_they_were(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "seeding_on_import.py").write_text(SEEDS)
+
+    def state():
+        return torch.get_rng_state().tolist(), str(np.random.get_state()[1:]), random.getstate()
+
+    torch.manual_seed(5), np.random.seed(5), random.seed(5)
+    before = state()
+    model = "python/seeding_on_import.net"
+    robustkit.load_model(model)
+    robustkit.load_dataset("python/seeding_on_import.images")
+    assert state() == before
+    evaluate(model, "python/seeding_on_import.images", "fgsm", eps=0.1, doctor=False)
+    evaluate(f"ensemble/({model})+(digits-cnn)", "digits", "fgsm", eps=0.1, n=8, doctor=False)
+    assert state() == before
+    one, other = robustkit.load_model(f"ensemble/({model})+({model})")[0].members()
+    assert not torch.equal(one[1].weight, other[1].weight)  # members draw on, as they do without a spec

@@ -203,7 +203,9 @@ def test_a_missing_converter_is_named(programs, monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "onnx2torch", None)
-    with pytest.raises(UsageError, match=r"needs 'onnx2torch', which is not installed: pip install 'robustkit\[zoo\]'"):
+    with pytest.raises(
+        UsageError, match=r"needs 'onnx2torch', which is not installed: pip install 'robustkit-bench\[zoo\]'"
+    ):
         load_model(str(programs["net.onnx"]))
 
 

@@ -157,7 +157,7 @@ def test_without_transformers_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     monkeypatch.delitem(sys.modules, "robustkit.models.sources.hf", raising=False)
     with pytest.raises(
-        UsageError, match=r"needs 'transformers', which is not installed: pip install 'robustkit\[zoo\]'"
+        UsageError, match=r"needs 'transformers', which is not installed: pip install 'robustkit-bench\[zoo\]'"
     ):
         load_model("hf/microsoft/resnet-50")
 

@@ -85,8 +85,8 @@ def test_looking_at_the_table_imports_nothing_and_loading_imports_the_one_named(
     assert plugins.load("attacks", "good").__name__ == "Fraction"
     with pytest.raises(UsageError, match=r"needs 'no', which is not installed: pip install 'no'"):
         plugins.load("attacks", "bad")
-    installed(point("mine", Plugin(attacks={"far": Entry("no.such:Thing", "", "robustkit[zoo]")})))
-    with pytest.raises(UsageError, match=r"pip install 'robustkit\[zoo\]'"):
+    installed(point("mine", Plugin(attacks={"far": Entry("no.such:Thing", "", "robustkit-bench[zoo]")})))
+    with pytest.raises(UsageError, match=r"pip install 'robustkit-bench\[zoo\]'"):
         plugins.load("attacks", "far")
 
 

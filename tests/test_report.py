@@ -312,7 +312,7 @@ def test_without_jinja2_a_run_is_stored_without_a_page_and_asking_for_one_says_w
     assert set(files.of_run(records.random_record(20))) == {"report.md", "tables.tex", "tables.csv"}
     done = CliRunner().invoke(main, ["report", str(FIXTURES / "run-1"), "--out", str(tmp_path)])
     assert done.exit_code == 2
-    assert "pip install 'robustkit[plots]'" in done.output
+    assert "pip install 'robustkit-bench[plots]'" in done.output
 
 
 def test_eval_leaves_its_reports_in_the_run_s_folder_and_a_sweep_too(tmp_path, monkeypatch):

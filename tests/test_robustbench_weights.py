@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from torch import nn
 
 if not importlib.util.find_spec("robustbench"):  # importorskip would import it, which is what fails
-    pytest.skip("needs robustbench: pip install 'robustkit[zoo]'", allow_module_level=True)
+    pytest.skip("needs robustbench: pip install 'robustkit-bench[zoo]'", allow_module_level=True)
 
 from robustkit import evaluate, load_model
 from robustkit.cli import main

@@ -350,7 +350,7 @@ def test_a_list_of_models_imports_no_other_source(monkeypatch):
     monkeypatch.setattr(sources.plugins, "load", lambda kind, name: loaded.append(name) or real(kind, name))
     rows = dict(sources.listing())
     assert loaded == ["zoo"]
-    assert rows["timm/…"].endswith("(pip install 'robustkit[zoo]'; list models --source timm)")
+    assert rows["timm/…"].endswith("(pip install 'robustkit-bench[zoo]'; list models --source timm)")
     assert {"digits-cnn", "torchvision/…", "hf/…", "ensemble/…", "file/…"} <= set(rows)
 
 
@@ -369,7 +369,7 @@ def test_a_source_lists_its_names_without_making_a_model(monkeypatch):
 @pytest.mark.parametrize(("package", "module"), [("timm", "timm_models"), ("torchvision", "torchvision_models")])
 def test_a_missing_package_is_named(package, module, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
-    monkeypatch.delitem(sys.modules, f"robustkit.models.sources.{module}")
-    text = rf"needs '{package}', which is not installed: pip install 'robustkit\[zoo\]'"
+    monkeypatch.delitem(sys.modules, f"robustkit.models.sources.{module}", raising=False)
+    text = rf"needs '{package}', which is not installed: pip install 'robustkit-bench\[zoo\]'"
     with pytest.raises(UsageError, match=text):
         load_model(f"{package}/resnet18")

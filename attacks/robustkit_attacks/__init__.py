@@ -70,11 +70,17 @@ PLUGIN = Plugin(
     },
     attack_sources={
         "torchattacks": Entry(
-            "robustkit_attacks.foreign.torchattacks:TorchAttacks", "37 attacks of torchattacks", "robustkit[attacks]"
+            "robustkit_attacks.foreign.torchattacks:TorchAttacks",
+            "37 attacks of torchattacks",
+            "robustkit-bench[attacks]",
         ),
-        "foolbox": Entry("robustkit_attacks.foreign.foolbox:Foolbox", "57 attacks of foolbox", "robustkit[attacks]"),
+        "foolbox": Entry(
+            "robustkit_attacks.foreign.foolbox:Foolbox", "57 attacks of foolbox", "robustkit-bench[attacks]"
+        ),
         "pyautoattack": Entry(
-            "robustkit_attacks.foreign.pyautoattack:PyAutoAttacks", "AutoAttack by its authors", "robustkit[attacks]"
+            "robustkit_attacks.foreign.pyautoattack:PyAutoAttacks",
+            "AutoAttack by its authors",
+            "robustkit-bench[attacks]",
         ),
     },
 )

@@ -18,7 +18,7 @@ PLUGIN = Plugin(
         "probes": Entry(
             "robustkit_defenses.probes:Probes", "probes on a network's layers as its members (arXiv:2408.05446)"
         ),
-        "jpeg": Entry("robustkit_defenses.jpeg:Jpeg", "JPEG compression, BPDA inside", "robustkit[data]"),
+        "jpeg": Entry("robustkit_defenses.jpeg:Jpeg", "JPEG compression, BPDA inside", "robustkit-bench[data]"),
         "bit-depth": Entry("robustkit_defenses.bit_depth:BitDepth", "fewer levels a pixel, BPDA inside"),
         "median": Entry("robustkit_defenses.median:Median", "a median filter"),
         "gaussian-smoothing": Entry(

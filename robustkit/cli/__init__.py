@@ -54,7 +54,7 @@ class _Group(click.Group):
         )  # fmt: skip
         if not standalone_mode:
             return run()
-        with endings.lasting_output():
+        with endings.lasting_output(), endings.terminable():
             code = endings.code_of(run)
         sys.exit(code)
 

@@ -26,11 +26,12 @@ def compare(before: Path, after: Path, json_to: str | None) -> None:
     from robustkit.records.sweep import Sweep
     from robustkit.report import comparison as texts
 
-    one, other = sweep.read(before), sweep.read(after)
+    one, other, width = sweep.read(before), sweep.read(after), output.columns()
     if isinstance(one, Sweep) or isinstance(other, Sweep):
         rows = sweep.compare_sweeps(one, other)
         data = {"schema": SWEEP_COMPARISON, "table": [row.to_json() for row in rows]}
-        output.tell(data, texts.sweeps(rows), json_to)
+        output.tell(data, output.fitted(texts.sweeps(rows, width), width), json_to)
         return
     found = pair(one, other)
-    output.tell(found.to_json(), texts.comparison(found, one, other), json_to)
+    text = output.fitted(texts.comparison(found, one, other, width), width)
+    output.tell(found.to_json(), text, json_to)

@@ -53,7 +53,7 @@ def doctor(model: str | None, json_to: str | None, **asked: Any) -> None:
         _show(found, " behind ".join([model or "", *asked["defense"]]), diagnosis)
         if json_to:
             output.write_json(data, json_to)
-    if found.broken_plugins or (diagnosis and not diagnosis.healthy):
+    if found.broken_plugins or found.namesake or (diagnosis and not diagnosis.healthy):
         end(ExitCode.NOT_ESTABLISHED)
 
 
@@ -85,6 +85,7 @@ def _show(found: "Machine", model: str, diagnosis: "Diagnosis | None") -> None:
     ]
     rows += [("missing", f"{', '.join(names)}: {install(extra)}") for extra, names in found.missing.items()]
     rows += [("plugin", f"broken: {reason}") for reason in found.broken_plugins]
+    rows += [("package", found.namesake)] if found.namesake else []
     for name, text in rows:
         console.print(f"{name:<9} {text or 'none'}")
     if diagnosis is not None:

@@ -6,7 +6,9 @@ Python itself ends with 1 after an exception, which is what the gate's failure m
 import contextlib
 import io
 import os
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,12 +16,17 @@ from typing import Any, NoReturn, TextIO
 
 import click
 
-from robustkit import __version__
-from robustkit.errors import ExitCode, RobustkitError
+from robustkit import DISTRIBUTION, __version__
+from robustkit.errors import ExitCode, RobustkitError, Terminated
 
 DEBUG = "robustkit.debug"  # where `--debug` is kept in a context's meta
 _HERE = Path(__file__).parents[1]
 _PLUGINS = ("robustkit_attacks", "robustkit_defenses")
+# What the distribution needs, and itself: where one cannot be imported, the installation is broken, not the request.
+NEEDED = (
+    "torch", "numpy", "click", "rich", "pandas", "pyarrow", "safetensors", "jaxtyping", "platformdirs", "filelock",
+    "requests", "scipy",
+)  # fmt: skip
 
 
 def end(code: ExitCode) -> NoReturn:
@@ -48,22 +55,55 @@ def told(context: click.Context) -> Iterator[None]:
 
 def _said(error: BaseException) -> tuple[str, ExitCode]:
     """An error in words, and the code it ends a command with."""
+    if broken := _broken_installation(error):
+        return broken, ExitCode.UNEXPECTED
     if isinstance(error, click.UsageError):
         command = error.ctx.command_path if error.ctx else "robustkit"
         said = error.format_message().rstrip(".")
         return f"{said}{' See' if said.endswith('?') else '; see'} {command} --help", ExitCode.USAGE
     if isinstance(error, click.Abort):  # at a question
-        interrupted = isinstance(error.__context__, KeyboardInterrupt)
-        return ("interrupted", ExitCode.INTERRUPTED) if interrupted else ("no answer was given", ExitCode.USAGE)
+        cause = error.__context__
+        return _said(cause) if isinstance(cause, KeyboardInterrupt) else ("no answer was given", ExitCode.USAGE)
     if isinstance(error, RobustkitError):
         return str(error), error.exit_code
     if isinstance(error, click.ClickException):
         return error.format_message(), ExitCode.USAGE
+    if isinstance(error, Terminated):
+        return "ended by SIGTERM; run the same command to continue", ExitCode.TERMINATED
     if isinstance(error, KeyboardInterrupt):
         return "interrupted; run the same command to continue", ExitCode.INTERRUPTED
     if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
         return f"{error.filename or 'the file system'}: {error.strerror or error}", ExitCode.USAGE
     return unexpected(error), ExitCode.UNEXPECTED
+
+
+def _broken_installation(error: BaseException | None) -> str | None:
+    """Which package that robustkit needs is not there or does not import, if that is behind an error; in one line."""
+    while error is not None:
+        if lost := _not_imported(error):
+            name = type(error).__name__
+            return (
+                f"this installation is broken: {lost} cannot be imported ({name}: {error}); put it right with: "
+                f"pip install --force-reinstall {lost}"
+            )
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return None
+
+
+def _not_imported(error: BaseException) -> str | None:
+    if isinstance(error, ModuleNotFoundError) and error.name in NEEDED:
+        return error.name
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in ("robustkit", *_PLUGINS):
+        return DISTRIBUTION
+    # One that is there and fails is the first that runs after the import in a file of ours.
+    first, ours = None, False
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        module = frame.f_globals.get("__name__", "").partition(".")[0]
+        if module in ("robustkit", *_PLUGINS):
+            first, ours = None, True
+        elif first is None and ours and not module.startswith("importlib"):
+            first = module if frame.f_code.co_name == "<module>" else ""
+    return first if first in NEEDED else None
 
 
 def unexpected(error: BaseException) -> str:
@@ -108,14 +148,32 @@ def code_of(run: Callable[[], Any]) -> int:
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         return ExitCode.USAGE
-    except click.Abort:  # Ctrl-C before any command began
-        return ExitCode.INTERRUPTED
+    except click.Abort as error:  # before any command began
+        return _said(error)[1]
     except click.exceptions.Exit as ended:
         return ended.exit_code
     except BaseException as error:
         click.echo(f"Error: {' '.join(_said(error)[0].split())}", err=True)
         return _said(error)[1]
     return code if isinstance(code, int) else ExitCode.DONE
+
+
+@contextlib.contextmanager
+def terminable() -> Iterator[None]:
+    """Within it SIGTERM raises `Terminated` in the main thread, unless the process has its own way with it."""
+    here = threading.current_thread() is threading.main_thread()
+    if not here or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _terminate(number: int, frame: object) -> NoReturn:
+    raise Terminated
 
 
 @contextlib.contextmanager

@@ -2,37 +2,44 @@
 
 import contextlib
 import json
+import os
+import re
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from robustkit.errors import ExitCode, RobustkitError, UsageError
+from robustkit.errors import ExitCode, RobustkitError, Terminated, UsageError
 
 RUNS = Path("robustkit-runs")
+_NARROWEST = 20  # below that a terminal may break the lines itself
 
 
 class Interrupted(RobustkitError):
-    """Ctrl-C stopped a command; the text says what is kept."""
+    """Ctrl-C or SIGTERM stopped a command; the text says what is kept."""
 
-    exit_code = ExitCode.INTERRUPTED
+    def __init__(self, how: KeyboardInterrupt, kept: str) -> None:
+        ended = isinstance(how, Terminated)
+        super().__init__(f"{'ended by SIGTERM' if ended else 'interrupted'}; {kept}")
+        self.exit_code = ExitCode.TERMINATED if ended else ExitCode.INTERRUPTED
 
 
 @contextlib.contextmanager
 def interruptible(folders: Sequence[Path]) -> Iterator[None]:
-    """Say of Ctrl-C within it that the command continues when it is run again, from the first of `folders` there is.
+    """Say of Ctrl-C and SIGTERM within it that the command continues when it is run again, from which of `folders`.
 
     Raises:
         Interrupted: in place of KeyboardInterrupt.
     """
     try:
         yield
-    except KeyboardInterrupt:
-        kept = next((folder for folder in folders if folder.is_dir()), None)
-        text = f"what was computed is kept in {kept}; run the same command to continue" if kept else "nothing is kept"
-        raise Interrupted(f"interrupted; {text}") from None
+    except KeyboardInterrupt as how:
+        found = next((folder for folder in folders if folder.is_dir()), None)
+        kept = f"what was computed is kept in {found}; run the same command to continue" if found else "nothing is kept"
+        raise Interrupted(how, kept) from None
 
 
 @contextlib.contextmanager
@@ -63,6 +70,43 @@ def line(*, quiet: bool) -> Iterator[Callable[[str], None]]:
     finally:
         if not quiet:
             click.echo(clear, nl=False, err=True)
+
+
+def columns() -> int | None:
+    """How wide the terminal is that stdout goes to, or what COLUMNS says; None for a pipe or a file."""
+    if (given := os.environ.get("COLUMNS", "")).isdecimal() and int(given):
+        return int(given)
+    try:
+        return os.get_terminal_size(sys.stdout.fileno()).columns or None
+    except (OSError, ValueError):
+        return None
+
+
+def fitted(text: str, width: int | None) -> str:
+    """A text whose lines are at most so wide: broken between a table's cells, else between words, and then indented."""
+    if width is None:
+        return text
+    return "\n".join(piece for line in text.split("\n") for piece in _pieces(line, max(width, _NARROWEST)))
+
+
+def _pieces(line: str, width: int) -> list[str]:
+    if len(line) <= width:
+        return [line]
+    now = " " * min(len(line) - len(line.lstrip()), width // 4)
+    next_lines, done = now + "    ", []
+    for cell in re.split(r" {2,}", line.strip()):
+        gap = "  " if now.strip() else ""
+        if len(now + gap + cell) <= width:
+            now += gap + cell
+            continue
+        if gap:
+            done.append(now)
+            now = next_lines
+        *full, now = textwrap.wrap(
+            cell, width, initial_indent=now, subsequent_indent=next_lines, break_on_hyphens=False
+        )  # fmt: skip
+        done += full
+    return [*done, now]
 
 
 def as_json(data: Any) -> str:

@@ -24,13 +24,13 @@ def show(run: Path, name: str | None, as_json: bool) -> None:
     """  # noqa: D301
     if name is None:
         data, text = _stored(run)
-        click.echo(output.as_json(data) if as_json else text)
+        click.echo(output.as_json(data) if as_json else output.fitted(text, output.columns()))
         return
     kinds = {"attack": cards.attack, "defense": cards.defense, "recipe": cards.recipe}
     if str(run) not in kinds or as_json:
         words = f"{run} {name}" + " --json" * as_json
         raise UsageError(f"show takes a run's folder, attack NAME, defense NAME, or recipe NAME; not {words}")
-    click.echo(kinds[str(run)](name))
+    click.echo(output.fitted(kinds[str(run)](name), output.columns()))
 
 
 def _stored(folder: Path) -> tuple[Any, str]:

@@ -61,7 +61,7 @@ def corrupt(image: Image, kind: str, severity: int, *, seed: int = 0, index: int
         result = made.make(image.float().cpu(), strength, draws)
     except ModuleNotFoundError as error:
         raise UsageError(
-            f"{kind} needs {error.name!r}, which is not installed: pip install 'robustkit[data]'"
+            f"{kind} needs {error.name!r}, which is not installed: pip install 'robustkit-bench[data]'"
         ) from error
     return (result.clamp(0, 1) * 255).round() / 255
 

@@ -8,6 +8,7 @@ from robustkit.datasets.objects import as_dataset
 from robustkit.datasets.pair import Pair, check_images
 from robustkit.errors import UsageError
 from robustkit.models.sources.python import typed_arguments
+from robustkit.numerics import generators
 from robustkit.spec import parse, suggest
 
 __all__ = ["Pair", "check_images", "listing", "load_dataset", "resolve"]
@@ -30,11 +31,13 @@ def load_dataset(spec: str) -> Dataset:
         if parsed.source not in sources:
             raise UsageError(suggest(parsed.source, sources, "dataset source"))
         source: DatasetSource = plugins.load("dataset_sources", parsed.source)()
-        return source.make(parsed.name, parsed.options)
+        with generators.untouched():
+            return source.make(parsed.name, parsed.options)
     if parsed.name in sources:
         raise UsageError(f"{parsed.name!r} alone names no data; write {_form(parsed.name)}")
     factory = plugins.load("datasets", parsed.name)
-    dataset: Dataset = factory(**typed_arguments(factory, parsed.options, parsed.name))
+    with generators.untouched():
+        dataset: Dataset = factory(**typed_arguments(factory, parsed.options, parsed.name))
     return dataset
 
 

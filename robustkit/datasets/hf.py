@@ -103,7 +103,7 @@ def load(
     try:
         import datasets
     except ModuleNotFoundError as error:
-        raise UsageError("hf/… needs the package 'datasets': pip install 'robustkit[data]'") from error
+        raise UsageError("hf/… needs the package 'datasets': pip install 'robustkit-bench[data]'") from error
     need_pillow(f"hf/{name}")
     try:
         found = _on_disk(datasets, Path(name).expanduser(), split) if name[:1] in "./~" else None

@@ -125,7 +125,7 @@ def _robustbench_file(name: str, what: str) -> Path:
     files = [Path(root) / "helper_files" / name for root in (spec.submodule_search_locations or ())] if spec else []
     found = next((file for file in files if file.is_file()), None)
     if found is None:
-        raise UsageError(f"{what} needs the list in the package robustbench: pip install 'robustkit[zoo]'")
+        raise UsageError(f"{what} needs the list in the package robustbench: pip install 'robustkit-bench[zoo]'")
     return found
 
 

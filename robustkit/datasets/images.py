@@ -175,7 +175,7 @@ def need_pillow(what: str) -> None:
     try:
         import PIL.Image  # noqa: F401
     except ModuleNotFoundError as error:
-        raise UsageError(f"{what} needs Pillow, which is not installed: pip install 'robustkit[data]'") from error
+        raise UsageError(f"{what} needs Pillow, which is not installed: pip install 'robustkit-bench[data]'") from error
 
 
 def hidden(path: Path, root: Path) -> bool:

@@ -48,5 +48,5 @@ def _folder() -> Path:
     """The data folder of foolbox, which need not be imported."""
     spec = find_spec("foolbox")
     if spec is None or not spec.submodule_search_locations:
-        raise UsageError("samples/… are images of the package foolbox: pip install 'robustkit[attacks]'")
+        raise UsageError("samples/… are images of the package foolbox: pip install 'robustkit-bench[attacks]'")
     return Path(next(iter(spec.submodule_search_locations))) / "data"

@@ -7,25 +7,31 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any, get_args
 
-from robustkit import __version__, cache, plugins
+from robustkit import DISTRIBUTION, __version__, cache, plugins
 from robustkit.errors import UsageError
 
 _PACKAGES = (
     "torch", "torchvision", "numpy", "timm", "transformers", "robustbench", "torchattacks", "foolbox", "pyautoattack",
 )  # fmt: skip
 _REQUIREMENT = re.compile(r"\s*([A-Za-z0-9._-]+).*;.*extra\s*==\s*['\"]([^'\"]+)['\"]")
+NAMESAKE = "robustkit"
 _NOT_FOR_USERS = ("test", "docs", "all")
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What was found. `missing` maps an extra to its packages that are not installed."""
+    """What was found.
+
+    `missing` maps an extra to its packages that are not installed; `namesake` says that another project's distribution
+    is mixed with this one.
+    """
 
     devices: Sequence[str]
     versions: dict[str, str]
     missing: dict[str, list[str]]
     cache: str
     broken_plugins: Sequence[str]
+    namesake: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As JSON data."""
@@ -36,19 +42,20 @@ class Machine:
             "missing_extras": extras,
             "cache": self.cache,
             "broken_plugins": list(self.broken_plugins),
+            "namesake": self.namesake,
         }
 
 
 def install(extra: str) -> str:
     """The command that installs an extra."""
-    return f"pip install 'robustkit[{extra}]'"
+    return f"pip install '{DISTRIBUTION}[{extra}]'"
 
 
 def machine() -> Machine:
     """Look at this machine."""
     versions = {"robustkit": __version__, "python": platform.python_version()}
     versions |= {name: found for name in _PACKAGES if (found := _version(name))}
-    return Machine(devices(), versions, missing_extras(), str(cache.home()), broken_plugins())
+    return Machine(devices(), versions, missing_extras(), str(cache.home()), broken_plugins(), namesake())
 
 
 def devices() -> list[str]:
@@ -69,13 +76,28 @@ def devices() -> list[str]:
 def missing_extras() -> dict[str, list[str]]:
     """The packages of each of robustkit's extras that are not installed."""
     missing: dict[str, list[str]] = {}
-    for requirement in metadata.requires("robustkit") or []:
+    requires = (metadata.requires(DISTRIBUTION) if _version(DISTRIBUTION) else None) or []  # it may run from a checkout
+    for requirement in requires:
         match = _REQUIREMENT.match(requirement)
-        if match is None or match[2] in _NOT_FOR_USERS or match[1] == "robustkit":
+        if match is None or match[2] in _NOT_FOR_USERS or match[1] == DISTRIBUTION:
             continue
         if _version(match[1]) is None:
             missing.setdefault(match[2], []).append(match[1])
     return missing
+
+
+def namesake() -> str | None:
+    """What is wrong if the distribution `robustkit` of the package index, another project's, is installed too."""
+    try:
+        other = metadata.distribution(NAMESAKE)
+    except metadata.PackageNotFoundError:
+        return None
+    if any(point.group == plugins.GROUP for point in other.entry_points):
+        return None  # ours, from before it was called robustkit-bench
+    return (
+        f"{NAMESAKE} {other.version} is another project's, whose files stand in the same folder; pip uninstall "
+        f"{NAMESAKE}, and then pip install --force-reinstall --no-deps {DISTRIBUTION}"
+    )
 
 
 def broken_plugins() -> list[str]:

@@ -1,13 +1,16 @@
-"""The global random generators, seeded for a while and put back: for networks and libraries that draw from them."""
+"""The global random generators, kept or seeded for a while: for networks and libraries that draw from them."""
 
 import random
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 
 import numpy as np
 import torch
 
 from robustkit.numerics import devices
+
+_WITHIN: ContextVar[bool] = ContextVar("robustkit_generators_untouched", default=False)
 
 
 @contextmanager
@@ -17,6 +20,25 @@ def kept(device: torch.device) -> Iterator[None]:
         stack.callback(torch.set_rng_state, torch.get_rng_state())
         stack.callback(devices.generator(device))
         yield
+
+
+@contextmanager
+def untouched() -> Iterator[None]:
+    """Restore torch, numpy and random after, on the CPU and on CUDA where it is at work; nothing is seeded.
+
+    Within another nothing is restored: what one spec makes of several draws on, as it would without.
+    """
+    if _WITHIN.get():
+        yield
+        return
+    token, python_state, numpy_state = _WITHIN.set(True), random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []):  # type: ignore[no-untyped-call]
+            yield
+    finally:
+        _WITHIN.reset(token)
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
 
 
 @contextmanager

@@ -13,22 +13,22 @@ SHOWN = 40
 DOUBTED = "‡"  # as in a study's report
 
 
-def comparison(found: Comparison, before: RunRecord, after: RunRecord) -> str:
-    """What changed from one record to the other."""
+def comparison(found: Comparison, before: RunRecord, after: RunRecord, width: int | None = None) -> str:
+    """What changed from one record to the other; a table that is wider than `width` is told in words, row by row."""
     sides = (("before", before), ("after", after))
     lines = [f"{side:<6}  {heading(record)}" for side, record in sides]
-    lines += _numbers(found, doubted=any(record.warning for _, record in sides))
-    lines += _flips(found.flips)
+    doubted = any(record.warning for _, record in sides)
+    for table, told in (_numbers(found, doubted=doubted), _flips(found.flips)):
+        lines += table if width is None or max(map(len, table)) <= width else told
     lines += [f"note: not the same: {what}" for what in found.differs]
-    doubted = [(side, record.warning) for side, record in sides if record.warning]
-    lines += [f"{DOUBTED} {side}: robust accuracy {warning}" for side, warning in doubted]
+    lines += [f"{DOUBTED} {side}: robust accuracy {record.warning}" for side, record in sides if record.warning]
     lines += [f"note: {note}" for note in dict.fromkeys([*before.notes, *after.notes])]
     return "\n".join(lines)
 
 
-def sweeps(found: Sequence[Paired]) -> str:
+def sweeps(found: Sequence[Paired], width: int | None = None) -> str:
     """What changed at each eps that two sweeps share."""
-    parts = [f"eps {row.eps}\n{comparison(row.comparison, row.before, row.after)}" for row in found]
+    parts = [f"eps {row.eps}\n{comparison(row.comparison, row.before, row.after, width)}" for row in found]
     return "\n\n".join(parts)
 
 
@@ -58,7 +58,8 @@ def _asked(found: Verdict) -> list[str]:
     return lines
 
 
-def _numbers(found: Comparison, *, doubted: bool) -> list[str]:
+def _numbers(found: Comparison, *, doubted: bool) -> tuple[list[str], list[str]]:
+    """The accuracies as a table, and in words."""
     left = [f"{count} only {side}" for count, side in ((found.only_before, "before"), (found.only_after, "after"))
             if count]  # fmt: skip
     rows = [("clean accuracy", found.clean)]
@@ -66,20 +67,36 @@ def _numbers(found: Comparison, *, doubted: bool) -> list[str]:
     rows += [(f"robust accuracy {DOUBTED}" if doubted else "robust accuracy", found.robust)]
     width = max(len(name) for name, _ in rows)
     table = [f"{name:<{width}}  {_row(change)}" for name, change in rows]
+    size = f"n = {found.robust.n} paired samples" + (f" ({', '.join(left)})" if left else "")
     head = f"{'':<{width}}  {'before':>8}  {'after':>8}  {'difference, 95 % interval':<25}  worse  better  one-sided p"
-    return [f"n = {found.robust.n} paired samples" + (f" ({', '.join(left)})" if left else ""), head, *table]
+    told = [line for name, change in rows for line in (f"{name}:", f"    {_told(change)}")]
+    return [size, head, *table], [size, *told]
 
 
 def _row(change: Change) -> str:
-    interval = f"{100 * change.difference:+.2f} [{100 * change.low:+.2f}, {100 * change.high:+.2f}]"
     shares = f"{100 * float(change.before):>6.2f} %  {100 * float(change.after):>6.2f} %"
-    return f"{shares}  {interval:<25}  {len(change.worse):>5}  {len(change.better):>6}  {change.p:.3g}"
+    return f"{shares}  {_interval(change):<25}  {len(change.worse):>5}  {len(change.better):>6}  {change.p:.3g}"
 
 
-def _flips(flips: tuple[Flip, ...]) -> list[str]:
+def _told(change: Change) -> str:
+    shares = f"{100 * float(change.before):.2f} % before, {100 * float(change.after):.2f} % after"
+    flipped = f"{len(change.worse)} worse, {len(change.better)} better"
+    return f"{shares}, difference {_interval(change)}, {flipped}, one-sided p {change.p:.3g}"
+
+
+def _interval(change: Change) -> str:
+    return f"{100 * change.difference:+.2f} [{100 * change.low:+.2f}, {100 * change.high:+.2f}]"
+
+
+def _flips(flips: tuple[Flip, ...]) -> tuple[list[str], list[str]]:
+    """The samples that flipped as a table, and in words."""
     if not flips:
-        return ["no sample flipped"]
+        return ["no sample flipped"], ["no sample flipped"]
     flips = tuple(sorted(flips, key=lambda f: f.before != ROBUST))  # what got worse first
-    lines = ["flipped:  index  label  before  after   broken by"]
-    lines += [f"{f.index:>15}  {f.label:>5}  {f.before:<6}  {f.after:<6}  {f.broken_by}" for f in flips[:SHOWN]]
-    return lines + ([f"… and {len(flips) - SHOWN} more; --json - names them all"] if len(flips) > SHOWN else [])
+    table = [f"{f.index:>15}  {f.label:>5}  {f.before:<6}  {f.after:<6}  {f.broken_by}" for f in flips[:SHOWN]]
+    told = [
+        f"    {f.index}, label {f.label}: {f.before}, then {f.after}" + (f" by {f.broken_by}" if f.broken_by else "")
+        for f in flips[:SHOWN]
+    ]
+    more = [f"… and {len(flips) - SHOWN} more; --json - names them all"] if len(flips) > SHOWN else []
+    return ["flipped:  index  label  before  after   broken by", *table, *more], ["flipped, by index:", *told, *more]

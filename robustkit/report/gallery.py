@@ -68,7 +68,7 @@ def shown(record: RunRecord) -> list[Shown] | facts.LeftOut:
     if record.adversarial["adv"].ndim != 4 or record.adversarial["adv"].shape[1] not in (1, 3):
         return facts.LeftOut("the images are neither grey nor coloured")
     if importlib.util.find_spec("PIL") is None:
-        return facts.LeftOut("Pillow, which draws the images, was not installed: pip install 'robustkit[plots]'")
+        return facts.LeftOut("Pillow, which draws the images, was not installed: pip install 'robustkit-bench[plots]'")
     known = facts.decisions(record)
     decided = {} if isinstance(known, facts.LeftOut) else known
     place = {index: row for row, index in enumerate(record.samples["index"].tolist())}

@@ -93,7 +93,7 @@ def sweep_page(eps: Sequence[str], records: Sequence[RunRecord], folders: Sequen
 
 def _fill(name: str, page: Mapping[str, Any]) -> str:
     if not available():
-        raise UsageError("an HTML report needs 'jinja2', which is not installed: pip install 'robustkit[plots]'")
+        raise UsageError("an HTML report needs 'jinja2', which is not installed: pip install 'robustkit-bench[plots]'")
     style = _markup((TEMPLATES / "style.css").read_text(encoding="utf-8"))
     title = f"{page['model']} · robustkit"
     return str(_environment().get_template(name).render(page=page, title=title, style=style))

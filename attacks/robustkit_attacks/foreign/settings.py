@@ -44,7 +44,7 @@ class About(NamedTuple):
     budget: str = ""
 
 
-def library(module: str, what: str, install: str = "robustkit[attacks]") -> Any:
+def library(module: str, what: str, install: str = "robustkit-bench[attacks]") -> Any:
     """Import a library that `what` needs.
 
     Raises:

@@ -178,8 +178,13 @@ def _solve(layer: nn.Linear, z: Features, y: Labels, penalty: Tensor, steps: int
     scikit-learn's penalty is ½Σv² for all weights alike: v = weight·√penalty makes ours of it, a column at a time. Of
     two classes it fits the difference of their weights, whose penalty is half of theirs.
     """
-    from sklearn.linear_model import LogisticRegression  # slow to import
-
+    try:
+        from sklearn.linear_model import LogisticRegression  # slow to import
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            "fitting a fusion's head to its optimum needs scikit-learn, which is not installed: pip install "
+            "scikit-learn (the recipe fusion trains without)"
+        ) from error
     root, two = penalty.double().sqrt(), layer.out_features == 2
     solver = LogisticRegression(C=(2 if two else 1) / (2 * len(y)), solver="newton-cholesky", tol=1e-6, max_iter=steps)
     with warnings.catch_warnings():

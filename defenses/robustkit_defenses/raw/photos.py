@@ -46,13 +46,15 @@ def read(source: str) -> Photos:
     """
     path = Path(source).expanduser()
     if source == "sklearn":
-        from sklearn.datasets import load_sample_images
-
+        try:
+            from sklearn.datasets import load_sample_images
+        except ModuleNotFoundError as error:
+            raise UsageError("the source sklearn is the package: pip install scikit-learn") from error
         return _photos(source, load_sample_images().images)
     if source == "foolbox":
         spec = find_spec("foolbox")
         if spec is None or not spec.submodule_search_locations:
-            raise UsageError("the source foolbox is the package: pip install 'robustkit[attacks]'")
+            raise UsageError("the source foolbox is the package: pip install 'robustkit-bench[attacks]'")
         data = Path(next(iter(spec.submodule_search_locations))) / "data"
         return _photos("foolbox/imagenet", [_file(file) for file in sorted(data.glob("imagenet_*"))])
     if path.is_dir():

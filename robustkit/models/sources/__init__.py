@@ -11,6 +11,7 @@ from robustkit.models.sources import normalized
 from robustkit.models.sources.trust import trusted, trusting
 from robustkit.models.state import put_in_eval_mode
 from robustkit.models.turns import one_at_a_time
+from robustkit.numerics import generators
 from robustkit.spec import parse, suggest
 
 
@@ -39,7 +40,7 @@ def load_model(spec: str, *, trust: bool = False) -> tuple[nn.Module, ModelCard]
     source: ModelSource = plugins.load("sources", name)()
     shared = {key for key in normalized.OPTIONS if key not in getattr(source, "own_options", ())}
     own = {key: text for key, text in parsed.options.items() if key not in shared}
-    with trusting(trust or trusted()):
+    with trusting(trust or trusted()), generators.untouched():  # a network's first weights, a user's module that seeds
         module, card = source.load(parsed.name, own)
     return normalized.prepare(
         put_in_eval_mode(module), card, {k: text for k, text in parsed.options.items() if k in shared}

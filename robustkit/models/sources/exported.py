@@ -109,7 +109,7 @@ def _onnx(file: Path) -> Program:
         from onnx import version_converter
     except ModuleNotFoundError as error:
         raise UsageError(
-            f"an ONNX file needs {error.name!r}, which is not installed: pip install 'robustkit[zoo]'"
+            f"an ONNX file needs {error.name!r}, which is not installed: pip install 'robustkit-bench[zoo]'"
         ) from error
     model = onnx.load(file)
     fixed = {tensor.name for tensor in model.graph.initializer}

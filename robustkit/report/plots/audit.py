@@ -1,4 +1,4 @@
-"""The evidence of an audit as plots, from what a record stores. Needs matplotlib (robustkit[plots]), and no torch."""
+"""The evidence of an audit as plots, from what a record stores. Needs matplotlib, and no torch."""
 
 import importlib.util
 from functools import partial
@@ -20,7 +20,7 @@ def check_matplotlib() -> None:
         UsageError: if matplotlib is not installed.
     """
     if importlib.util.find_spec("matplotlib") is None:
-        raise UsageError("plots need matplotlib, which is not installed: pip install 'robustkit[plots]'")
+        raise UsageError("plots need matplotlib, which is not installed: pip install 'robustkit-bench[plots]'")
 
 
 def draw(audit: Audit, folder: Path) -> list[Path]:

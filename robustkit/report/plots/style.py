@@ -38,7 +38,7 @@ def check(path: Path) -> None:
     if not path.parent.is_dir():
         raise UsageError(f"{path}: there is no folder {path.parent}")
     if importlib.util.find_spec("matplotlib") is None:
-        raise UsageError("figures need 'matplotlib', which is not installed: pip install 'robustkit[plots]'")
+        raise UsageError("figures need 'matplotlib', which is not installed: pip install 'robustkit-bench[plots]'")
 
 
 @contextmanager

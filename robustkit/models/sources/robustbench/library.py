@@ -146,12 +146,12 @@ def _import() -> tuple[Any, Any]:
             return importlib.import_module("timm"), importlib.import_module("robustbench.model_zoo")
     except ModuleNotFoundError as error:
         raise UsageError(
-            f"the models of robustbench need {error.name!r}, which is not installed: pip install 'robustkit[zoo]'"
+            f"the models of robustbench need {error.name!r}, which is not installed: pip install 'robustkit-bench[zoo]'"
         ) from error
     except Exception as error:
         raise UsageError(
             f"the installed robustbench does not import ({type(error).__name__}: {error}); "
-            "it was built for timm 1.0.9: pip install 'robustkit[zoo]' 'timm==1.0.9'"
+            "it was built for timm 1.0.9: pip install 'robustkit-bench[zoo]' 'timm==1.0.9'"
         ) from error
 
 
