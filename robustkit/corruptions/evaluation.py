@@ -17,7 +17,7 @@ from robustkit.engine.voting import ask
 from robustkit.errors import UsageError
 from robustkit.locks import at_work
 from robustkit.models import defended
-from robustkit.models.opening import Model, Opened, load, open_model
+from robustkit.models.opening import Model, Opened, check_model, load, open_model
 from robustkit.models.oracle import Network
 from robustkit.models.outputs import check_labels
 from robustkit.models.turns import one_at_a_time
@@ -103,7 +103,9 @@ def evaluate_corruptions(
         UsageError: for anything that cannot be run as given.
     """
     check_counts(tile=tile, draws=draws)
-    base, defenses = datasets.resolve(data), defended.resolve(defense)
+    check_model(model, data, "corruptions")
+    defenses = defended.resolve(defense)
+    base = datasets.resolve(data)
     corrupted = base if isinstance(base, CorruptionSet) else _made_here(base, seed)
     todo = _cells(corrupted, kinds, severities)
     known = baseline if baseline is None or isinstance(baseline, CorruptionRecord) else _baseline(baseline)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustkit import spec
+from robustkit import plugins, spec
 from robustkit.api import ModelCard
 from robustkit.datasets.choice import Samples
 from robustkit.errors import NotEstablishedError, UsageError
@@ -21,6 +21,7 @@ from robustkit.models.outputs import check_labels
 from robustkit.models.picture import Picture
 from robustkit.models.sources.evaluating import evaluating
 from robustkit.models.state import State, check_usable, restore, snapshot
+from robustkit.spec import parse
 
 Model = str | nn.Module | Callable[[Tensor], Tensor]
 
@@ -120,6 +121,20 @@ class Opened:
             return True
 
 
+def check_model(model: Model, data: object, norm: str) -> None:
+    """Refuse what is no model by its kind or its name, before any data are read or fetched for it.
+
+    Raises:
+        UsageError: for an unknown source, name or option, a file or a callable that is not there.
+    """
+    if not isinstance(model, str):
+        as_module(model)
+        return
+    named = parse(plugins.spelled("datasets", data)) if isinstance(data, str) else None
+    with evaluating("" if named is None or named.source else named.name, norm):
+        sources.check(model)
+
+
 def load(
     model: Model, data: str, norm: str, *, outputs: str = "logits", trust: bool = False, device: str = "auto"
 ) -> Loaded:
@@ -142,6 +157,7 @@ def load(
         module = as_module(model)
         check_usable(module)
         return Loaded(model_name(module), module, None, choose_device(device, module, named=False), outputs)
+    model = plugins.spelled("sources", model)
     with evaluating(data, norm), torch.inference_mode(False):
         module, card = sources.load_model(model, trust=trust)
     check_usable(module)

@@ -127,6 +127,7 @@ def prepare(request: Request) -> Prepared:
         UsageError: for anything that cannot be trained: names, options, data, classes or shapes that do not fit.
     """
     recipe, text = trained.recipe(request.recipe), trained.recipe_text(request.recipe)
+    untrained.check_trainable(request.arch)
     data_spec, test_spec = splits(request.data, request.test)
     device = choose_device(request.device, torch.nn.Module(), named=True)
     source = load_dataset(data_spec)
