@@ -194,9 +194,7 @@ def open_model(
             seed=seed, device=loaded.device, input_shape=loaded.card.input_shape if loaded.card else (),
         )  # fmt: skip
         check_labels(samples.labels, subject.facts.classes)
-        if loaded.card and loaded.card.caution:
-            caution = {"kind": "weights", "message": loaded.card.caution}
-            subject = replace(subject, flags=(*subject.flags, caution))
+        subject = replace(subject, flags=(*subject.flags, *card_flags(loaded.card)))
         _ = subject.noisy_logits  # now, before any attack could change them
         picture = Picture(module, picture)
         stack.callback(picture.restore)
@@ -204,6 +202,18 @@ def open_model(
             loaded.name, loaded.card, module, tuple(defenses), samples, subject, snapshot(module), picture,
             loaded.outputs,
         )  # fmt: skip
+
+
+def card_flags(card: ModelCard | None) -> list[Mapping[str, str]]:
+    """What a source knows of a model that whoever reads a number of it must: how it was loaded, and its notes.
+
+    Of a bundled network the notes are its figures, which a listing has.
+    """
+    if card is None:
+        return []
+    notes = card.notes if card.source != "zoo" else ""
+    said = (("weights", card.caution), ("card", f"its card says: {notes}" if notes else ""))
+    return [{"kind": kind, "message": message} for kind, message in said if message]
 
 
 def model_name(module: nn.Module) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from robustkit.errors import NotEstablishedError, UsageError
-from robustkit.records import consistency, schema, seal
+from robustkit.records import consistency, places, schema, seal
 from robustkit.records.files import dumps, read_json, write_text
 from robustkit.records.findings import INVALID, stored
 from robustkit.records.folder import load_run
@@ -151,8 +151,6 @@ def read(path: Path) -> RunRecord:
     """
     if path.is_dir():
         return load_run(path)
-    if not path.exists():
-        raise UsageError(f"there is no {path}; give a run's folder or a baseline file")
-    if path.name == "run.json":
-        raise UsageError(f"{path} is only a part of a run; give its folder {path.parent}")
+    if not path.is_file() or places.is_part(path):
+        raise places.refuse(path, "run")
     return load(path)

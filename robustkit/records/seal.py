@@ -15,6 +15,7 @@ from robustkit.spec import digest
 DIGEST, FILES = "digest", "files"
 UNSEALED = "from before records had digests, so that nobody can tell whether it is as it was written"
 AGAIN = "take it from a copy, or make it again"
+REBUILD = "run its command again, which makes it anew from the journal there (with --fresh all is computed again)"
 
 
 def sealed(data: Mapping[str, Any]) -> dict[str, Any]:

@@ -97,7 +97,7 @@ def flags(bench: Bench) -> list[dict[str, Any]]:
             found.append({"kind": "randomised", "model": name, "message": f"{name} {noisy}"})
     for name, model in bench.models.items():
         found += [{**flag, "model": name, "message": f"{name}: {flag['message']}"} for flag in model.subject.flags
-                  if flag["kind"] == "image-size"]  # fmt: skip
+                  if flag["kind"] in ("image-size", "weights", "card")]  # fmt: skip
     if left_out := bench.samples.left_out:
         n = len(bench.samples)
         text = f"{left_out} samples already of the target class {bench.target} are left out; n = {n} are evaluated"
