@@ -147,8 +147,9 @@ def load(kind: Kind, name: str) -> Any:
     """
     names = table(kind)
     if name not in names:
+        joined = f"; several are joined by +: {name.replace(',', '+')}" if "," in name else ""
         also = "".join(f"; {text}" for text in broken())
-        raise UsageError(suggest(name, names, singular(kind)) + also)
+        raise UsageError(suggest(name, names, singular(kind)) + joined + also)
     entry, plugin, rival = names[name]
     if rival:
         raise UsageError(f"two plugins give the {singular(kind)} {name!r}: {plugin} and {rival}; uninstall one")

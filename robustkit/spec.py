@@ -76,6 +76,11 @@ def is_path(text: str) -> bool:
     return text[:1] in (".", "/", "~") or (text[:1].isalpha() and text[1:3] in (":/", ":\\"))
 
 
+def looks_like_file(text: str) -> bool:
+    """Whether a name without a path before it ends as files of networks and data do."""
+    return text.endswith((".npz", ".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".onnx", ".pt2", ".jit"))
+
+
 def parse(text: str) -> Spec:
     """Parse one spec.
 
@@ -145,7 +150,7 @@ def _options(text: str, tail: list[str]) -> dict[str, str]:
     for item in split(tail[0], ",") if tail and tail[0] else []:
         key, equals, value = item.partition("=")
         if not equals or not key.strip():
-            code = f", or of code of yours: python/{text.replace(':', '.')}" if item.isidentifier() else ""
+            code = f" (a callable of yours is python/{text.replace(':', '.')})" if item.isidentifier() else ""
             raise UsageError(f"{item!r} in {text!r} is no option; write key=value{code}")
         if key.strip() in options:
             raise UsageError(f"option {key.strip()!r} is given twice in {text!r}")

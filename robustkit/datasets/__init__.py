@@ -8,7 +8,7 @@ from robustkit.datasets.objects import as_dataset
 from robustkit.datasets.pair import Pair, check_images
 from robustkit.errors import UsageError
 from robustkit.models.sources.python import typed_arguments
-from robustkit.spec import parse, suggest
+from robustkit.spec import looks_like_file, parse, suggest
 
 __all__ = ["Pair", "check_images", "listing", "load_dataset", "resolve"]
 
@@ -26,6 +26,8 @@ def load_dataset(spec: str) -> Dataset:
         raise UsageError(f"{head!r} is no dataset's name; to read the file, write ./{head}")
     if parsed.source not in sources and Path(head).is_dir():
         raise UsageError(f"{head!r} is no dataset's name; to read a folder of class folders, write folder/{head}")
+    if parsed.source not in sources and looks_like_file(head):
+        raise UsageError(f"there is no file {head}; a file of images is written ./{head}")
     if parsed.source:
         if parsed.source not in sources:
             raise UsageError(suggest(parsed.source, sources, "dataset source"))

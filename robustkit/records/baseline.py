@@ -6,6 +6,7 @@ Distances and margins are left out, and so is an attack's violation on a sample 
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -83,6 +84,12 @@ def load_entry(path: Path) -> tuple[RunRecord, str]:
     Raises:
         UsageError: as `load`.
     """
+    if path.is_dir() or places.is_part(path):
+        folder = path if path.is_dir() else path.parent
+        raise UsageError(
+            f"{path} is no baseline; make one of a run: robustkit gate --baseline FILE.json --update --run "
+            f"{quote(str(folder))}"
+        )
     data = read_json(path, ("job", "environment", "seconds", "flags", "columns", "samples"), schema.BASELINE)
     with consistency.readable(path):
         return _record(data, path), str(data.get("entry", ""))

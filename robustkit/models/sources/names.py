@@ -6,9 +6,10 @@ from pathlib import Path
 from robustkit import plugins
 from robustkit.api import CardSource, ModelSource
 from robustkit.errors import UsageError
+from robustkit.models import defended
 from robustkit.models.sources import normalized
 from robustkit.models.sources.evaluating import UndecidedNameError, evaluation
-from robustkit.spec import Spec, listed, parse, suggest, unwrap
+from robustkit.spec import Spec, listed, looks_like_file, parse, suggest, unwrap
 
 
 def named(text: str) -> tuple[Spec, ModelSource]:
@@ -26,6 +27,8 @@ def named(text: str) -> tuple[Spec, ModelSource]:
             raise UsageError(f"{head!r} is no model's name; to load the file, write ./{head}:arch=…")
         if Path(head).is_dir():
             raise UsageError(f"{head!r} is no model's name; to load what is in the folder, write ./{head}")
+        if looks_like_file(head):
+            raise UsageError(f"there is no file {head}; a file of weights is written ./{head}:arch=…")
         if not parsed.source and parsed.name in sources:
             raise UsageError(f"{head!r} is a source of models; write {head}/NAME, see: robustkit list models")
     if name not in sources:
@@ -42,11 +45,11 @@ def check(text: str, *, files: bool = True) -> None:
     parsed, source = named(text)
     own = own_options(parsed.options)
     if parsed.source == "ensemble":
-        for member in listed(parsed.name):
+        for member in members_of(parsed.name):
             check(member, files=files)
     elif parsed.source == "defended":
         check(unwrap(parsed.name), files=files)
-        _check_defense(own.get("by", ""))
+        defenses_of(parsed.name, own.get("by", ""))
     elif isinstance(source, CardSource) and (files or parsed.source not in ("file", "python")):
         try:
             source.card(parsed.name, own)
@@ -60,7 +63,24 @@ def own_options(options: Mapping[str, str]) -> dict[str, str]:
     return {key: text for key, text in options.items() if key not in normalized.OPTIONS}
 
 
-def _check_defense(text: str) -> None:
-    from robustkit.models import defended  # which needs the sources
+def members_of(name: str) -> list[str]:
+    """The specs of an ensemble's members, at least two.
 
-    defended.resolve(text)
+    Raises:
+        UsageError: for fewer.
+    """
+    specs = listed(name)
+    if len(specs) < 2 or not all(specs):
+        raise UsageError(f"ensemble/{name} needs two models or more: ensemble/(A)+(B):mean=logits|probs|vote")
+    return specs
+
+
+def defenses_of(name: str, by: str) -> list[defended.Named]:
+    """The defenses that a `defended/` spec names.
+
+    Raises:
+        UsageError: for none, or an unknown one.
+    """
+    if not by:
+        raise UsageError(f"defended/{name} names no defense: defended/(MODEL):by=jpeg; see list defenses")
+    return defended.resolve(by)
