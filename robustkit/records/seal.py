@@ -49,7 +49,7 @@ def check_file(path: Path, expected: str, what_to_do: str = AGAIN) -> None:
     try:
         found = sha256_of(path)
     except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise UsageError(f"{path} cannot be read: {error.strerror or error}; {what_to_do}") from error
     if found != expected:
         raise UsageError(f"{path} is not as it was written: its sha256 is another; {what_to_do}")
 
