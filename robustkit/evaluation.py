@@ -17,7 +17,7 @@ from robustkit.engine.plan import Named, check_attack, parse_target
 from robustkit.engine.request import Execution, Request, check_counts, threat_of
 from robustkit.errors import UsageError
 from robustkit.models import defended
-from robustkit.models.opening import Model, Opened, load, open_model
+from robustkit.models.opening import Model, Opened, check_model, load, open_model
 from robustkit.models.turns import one_at_a_time
 from robustkit.records.run import RunRecord
 from robustkit.report import files
@@ -77,12 +77,13 @@ def evaluate(
         raise UsageError(f"quantize={quantize!r}; there is: 8bit")
     check_counts(tile=tile, draws=draws)
     execution = Execution(batch_size, shard_size, out, fresh, save_adversarial, on_event or (lambda event: None))
+    check_model(model, data, norm)
+    check_attack(attack)
+    defenses = defended.resolve(defense)
     dataset = datasets.resolve(data)
     wanted = parse_target(target, dataset.classes or None)
-    check_attack(attack)
     if audit:
         check_audit(norm, wanted)
-    defenses = defended.resolve(defense)
     request = Request(
         attack, threat, data if isinstance(data, str) else dataset.name, eps if isinstance(eps, str) else "", wanted,
         seed, quantize or "", draws, carry,

@@ -1,7 +1,7 @@
-"""The one grammar for everything named on a command line or in a file, and the identity of a job.
+r"""The one grammar for everything named on a command line or in a file, and the identity of a job.
 
     [source/]name[:key=value[,key=value…]]        pgd:steps=40,restarts=5
-    what begins with . / or ~ is a file           ./net.safetensors:arch=timm/resnet18
+    what begins with . / ~ or C:\ is a file        ./net.safetensors:arch=timm/resnet18
     parentheses nest a spec inside a value        ensemble/(timm/a)+(file/b.pt):mean=probs
     + makes a list
 
@@ -66,9 +66,19 @@ class Spec:
     options: Mapping[str, str]
 
     def __str__(self) -> str:
-        plain = not self.source or (self.source == "file" and self.name[:1] in (".", "/", "~"))
+        plain = not self.source or (self.source == "file" and is_path(self.name))
         head = self.name if plain else f"{self.source}/{self.name}"
         return head + _options_text(self.options)
+
+
+def is_path(text: str) -> bool:
+    """Whether a text is a path by how it begins: with . / or ~, or a drive's letter as on Windows."""
+    return text[:1] in (".", "/", "~") or (text[:1].isalpha() and text[1:3] in (":/", ":\\"))
+
+
+def looks_like_file(text: str) -> bool:
+    """Whether a name without a path before it ends as files of networks and data do."""
+    return text.endswith((".npz", ".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".onnx", ".pt2", ".jit"))
 
 
 def parse(text: str) -> Spec:
@@ -81,7 +91,7 @@ def parse(text: str) -> Spec:
     head, *tail = split(text, ":")
     if head.startswith("python/") and tail and "=" not in tail[0] and tail[0].strip():
         head = f"{head}.{tail.pop(0)}"  # module:name, as entry points are written
-    if text[:1] in (".", "/", "~"):
+    if is_path(text):
         # A file's path may hold colons of its own: options start at the last ':' that has a '=' behind it.
         while len(tail) > 1 or (tail and "=" not in tail[0]):
             head = f"{head}:{tail.pop(0)}"
@@ -97,7 +107,7 @@ def parse(text: str) -> Spec:
 
 
 def split(text: str, separator: str) -> list[str]:
-    """Split at separators outside parentheses.
+    r"""Split at separators outside parentheses; the ':' behind a drive's letter (`C:\nets`) is none.
 
     Raises:
         UsageError: for unbalanced parentheses.
@@ -110,7 +120,7 @@ def split(text: str, separator: str) -> list[str]:
             depth.pop()
         elif char in ")]":
             raise UsageError(f"{text!r} closes {char!r} at position {i} without opening it")
-        elif char == separator and not depth:
+        elif char == separator and not depth and not (char == ":" and text[i + 1 : i + 2] in ("/", "\\")):
             parts.append(text[start:i])
             start = i + 1
     if depth:
@@ -140,7 +150,8 @@ def _options(text: str, tail: list[str]) -> dict[str, str]:
     for item in split(tail[0], ",") if tail and tail[0] else []:
         key, equals, value = item.partition("=")
         if not equals or not key.strip():
-            raise UsageError(f"{item!r} in {text!r} is no option; write key=value")
+            code = f" (a callable of yours is python/{text.replace(':', '.')})" if item.isidentifier() else ""
+            raise UsageError(f"{item!r} in {text!r} is no option; write key=value{code}")
         if key.strip() in options:
             raise UsageError(f"option {key.strip()!r} is given twice in {text!r}")
         options[key.strip()] = unwrap(value.strip())
@@ -231,6 +242,10 @@ def build(factory: Callable[..., Any], options: Mapping[str, str], what: str) ->
     """
     preset = None if isinstance(factory, type) else factory()
     settings_type: Any = factory if preset is None else type(preset)
+    if not dataclasses.is_dataclass(settings_type):
+        raise UsageError(
+            f"{what} is no dataclass of settings ({settings_type.__name__}); write @dataclass(frozen=True)"
+        )
     fields = {f.name: f for f in dataclasses.fields(settings_type) if f.init}
     hints = typing.get_type_hints(settings_type)
     values = {}

@@ -122,10 +122,10 @@ def test_a_broken_plugin_is_named_and_a_usage_error(installed, tmp_path, monkeyp
         assert words in done.stderr
     for wrong in (Plugin(attacks={"a": "falls_over:A"}), Plugin(attacks=["a"])):
         installed(point("mine", wrong))
-        done = CliRunner().invoke(main, ["list", "attacks"])
+        done = CliRunner().invoke(main, ["show", "attack", "a"])
         assert done.exit_code == 2
         assert "plugin 'mine' (mine:PLUGIN): its attacks must map names to plugins.Entry" in done.stderr
-    plugins.table.cache_clear()
+    plugins.clear()
 
 
 def test_a_model_that_leaves_passes_no_gate(tmp_path, monkeypatch):

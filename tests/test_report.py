@@ -65,7 +65,7 @@ def test_a_sweep_with_ugly_names_shows_them_as_names():
 def test_a_markdown_cell_has_no_live_markup(text):
     shown = cell(text)
     assert "\n" not in shown
-    bare = re.sub(r"\\[\\|`*\[\]_]", "", shown)  # what is escaped is text
+    bare = re.sub(r"\\[\\|`*~$\[\]_]", "", shown)  # what is escaped is text
     assert not re.search(r"[|`*\[\]<>]", bare)
 
 

@@ -24,7 +24,7 @@ from robustkit.engine.request import Execution, Request, check_counts, threat_of
 from robustkit.errors import UsageError
 from robustkit.models import capabilities, defended, standins
 from robustkit.models.examination import Subject
-from robustkit.models.opening import Model, Opened, load, open_model
+from robustkit.models.opening import Model, Opened, check_model, load, open_model
 from robustkit.models.turns import one_at_a_time
 from robustkit.models.views import Views
 from robustkit.numerics import norms
@@ -98,8 +98,9 @@ def audit(
     question = Question(threat_of(norm, eps), seed, draws)
     check_norm(norm)
     check_counts(draws=draws)
-    dataset = datasets.resolve(data)
+    check_model(model, data, norm)
     defenses = defended.resolve(defense)
+    dataset = datasets.resolve(data)
     loaded = load(model, dataset.name, norm, outputs=outputs, trust=trust, device=device)
     if n is None and indices is None:
         n = min(Settings().n, len(dataset))

@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from shlex import quote
 
 from robustkit.cache import checks, pins, transfer
 from robustkit.errors import UsageError
@@ -135,7 +136,7 @@ def _accept(remote: Remote, content: Path, file: Path) -> str:
     pin = pins.read(home()).get(remote.place)
     if pin and not remote.sha256 and sha256 != pin.sha256:
         kind = remote.place.partition("/")[0]
-        command = f"robustkit {'data' if kind == 'datasets' else 'models'} rm --forget '{remote.place}'"
+        command = f"robustkit {'data' if kind == 'datasets' else 'models'} rm --forget {quote(remote.place)}"
         return (
             f"has the sha256 {sha256}, not {pin.sha256} as on {pin.pinned} when it was pinned; "
             f"if it was changed on purpose: {command}"

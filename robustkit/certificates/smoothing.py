@@ -23,7 +23,7 @@ from robustkit.engine.request import check_counts
 from robustkit.errors import UsageError
 from robustkit.locks import at_work
 from robustkit.models import defended
-from robustkit.models.opening import Model, load, open_model
+from robustkit.models.opening import Model, check_model, load, open_model
 from robustkit.models.oracle import Network
 from robustkit.models.turns import one_at_a_time
 from robustkit.numerics.streams import SampleDraws, key_of
@@ -157,7 +157,9 @@ def evaluate_certificate(
     check_settings(sigma, first, draws, alpha)
     check_counts(tile=tile)
     asked, told = _Smoothing(sigma, first, draws, alpha, seed), parse_radii(radii, sigma, draws, alpha)
-    dataset, defenses = datasets.resolve(data), defended.resolve(defense)
+    check_model(model, data, "l2")
+    defenses = defended.resolve(defense)
+    dataset = datasets.resolve(data)
     loaded = load(model, dataset.name, "l2", outputs=outputs, trust=trust, device=device)
     samples = choose_samples(dataset, n, indices)
     opening = open_model(loaded, samples, defenses=defenses, tile=tile, seed=seed)

@@ -1,5 +1,6 @@
 """The commands on the cache: `robustkit data …` and `robustkit models …`, which are the same for both kinds of file."""
 
+from shlex import quote
 from typing import TYPE_CHECKING
 
 import click
@@ -142,7 +143,7 @@ def _verify(name: str, kind: "Kind", pattern: str) -> None:
     for item in pinned:
         if problem := shelf.verify(item):
             wrong += 1
-            click.echo(f"{item.place}: {problem}; remove it to fetch it again: robustkit {name} rm '{item.place}'")
+            click.echo(f"{item.place}: {problem}; remove it to fetch it again: robustkit {name} rm {quote(item.place)}")
     others = f", {len(found) - len(pinned)} not pinned" if len(found) > len(pinned) else ""
     click.echo(f"{len(pinned)} read in full: {len(pinned) - wrong} as pinned, {wrong} not{others}")
     if wrong:

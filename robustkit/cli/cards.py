@@ -18,7 +18,7 @@ def attacks(only: str = "") -> list[tuple[str, str]]:
         UsageError: for an unknown source.
     """
     if only:
-        source = plugins.load("attack_sources", only)()
+        source = plugins.source("attack_sources", only)
         return [(f"{only}/{name}", "") for name in source.names()]
     native = [(name, found.entry.summary) for name, found in plugins.table("attacks").items()]
     return native + [
@@ -39,7 +39,7 @@ def attack(text: str) -> str:
     if parsed.source == "python":
         raise UsageError(f"{text} is yours; there are cards of what `robustkit list attacks` names")
     if parsed.source:
-        card: str = plugins.load("attack_sources", parsed.source)().card(parsed.name)
+        card: str = plugins.source("attack_sources", parsed.source).card(parsed.name)
         return card
     factory = plugins.load("attacks", parsed.name)
     made = factory()

@@ -72,7 +72,7 @@ def attacks(incomplete: str) -> list[str]:
     """The attacks that begin so; those of a source once its name is typed. Imports no library."""
     source, slash, _ = incomplete.partition("/")
     if slash and source in plugins.table("attack_sources"):
-        names = [f"{source}/{name}" for name in plugins.load("attack_sources", source)().names()]
+        names = [f"{source}/{name}" for name in plugins.source("attack_sources", source).names()]
     else:
         names = [*plugins.table("attacks"), *(f"{name}/" for name in plugins.table("attack_sources"))]
     return [name for name in names if name.startswith(incomplete)]

@@ -44,7 +44,7 @@ def doctor(model: str | None, json_to: str | None, **asked: Any) -> None:
 
     with output.computing():
         found = machine()
-        diagnosis = _diagnosis(model, **asked) if model and not found.broken_plugins else None
+        diagnosis = _diagnosis(model, **asked) if model else None
     data = {"machine": found.to_json(), "model": model, "defense": list(asked["defense"]),
             "diagnosis": diagnosis.to_json() if diagnosis else None}  # fmt: skip
     if json_to == "-":
@@ -63,9 +63,11 @@ def _diagnosis(
     from robustkit import datasets
     from robustkit.doctor import diagnose, spread
     from robustkit.models import defended
-    from robustkit.models.opening import load
+    from robustkit.models.opening import check_model, load
 
-    data, defenses = datasets.resolve(options.dataset_of(model, dataset)), defended.resolve(defense)
+    named, defenses = options.dataset_of(model, dataset), defended.resolve(defense)
+    check_model(model, named, norm)
+    data = datasets.resolve(named)
     loaded = load(model, data.name, norm, **asked)
     x, y = data.batch(spread(len(data), n))
     module, behind = defended.protect(loaded.module, defenses), bool(defenses) or "defended/" in model

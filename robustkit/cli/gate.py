@@ -56,7 +56,17 @@ def gate(
     if run is not None:
         record = baseline.read(run)
     else:
-        record = evaluate.measure({**_as_baseline(asked, given, before, budget, allowed), "out": out})
+        from robustkit.datasets.choice import MissingSampleError
+
+        try:
+            record = evaluate.measure({**_as_baseline(asked, given, before, budget, allowed), "out": out})
+        except MissingSampleError as error:
+            if before is None or error.index not in before.job["indices"]:
+                raise
+            raise UsageError(
+                f"the baseline has sample {error.index}, {error.name} only {error.size}; give the data that the "
+                "baseline was measured on, or write it anew with --update"
+            ) from error
     if update or before is None:
         baseline.save(record, file)
         click.echo(f"{record.summary()}\nbaseline written to {file}; {rule.reach(record, allowed)}")

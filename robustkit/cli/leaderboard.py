@@ -1,6 +1,7 @@
 """`robustkit leaderboard`: renders a board's README, adds a run to it."""
 
 from pathlib import Path
+from shlex import quote
 
 import click
 
@@ -34,7 +35,7 @@ def render(folder: Path, check: bool) -> None:
     board, file = boards.load_board(folder), folder / boards.README
     text = file.read_text(encoding="utf-8") if file.is_file() else ""
     if text != boards.render(board, boards.load_entries(folder, board), present_hashes):
-        raise UsageError(f"{file} is not what the entries say; run: robustkit leaderboard render {folder}")
+        raise UsageError(f"{file} is not what the entries say; run: robustkit leaderboard render {quote(str(folder))}")
     click.echo(f"{file} is what the entries say")
 
 
@@ -50,4 +51,4 @@ def add(folder: Path, run: Path, name: str) -> None:
     """  # noqa: D301
     from robustkit.records import leaderboard as boards
 
-    click.echo(f"added {boards.add(folder, run, name)}; now: robustkit leaderboard render {folder}")
+    click.echo(f"added {boards.add(folder, run, name)}; now: robustkit leaderboard render {quote(str(folder))}")

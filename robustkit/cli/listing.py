@@ -34,6 +34,8 @@ def listing(kind: str, substring: str, source: str) -> None:
         rows = datasets.listing()
     else:
         rows = [(name, found.entry.summary) for name, found in plugins.table(kind).items()]
+    for text in plugins.broken():
+        click.echo(f"note: {text}", err=True)
     rows = [row for row in rows if substring.lower() in row[0].lower()]
     if not rows:
         click.echo(f"no {kind}" + (f" with {substring!r} in the name" if substring else " yet"), err=True)

@@ -45,6 +45,7 @@ def dataset_of(model: str, given: str | None) -> str:
 
     name = given or sources.card_dataset(model)
     if not name:
+        sources.check(model)
         raise UsageError(f"--dataset is needed: {model} has no card that says what it was trained on; try digits")
     return name
 

@@ -22,6 +22,8 @@ def show(run: Path, name: str | None, as_json: bool) -> None:
     robustkit show defense crossmax
     robustkit show recipe at
     """  # noqa: D301
+    if name is None and str(run) in ("attack", "defense", "recipe") and not run.exists():
+        raise UsageError(f"show {run} needs a name: robustkit show {run} NAME; robustkit list {run}s has them")
     if name is None:
         data, text = _stored(run)
         click.echo(output.as_json(data) if as_json else output.fitted(text, output.columns()))

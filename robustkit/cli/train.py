@@ -1,5 +1,6 @@
 """`robustkit train`: a recipe, an architecture and data to a folder that `--model ./DIR` evaluates."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,6 @@ def train(recipe: str, out: Path, fresh: bool, quiet: bool, as_json: bool, **ask
     if as_json:
         click.echo(output.as_json(card))
         return
-    where = out if out.is_absolute() or str(out).startswith(".") else f"./{out}"
+    where = shlex.quote(str(out) if out.is_absolute() or str(out).startswith(".") else f"./{out}")
     trusting = " --trust" if code_of(card) else ""
     click.echo(f"{card['notes']}\nin {out}; evaluate it: robustkit eval --model {where}{trusting}")

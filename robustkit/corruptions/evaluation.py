@@ -17,7 +17,7 @@ from robustkit.engine.voting import ask
 from robustkit.errors import UsageError
 from robustkit.locks import at_work
 from robustkit.models import defended
-from robustkit.models.opening import Model, Opened, load, open_model
+from robustkit.models.opening import Model, Opened, card_flags, check_model, load, open_model
 from robustkit.models.oracle import Network
 from robustkit.models.outputs import check_labels
 from robustkit.models.turns import one_at_a_time
@@ -103,7 +103,9 @@ def evaluate_corruptions(
         UsageError: for anything that cannot be run as given.
     """
     check_counts(tile=tile, draws=draws)
-    base, defenses = datasets.resolve(data), defended.resolve(defense)
+    check_model(model, data, "corruptions")
+    defenses = defended.resolve(defense)
+    base = datasets.resolve(data)
     corrupted = base if isinstance(base, CorruptionSet) else _made_here(base, seed)
     todo = _cells(corrupted, kinds, severities)
     known = baseline if baseline is None or isinstance(baseline, CorruptionRecord) else _baseline(baseline)
@@ -132,7 +134,8 @@ def evaluate_corruptions(
                 on_event(CellDone(*todo[len(cells) - 1], share, len(cells), len(todo)))
         environment = plan.environment(opened.device)
         clean = None if todo[0][0] else cells.pop(0)
-        notes = tuple(str(flag["message"]) for flag in samples.flags(opened.subject.facts.classes))
+        flags = [*samples.flags(opened.subject.facts.classes), *card_flags(opened.card)]
+        notes = tuple(str(flag["message"]) for flag in flags)
         record = CorruptionRecord(job, environment, samples.indices, tuple(cells), clean, name, reference, notes)
         if out is not None:
             record.save(Path(out) / RESULT)

@@ -18,6 +18,17 @@ from robustkit.errors import UsageError
 CHUNK = 64  # images looked at together: few, since they may be large
 
 
+class MissingSampleError(UsageError):
+    """A sample was asked for that a dataset of fewer samples has not."""
+
+    def __init__(self, index: int, name: str, size: int) -> None:
+        super().__init__(
+            f"sample {index} was asked for, but {name} has only {size} samples: indices must be different numbers from "
+            f"0 to {size - 1}"
+        )
+        self.index, self.name, self.size = index, name, size
+
+
 @dataclass(frozen=True, slots=True)
 class Samples:
     """The samples of a run in their order, known by their hashes; images are fetched a shard at a time.
@@ -121,6 +132,8 @@ def _choice(dataset: Dataset, n: int | None, indices: Any) -> tuple[tuple[int, .
                 f"the data lie class by class, so n = {n} of {size} is a class-balanced draw (seed {SEED}); "
                 f"indices 0-{n - 1} would be the first"
             )
+    if chosen and max(chosen) >= size:
+        raise MissingSampleError(max(chosen), dataset.name, size)
     if not chosen or min(chosen) < 0 or max(chosen) >= size or len(set(chosen)) != len(chosen):
         raise UsageError(f"indices must be different numbers from 0 to {size - 1}; {dataset.name} has {size} samples")
     return chosen, rule

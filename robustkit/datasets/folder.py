@@ -50,7 +50,7 @@ def image_folder(
         raise UsageError(f"there is no folder {path!r}; give one that holds a folder of images for each class")
     folders = class_folders(root)
     if not folders:
-        raise UsageError(f"{path} holds no class folders; images go into one folder a class: {path}/cat/1.png")
+        raise UsageError(f"{path} holds no class folders; {_instead(root, path)}")
     numbers = read_classes(Path(classes)) if classes else {name: i for i, name in enumerate(folders)}
     found = numbered_files(root, folders, numbers, classes or "the class list")
     notes = found.notes
@@ -62,6 +62,16 @@ def image_folder(
         )
     framing = Framing(size, size, interpolation, grey)
     return ImageFiles(root.name or path, found.files, found.labels, max(numbers.values()) + 1, framing, notes)
+
+
+def _instead(root: Path, path: str) -> str:
+    """What to do with a folder that holds other things than class folders."""
+    arrays = sorted(file.name for file in root.glob("*.npz"))
+    if arrays:
+        return f"give one of the files in it: {path.rstrip('/')}/{arrays[0]}"
+    if any(root.glob("*.parquet")) or any(root.glob("*.arrow")) or (root / "dataset_dict.json").is_file():
+        return f"data of Hugging Face are named hf/{path}"
+    return f"images go into one folder a class: {path.rstrip('/')}/cat/1.png"
 
 
 def class_folders(root: Path) -> list[str]:

@@ -30,6 +30,7 @@ from robustkit.errors import UsageError
 from robustkit.models import capabilities
 from robustkit.models.acceptance import first_call
 from robustkit.models.examination import differs, lent, tile_width
+from robustkit.models.opening import card_flags
 from robustkit.models.oracle import Network, Noise
 from robustkit.models.outputs import check_form, sum_to_one
 from robustkit.models.state import check_usable, modes, restore, snapshot
@@ -146,6 +147,7 @@ def diagnose(
             thorough=thorough,
             as_it_is="randomised" if randomised else "behind a defense" if defended else "",
         )
+        found = replace(found, notes=[*found.notes, *(str(flag["message"]) for flag in card_flags(card))])
         if not any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in training):
             return found
         weights = snapshot(module)

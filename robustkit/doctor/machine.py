@@ -8,7 +8,6 @@ from importlib import metadata
 from typing import Any, get_args
 
 from robustkit import DISTRIBUTION, __version__, cache, plugins
-from robustkit.errors import UsageError
 
 _PACKAGES = (
     "torch", "torchvision", "numpy", "timm", "transformers", "robustbench", "torchattacks", "foolbox", "pyautoattack",
@@ -101,14 +100,14 @@ def namesake() -> str | None:
 
 
 def broken_plugins() -> list[str]:
-    """Why a table of plugins cannot be read; empty if all can."""
-    reasons: dict[str, None] = {}
-    for kind in get_args(plugins.Kind):
-        try:
-            plugins.table(kind)
-        except UsageError as error:
-            reasons[str(error)] = None
-    return list(reasons)
+    """Which plugins, tables in them, or names cannot be used, and why; empty if all can."""
+    twice = (
+        f"two plugins give the {plugins.singular(kind)} {name!r}: {found.plugin} and {found.rival}; uninstall one"
+        for kind in get_args(plugins.Kind)
+        for name, found in plugins.table(kind).items()
+        if found.rival
+    )
+    return [*plugins.broken(), *twice]
 
 
 def _version(distribution: str) -> str | None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from robustkit.engine.judge import BROKEN, VIOLATED
+from robustkit.engine.judge import BROKEN, VIOLATED, gathered
 from robustkit.engine.shard import CLEAN, Bench, Facts
 from robustkit.records import schema as record
 
@@ -101,17 +101,17 @@ def adversarial(bench: Bench, parts: Parts) -> Mapping[str, Any] | None:
 
 def errors(bench: Bench, parts: Parts) -> list[dict[str, Any]]:
     """Which rules each attack broke, and on which samples: in the order of shards, attacks and samples."""
-    found: dict[tuple[str, str], list[int]] = {}
-    for (shard, step), facts in sorted(parts.items(), key=lambda part: part[0]):
-        if step == CLEAN:
-            continue
-        for position, reasons in zip(facts["position"].tolist(), facts["reason"].tolist(), strict=True):
-            for reason in reasons.splitlines():
-                index = bench.opened.samples.indices[position + shard * bench.shard_size]
-                found.setdefault((bench.attacks[step - 1].name, reason), []).append(index)
+    chosen = bench.opened.samples.indices
+    rows = (
+        (bench.attacks[step - 1].name, reason, chosen[position + shard * bench.shard_size])
+        for (shard, step), facts in sorted(parts.items(), key=lambda part: part[0])
+        if step != CLEAN
+        for position, reasons in zip(facts["position"].tolist(), facts["reason"].tolist(), strict=True)
+        for reason in reasons.splitlines()
+    )
     return [
         {"attack": attack, "message": message, "indices": sorted(indices)}
-        for (attack, message), indices in found.items()
+        for (attack, message), indices in gathered(rows).items()
     ]
 
 

@@ -31,6 +31,12 @@ IDLE = 0.25  # the most of what was right that attacks which broke next to nothi
 
 def flags(bench: Bench, record: RunRecord) -> list[Mapping[str, Any]]:
     """What a finished record must say of its attacks, whether anybody asked for an audit or not; mostly nothing."""
+    idle = [{"kind": evidence.IDLE, "message": text} for text in evidence.idle(record)]
+    return [*idle, *_doubts(bench, record)]
+
+
+def _doubts(bench: Bench, record: RunRecord) -> list[Mapping[str, Any]]:
+    """Why what stands may only be hidden, or was never attacked."""
     if not (record.samples["status"] == ROBUST).any():
         return []
     flows = bench.opened.subject.facts.differentiable

@@ -1,6 +1,7 @@
 """The judge: believes no attack, asks the reference model, and remembers the best valid adversarial of each sample."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,6 +18,8 @@ from robustkit.tasks import CLASSIFICATION, Task
 ROUNDING = (
     1e-5  # of the largest logit: by so much two calls of one model may differ where kernels are not deterministic
 )
+OUTSIDE = "an image outside the ball"
+_BY = re.compile(rf"({OUTSIDE}, by )([\d.e+-]+)( .*)")
 SURVIVED, BROKEN, VIOLATED = schema.SURVIVED_CODE, schema.BROKE_CODE, schema.VIOLATED_CODE
 
 
@@ -67,9 +70,30 @@ def measure(threat: ThreatModel, x: Images, adv: Images, goal: Goal = "bounded")
     faults = {
         "an image that is not finite": ~finite,
         "an image outside the box": finite & ~in_box,
-        "an image outside the ball": in_box & ~allowed,
+        OUTSIDE: in_box & ~allowed,
     }
     return Measured(distance, near, allowed, faults)
+
+
+def how_far(beyond: float, threat: ThreatModel, dtype: torch.dtype) -> str:
+    """Why an image counts as outside the ball: by how much it is, and in which type of numbers it came."""
+    kind = str(dtype).removeprefix("torch.")
+    return f"{OUTSIDE}, by {beyond:.3g} (eps is {threat.eps:.6g}, the images came in {kind})"
+
+
+def gathered(rows: Iterable[tuple[Hashable, str, int]]) -> dict[tuple[Any, str], list[int]]:
+    """The indices of (key, reason, index) by key and reason; reasons that differ by how far only are the farthest's."""
+    found: dict[tuple[Hashable, str, str], tuple[float, list[int]]] = {}
+    for key, reason, index in rows:
+        match = _BY.fullmatch(reason)
+        stem, beyond, rest = (match[1], float(match[2]), match[3]) if match else (reason, 0.0, "")
+        most, indices = found.setdefault((key, stem, rest), (beyond, []))
+        indices.append(index)
+        found[key, stem, rest] = max(most, beyond), indices
+    return {
+        (key, f"{stem}{'up to ' * (len(indices) > 1)}{most:.3g}{rest}" if rest else stem): indices
+        for (key, stem, rest), (most, indices) in found.items()
+    }
 
 
 class Judge:
@@ -101,6 +125,8 @@ class Judge:
         self.margin = self.distance.clone()
         self.decision = torch.full((n,), -1, device=x.device)  # the class that the model decides on the candidate kept
         self.adv = self.x.clone()
+        self.beyond = torch.zeros_like(self.distance)  # the most that an image offered was outside the ball
+        self.dtype = x.dtype  # in which images came, if in another one
         self._faults: dict[str, Tensor] = {}
 
     def submit(self, samples: Tensor, adv: Any) -> Mask:
@@ -110,10 +136,13 @@ class Judge:
         if reason := malformed(adv, wanted):
             self.violate(samples, reason)
             return torch.zeros_like(samples, dtype=torch.bool)
+        self.dtype = adv.dtype if adv.dtype != self.x.dtype else self.dtype
         adv = adv.to(self.x.device, self.x.dtype)
         if samples.shape[0] == 0:
             return torch.zeros_like(samples, dtype=torch.bool)
         distance, near, allowed, faults = measure(self.threat, self.x[samples], adv, self.goal)
+        over = torch.where(faults[OUTSIDE], distance.to(self.beyond) - self.threat.eps, 0.0)
+        self.beyond = self.beyond.scatter_reduce(0, samples, over, "amax")
         for reason, broken in faults.items():
             self._note(samples, broken, reason)
         return self._decide(samples, adv, distance.to(self.distance), near, allowed)
@@ -180,7 +209,8 @@ class Judge:
         found: list[list[str]] = [[] for _ in self.y]
         for reason, samples in self.reasons.items():
             for row in samples[~self.broken[samples]].tolist():
-                found[row].append(reason)
+                far = how_far(float(self.beyond[row]), self.threat, self.dtype) if reason == OUTSIDE else reason
+                found[row].append(far)
         return ["\n".join(reasons) for reasons in found]
 
     def confirm_again(self) -> None:

@@ -83,9 +83,18 @@ def _begun(opened: Opened, request: Request, execution: Execution, planned: Plan
     title = f"{job.model}{behind} · {name} · {job.norm} {request.eps or f'{job.eps:.6g}'} · {job.attack}"
     title += accelerated(opened.device)
     execution.tell(events.Started(title, len(opened.samples), job.attacks, resumed))
-    known = None if folder is None or not folder.finished() else load_run(folder.path)
+    known = None if folder is None or not folder.finished() else _stored(folder, execution)
     finished = known if known is not None and _nothing_left(known, request.carry) else None
     return Begun(opened, request, execution, planned, folder, size, keep, resumed, known is not None, finished)
+
+
+def _stored(folder: RunFolder, execution: Execution) -> RunRecord | None:
+    """The finished record in a folder; None where it is damaged: then it is made again from the journal."""
+    try:
+        return load_run(folder.path)
+    except UsageError as error:
+        execution.tell(events.Noted(f"{error} — it is made again from the journal"))
+        return None
 
 
 def complete(begun: Begun, flags: Sequence[Mapping[str, Any]] = ()) -> RunRecord:

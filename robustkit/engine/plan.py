@@ -13,6 +13,7 @@ from torch import Tensor
 import robustkit
 from robustkit import plugins, spec
 from robustkit.api import Attack, Expected, ForeignAttack, Labels, ModelFacts, Suite, ThreatModel
+from robustkit.engine import contract
 from robustkit.engine.identity import source_hashes
 from robustkit.engine.request import Request
 from robustkit.errors import UsageError
@@ -182,7 +183,8 @@ def _settings(attack: Any) -> Iterator[Any]:
     elif isinstance(attack, Sequence):
         for item in attack:
             yield from _settings(item)
-    elif isinstance(attack, Attack | Suite):
+    elif isinstance(attack, Attack | Suite) or is_dataclass(attack):
+        contract.check(attack, type(attack).__name__)
         if is_dataclass(attack):
             spec.check_types(attack, type(attack).__name__)
         yield attack
@@ -192,17 +194,21 @@ def _settings(attack: Any) -> Iterator[Any]:
 
 def make_attack(text: str) -> Any:
     """The Attack or Suite of one spec; `eot=K` works on any gradient attack."""
-    parsed = spec.parse(text)
+    parsed = spec.parse(plugins.spelled("attacks", text))
     options = dict(parsed.options)
     if parsed.source == "python":
-        from robustkit.models.sources.python import call
+        from robustkit.models.sources.python import held_or_made
 
-        return call(parsed.name, options, "attack")
+        return contract.check(held_or_made(parsed.name, options, "attack", (Attack, Suite), "case"), text)
     eot = spec.typed(options.pop("eot"), int, f"{parsed.name}: eot") if "eot" in options else 1
     if parsed.source:
-        made = plugins.load("attack_sources", parsed.source)().make(parsed.name, options)
+        made = plugins.source("attack_sources", parsed.source).make(parsed.name, options)
     else:
-        made = spec.build(plugins.load("attacks", parsed.name), options, parsed.name)
+        factory = plugins.load("attacks", parsed.name)
+        if isinstance(factory, type) and not is_dataclass(factory):
+            contract.check(factory, f"{parsed.name} ({factory.__name__})")
+        made = spec.build(factory, options, parsed.name)
+    contract.check(made, parsed.name)
     if eot == 1:
         return made
     if not isinstance(made, Attack) or made.access != "white-box" or eot < 1:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustkit import spec
+from robustkit import plugins, spec
 from robustkit.api import ModelCard
 from robustkit.datasets.choice import Samples
 from robustkit.errors import NotEstablishedError, UsageError
@@ -22,6 +22,7 @@ from robustkit.models.picture import Picture
 from robustkit.models.sources.evaluating import evaluating
 from robustkit.models.state import State, check_usable, restore, snapshot
 from robustkit.numerics import devices
+from robustkit.spec import parse
 
 Model = str | nn.Module | Callable[[Tensor], Tensor]
 
@@ -121,6 +122,20 @@ class Opened:
             return True
 
 
+def check_model(model: Model, data: object, norm: str) -> None:
+    """Refuse what is no model by its kind or its name, before any data are read or fetched for it.
+
+    Raises:
+        UsageError: for an unknown source, name or option, a file or a callable that is not there.
+    """
+    if not isinstance(model, str):
+        as_module(model)
+        return
+    named = parse(plugins.spelled("datasets", data)) if isinstance(data, str) else None
+    with evaluating("" if named is None or named.source else named.name, norm):
+        sources.check(model)
+
+
 def load(
     model: Model, data: str, norm: str, *, outputs: str = "logits", trust: bool = False, device: str = "auto"
 ) -> Loaded:
@@ -143,6 +158,7 @@ def load(
         module = as_module(model)
         check_usable(module)
         return Loaded(model_name(module), module, None, choose_device(device, module, named=False), outputs)
+    model = plugins.spelled("sources", model)
     with evaluating(data, norm), torch.inference_mode(False):
         module, card = sources.load_model(model, trust=trust)
     check_usable(module)
@@ -179,9 +195,7 @@ def open_model(
             seed=seed, device=loaded.device, input_shape=loaded.card.input_shape if loaded.card else (),
         )  # fmt: skip
         check_labels(samples.labels, subject.facts.classes)
-        if loaded.card and loaded.card.caution:
-            caution = {"kind": "weights", "message": loaded.card.caution}
-            subject = replace(subject, flags=(*subject.flags, caution))
+        subject = replace(subject, flags=(*subject.flags, *card_flags(loaded.card)))
         _ = subject.noisy_logits  # now, before any attack could change them
         picture = Picture(module, picture)
         stack.callback(picture.restore)
@@ -189,6 +203,18 @@ def open_model(
             loaded.name, loaded.card, module, tuple(defenses), samples, subject, snapshot(module), picture,
             loaded.outputs,
         )  # fmt: skip
+
+
+def card_flags(card: ModelCard | None) -> list[Mapping[str, str]]:
+    """What a source knows of a model that whoever reads a number of it must: how it was loaded, and its notes.
+
+    Of a bundled network the notes are its figures, which a listing has.
+    """
+    if card is None:
+        return []
+    notes = card.notes if card.source != "zoo" else ""
+    said = (("weights", card.caution), ("card", f"its card says: {notes}" if notes else ""))
+    return [{"kind": kind, "message": message} for kind, message in said if message]
 
 
 def model_name(module: nn.Module) -> str:

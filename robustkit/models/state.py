@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from robustkit.errors import UsageError
 from robustkit.numerics import devices
@@ -42,8 +43,13 @@ def check_usable(module: nn.Module) -> None:
     """Refuse weights that cannot be computed with.
 
     Raises:
-        UsageError: for tensors on the device `meta`, or made under `torch.inference_mode()`.
+        UsageError: for tensors on the device `meta`, made under `torch.inference_mode()`, or without a shape yet.
     """
+    if lazy := [name for name, tensor in [*module.named_parameters(), *module.named_buffers()] if is_lazy(tensor)]:
+        raise UsageError(
+            f"the model's {lazy[0]} has no shape before its first call (nn.Lazy…), so it can hold no trained "
+            "weights: call it on a batch once, then load them; or make it of layers that are not lazy"
+        )
     for name, tensor in _tensors(module):
         if tensor.is_meta:
             raise UsageError(

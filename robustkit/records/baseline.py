@@ -6,12 +6,13 @@ Distances and margins are left out, and so is an attack's violation on a sample 
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
 
 from robustkit.errors import NotEstablishedError, UsageError
-from robustkit.records import consistency, schema, seal
+from robustkit.records import consistency, places, schema, seal
 from robustkit.records.files import dumps, read_json, write_text
 from robustkit.records.findings import INVALID, stored
 from robustkit.records.folder import load_run
@@ -83,6 +84,12 @@ def load_entry(path: Path) -> tuple[RunRecord, str]:
     Raises:
         UsageError: as `load`.
     """
+    if path.is_dir() or places.is_part(path):
+        folder = path if path.is_dir() else path.parent
+        raise UsageError(
+            f"{path} is no baseline; make one of a run: robustkit gate --baseline FILE.json --update --run "
+            f"{quote(str(folder))}"
+        )
     data = read_json(path, ("job", "environment", "seconds", "flags", "columns", "samples"), schema.BASELINE)
     with consistency.readable(path):
         return _record(data, path), str(data.get("entry", ""))
@@ -151,8 +158,6 @@ def read(path: Path) -> RunRecord:
     """
     if path.is_dir():
         return load_run(path)
-    if not path.exists():
-        raise UsageError(f"there is no {path}; give a run's folder or a baseline file")
-    if path.name == "run.json":
-        raise UsageError(f"{path} is only a part of a run; give its folder {path.parent}")
+    if not path.is_file() or places.is_part(path):
+        raise places.refuse(path, "run")
     return load(path)

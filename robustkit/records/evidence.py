@@ -11,9 +11,10 @@ from typing import NamedTuple
 import numpy as np
 
 from robustkit.records.run import RunRecord
-from robustkit.records.schema import BROKE, ROBUST, SURVIVED
+from robustkit.records.schema import BROKE, ROBUST, SURVIVED, VIOLATED
 from robustkit.stats import at_least
 
+IDLE = "idle"  # the kind of flag that says that an attack did nothing
 MASKED = "masked"  # the kind of flag that says that what stands may only be hidden
 BLIND = 0.02  # share of what stands, for which no attack had a gradient
 OTHERS = 0.1  # share of what gradient attacks left that something else breaks
@@ -52,6 +53,26 @@ def not_attacked(record: RunRecord) -> int:
         return 0
     tried = record.attacks["index"][record.attacks["prediction"] >= 0]
     return int((~np.isin(_standing(record), tried)).sum())
+
+
+def idle(record: RunRecord) -> list[str]:
+    """Of each attack of a run that did nothing, what it left undone."""
+    rows, found = record.attacks, []
+    for name in record.job["attacks"]:
+        here = (rows["attack"] == name) & (rows["outcome"] != VIOLATED)
+        here &= rows["prediction"] >= 0 if "prediction" in rows else True
+        found.append(idly(name, rows["distance"][here], rows["forwards"][here] + rows["backwards"][here]))
+    return [text for text in found if text]
+
+
+def idly(name: str, distance: np.ndarray, passes: np.ndarray) -> str:
+    """What an attack left undone on all samples that it met, by their distances and passes; mostly nothing."""
+    if not len(distance):
+        return ""
+    clean = f"returned the clean images of all {len(distance)} samples it met" if (distance == 0).all() else ""
+    asked = "made no pass through the model" if not passes.any() else ""
+    done = " and ".join(part for part in (clean, asked) if part)
+    return f"{name} {done}: that it broke nothing says nothing of the model" if done else ""
 
 
 def message(record: RunRecord, seen: Sequence[Sign], *, flows: bool) -> str:

@@ -153,14 +153,22 @@ def rewrite_pages(file: Path, pages: Mapping[str, str]) -> None:
     """Write reports anew beside a record's JSON `file`, which gets their digests, if it has any.
 
     Raises:
-        UsageError: if the record is not as it was written.
+        UsageError: if the record is not as it was written, or its folder may only be read.
     """
     data = json.loads(file.read_text(encoding="utf-8"))
-    if seal.is_sealed(data, file):
-        write_record(file, data, {name: text_file(text) for name, text in pages.items()})
-        return
-    for name, text in pages.items():
-        write_text(file.parent / name, text)
+    try:
+        if seal.is_sealed(data, file):
+            write_record(file, data, {name: text_file(text) for name, text in pages.items()})
+            return
+        for name, text in pages.items():
+            write_text(file.parent / name, text)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        said = error.strerror or error
+        raise UsageError(
+            f"{file.parent} cannot be written to ({said}); write the reports elsewhere: --out DIR"
+        ) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,7 +315,7 @@ def read_table(path: Path, sha256: str | None = None) -> dict[str, np.ndarray]:
     import pyarrow.parquet as pq
 
     if sha256 is not None:
-        seal.check_file(path, sha256)
+        seal.check_file(path, sha256, seal.REBUILD)
     columns = {}
     try:
         found = pq.ParquetFile(path).read()

@@ -30,6 +30,7 @@ from robustkit.records.files import (
     write_text,
 )
 from robustkit.records.findings import stored
+from robustkit.records.places import refuse
 from robustkit.records.run import RunRecord
 from robustkit.records.schema import RUN
 from robustkit.spec import digest
@@ -184,13 +185,8 @@ def load_run(path: str | Path) -> RunRecord:
         UsageError: if there is none, it cannot be read, is not as it was written, or contradicts itself.
     """
     folder = Path(path)
-    if not folder.is_dir():
-        raise UsageError(f"no run folder at {folder}")
-    if (folder / SWEEP_FILE).exists():
-        raise UsageError(f"{folder} holds a sweep over eps; give the folder of one of its runs, {folder / 'eps-01'} …")
-    if not (folder / RESULT).exists() and (folder / JOB).exists():
-        read_json(folder / JOB, ("job",))  # which refuses the folder of another kind of run
-        raise UsageError(f"the run in {folder} is not finished; run its command again to continue it")
+    if not (folder / RESULT).is_file() or (folder / SWEEP_FILE).exists():
+        raise refuse(folder, "run")
     found = Stored.read(folder / RESULT, ("job", "environment", "flags", "errors"), RUN)
     data = found.data
     with consistency.readable(folder):

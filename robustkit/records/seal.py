@@ -15,6 +15,7 @@ from robustkit.spec import digest
 DIGEST, FILES = "digest", "files"
 UNSEALED = "from before records had digests, so that nobody can tell whether it is as it was written"
 AGAIN = "take it from a copy, or make it again"
+REBUILD = "run its command again, which makes it anew from the journal there (with --fresh all is computed again)"
 
 
 def sealed(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -48,7 +49,7 @@ def check_file(path: Path, expected: str, what_to_do: str = AGAIN) -> None:
     try:
         found = sha256_of(path)
     except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise UsageError(f"{path} cannot be read: {error.strerror or error}; {what_to_do}") from error
     if found != expected:
         raise UsageError(f"{path} is not as it was written: its sha256 is another; {what_to_do}")
 

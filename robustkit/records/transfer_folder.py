@@ -11,10 +11,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from robustkit.errors import UsageError
 from robustkit.records import consistency
 from robustkit.records.files import Stored, parquet, read_arrays, text_file, write_arrays, write_record
 from robustkit.records.folder import JOB, JOURNAL, RunFolder
+from robustkit.records.places import refuse
 from robustkit.records.schema import TRANSFER, Columns
 from robustkit.records.transfer import TransferRecord
 
@@ -81,10 +81,8 @@ def load_transfer(path: str | Path) -> TransferRecord:
         UsageError: if there is none, it cannot be read, is not as it was written, or contradicts itself.
     """
     folder = Path(path)
-    if not folder.is_dir():
-        raise UsageError(f"no run folder at {folder}")
-    if not (folder / RESULT).exists() and (folder / JOB).exists():
-        raise UsageError(f"the run in {folder} is not finished; run its command again to continue it")
+    if not (folder / RESULT).is_file():
+        raise refuse(folder, "transfer run")
     found = Stored.read(folder / RESULT, ("job", "environment", "seconds", "flags", "errors"), TRANSFER)
     data = found.data
     with consistency.readable(folder):

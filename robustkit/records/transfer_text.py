@@ -1,9 +1,11 @@
 """A transfer record as plain text, and the words that every report of it shares."""
 
-from pathlib import Path
+import re
+from pathlib import PureWindowsPath
 from typing import TYPE_CHECKING
 
 from robustkit.records.text import percent
+from robustkit.spec import is_path
 
 if TYPE_CHECKING:
     from robustkit.records.transfer import Cell, Of, TransferRecord
@@ -15,8 +17,9 @@ def heading(record: "TransferRecord") -> str:
     """What was attacked, with what."""
     job = record.job
     target = f", target {job['target']}" if job["target"] else ""
-    data = job["data"].partition(":")[0]  # without options: a table that is published names no folder of somebody's
-    data = Path(data).name if data[:1] in (".", "/", "~") else data
+    # Without options: a table that is published names no folder of somebody's.
+    data = re.split(r":(?![/\\])", job["data"])[0]
+    data = PureWindowsPath(data).name if is_path(data) else data
     behind = f", victims behind {job['defense']}" if job.get("defense") else ""
     return (
         f"transfer on {data} (n = {record.n}), {job['norm']} eps {job['eps']:.6g}{target}{behind}, seed {job['seed']}"

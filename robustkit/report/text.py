@@ -49,5 +49,7 @@ def cell(text: str) -> str:
     """Text that cannot break out of a Markdown table or become markup."""
     for char, safe in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;")):
         text = text.replace(char, safe)
-    text = re.sub(r"([\\|`*\[\]]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", text)  # '_' inside a word is no markup
-    return " ".join(text.split())
+    text = re.sub(r"([\\|`*~$\[\]]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", text)  # '_' inside a word is no markup
+    return re.sub(
+        r"^(\d*)([-+#.)])(?=\s|#|$)", r"\1\\\2", " ".join(text.split())
+    )  # at its beginning: a list, a heading

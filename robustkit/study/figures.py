@@ -1,6 +1,5 @@
 """Curves of robust accuracy over eps, a figure for each norm and attack, if matplotlib is installed. No torch."""
 
-import importlib.util
 from pathlib import Path
 
 from robustkit.report.facts import Curve
@@ -18,7 +17,7 @@ def draw(tables: Tables, folder: Path) -> list[str]:
     """
     for old in folder.glob("curve-*.p??"):
         old.unlink()
-    if importlib.util.find_spec("matplotlib") is None or not tables.cells:
+    if not style.ready() or not tables.cells:
         return []
     drawn = []
     for norm in dict.fromkeys(column.norm for column in tables.columns):

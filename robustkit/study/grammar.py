@@ -38,7 +38,7 @@ def _toml(file: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(f"{file} cannot be read as TOML: {error}") from None
+        raise UsageError(f"{file} cannot be read as TOML: {error}; a study is a file as in docs/studies.md") from None
 
 
 def _with_config(data: Mapping[str, Any], table: Mapping[str, Any], config: Path) -> dict[str, Any]:

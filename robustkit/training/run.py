@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 from typing import Any, Literal
 
 import torch
@@ -104,8 +105,8 @@ class Prepared:
     def command(self, out: str) -> str:
         """The command line that trains this again."""
         asked = self.request
-        words = ["robustkit train", _quoted(self.recipe_text), "--arch", _quoted(asked.arch)]
-        words += ["--data", _quoted(asked.data)] + (["--test", _quoted(asked.test)] if asked.test else [])
+        words = ["robustkit train", quote(self.recipe_text), "--arch", quote(asked.arch)]
+        words += ["--data", quote(asked.data)] + (["--test", quote(asked.test)] if asked.test else [])
         for name, text in settings(asked.schedule).items():
             words += [f"--{name.replace('_', '-')}", text]
         for field_ in dataclasses.fields(Request):
@@ -117,7 +118,7 @@ class Prepared:
             words += ["--threads", str(self.threads)]
         if asked.trust:
             words += ["--trust"]
-        return " ".join([*words, "--out", out])
+        return " ".join([*words, "--out", quote(out)])
 
 
 def prepare(request: Request) -> Prepared:
@@ -127,6 +128,7 @@ def prepare(request: Request) -> Prepared:
         UsageError: for anything that cannot be trained: names, options, data, classes or shapes that do not fit.
     """
     recipe, text = trained.recipe(request.recipe), trained.recipe_text(request.recipe)
+    untrained.check_trainable(request.arch)
     data_spec, test_spec = splits(request.data, request.test)
     device = choose_device(request.device, torch.nn.Module(), named=True)
     source = load_dataset(data_spec)
@@ -233,10 +235,6 @@ def splits(data: str, test: str) -> tuple[str, str]:
     if not test:
         raise UsageError(f"{data} says nothing of test images, which progress is measured on; give them: --test SPEC")
     return data, test
-
-
-def _quoted(text: str) -> str:
-    return f'"{text}"' if any(c in text for c in " ()") else text
 
 
 @contextlib.contextmanager

@@ -72,6 +72,7 @@ def transfer(
     models = plan.check_same(sources, named_victims, defenses)
     returned = plan.parse_outputs(outputs, models)
     groups, named = plan.parse_sets(sets, sources), plan.parse_attacks(attacks, threat)
+    plan.check_models(models, data, norm)
     dataset = datasets.resolve(data)
     request = plan.Request(
         tuple(named_victims), groups, named, threat, data if isinstance(data, str) else dataset.name,

@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from robustkit.engine.judge import gathered
+from robustkit.records.evidence import IDLE, idly
 from robustkit.records.schema import VIOLATED
 from robustkit.records.transfer import CLEAN, RESISTED, SUCCESS
 from robustkit.records.transfer_folder import Part as Kind
@@ -58,20 +60,31 @@ def seconds(found: Found) -> dict[str, dict[str, float]]:
 
 def errors(bench: Bench, found: Found) -> list[dict[str, Any]]:
     """What broke the rules, and on which samples; `victim` is empty where the attack did."""
-    where: dict[tuple[str, str, str, str], list[int]] = {}
+    rows: list[tuple[tuple[str, str, str], str, int]] = []
     for (surrogates, attack), facts in found["adversarials"].items():
         for index, reason in zip(bench.samples.indices, facts["reason"].tolist(), strict=True):
-            if reason:
-                where.setdefault((surrogates, attack, "", reason), []).append(index)
+            rows += [((surrogates, attack, ""), reason, index)] if reason else []
     for (surrogates, attack, victim), facts in found["answers"].items():
         undecided = (facts["prediction"] == UNDECIDED) & ~found["adversarials"][surrogates, attack]["violated"]
         for index in np.array(bench.samples.indices)[undecided].tolist():
             reason = "the victim's outputs are not finite"
-            where.setdefault((surrogates, attack, victim, reason), []).append(index)
+            rows.append(((surrogates, attack, victim), reason, index))
     return [
         {"surrogates": surrogates, "attack": attack, "victim": victim, "message": message, "indices": sorted(indices)}
-        for (surrogates, attack, victim, message), indices in where.items()
+        for ((surrogates, attack, victim), message), indices in gathered(rows).items()
     ]
+
+
+def idle(found: Found) -> list[dict[str, Any]]:
+    """What a reader must know of attacks that did nothing."""
+    notes = []
+    for (surrogates, attack), facts in found["adversarials"].items():
+        here = ~facts["violated"]
+        text = idly(
+            f"{attack} on {surrogates}", facts["distance"][here], (facts["forwards"] + facts["backwards"])[here]
+        )
+        notes += [{"kind": IDLE, "message": text}] if text else []
+    return notes
 
 
 def flags(bench: Bench) -> list[dict[str, Any]]:
@@ -84,7 +97,7 @@ def flags(bench: Bench) -> list[dict[str, Any]]:
             found.append({"kind": "randomised", "model": name, "message": f"{name} {noisy}"})
     for name, model in bench.models.items():
         found += [{**flag, "model": name, "message": f"{name}: {flag['message']}"} for flag in model.subject.flags
-                  if flag["kind"] == "image-size"]  # fmt: skip
+                  if flag["kind"] in ("image-size", "weights", "card")]  # fmt: skip
     if left_out := bench.samples.left_out:
         n = len(bench.samples)
         text = f"{left_out} samples already of the target class {bench.target} are left out; n = {n} are evaluated"

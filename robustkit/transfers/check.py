@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from robustkit.api import Images, Mask, ThreatModel
-from robustkit.engine.judge import malformed, measure
+from robustkit.engine.judge import OUTSIDE, how_far, malformed, measure
 from robustkit.numerics import devices, rows
 from robustkit.numerics.bare import bare
 
@@ -31,12 +31,13 @@ def check(threat: ThreatModel, x: Images, adv: Any) -> Checked:
     adv = bare(adv)
     if reason := malformed(adv, x.shape):
         return refused(x, reason)
-    adv = adv.to(x.device, x.dtype)
+    given, adv = adv.dtype, adv.to(x.device, x.dtype)
     distance, _, allowed, faults = measure(threat, x, adv)
     reasons = [""] * len(x)
     for reason, broken in faults.items():
         for row in broken.nonzero()[:, 0].tolist():
-            reasons[row] = reason
+            far = float(distance[row]) - threat.eps
+            reasons[row] = how_far(far, threat, given) if reason == OUTSIDE else reason
     kept = torch.where(allowed.to(distance.device), distance, torch.nan)
     return Checked(rows.pick(allowed, adv, x), ~allowed, kept, reasons)
 

@@ -79,7 +79,7 @@ def _measured(
         attacks=assemble.attacks(bench, found),
         transfer=assemble.transfer(bench, found),
         seconds=assemble.seconds(found),
-        flags=assemble.flags(bench),
+        flags=[*assemble.flags(bench), *assemble.idle(found)],
         errors=assemble.errors(bench, found),
         folder=str(path) if path else None,
     )

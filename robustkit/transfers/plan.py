@@ -17,7 +17,7 @@ from robustkit.errors import UsageError
 from robustkit.models import defended
 from robustkit.models.ensembles import Ensemble
 from robustkit.models.examination import as_module
-from robustkit.models.opening import Loaded, Model, Opened, choose_device, load, model_name, open_model
+from robustkit.models.opening import Loaded, Model, Opened, check_model, choose_device, load, model_name, open_model
 from robustkit.models.wrapping import Prepared
 
 Models = Model | Sequence[Model] | Mapping[str, Model]
@@ -194,6 +194,17 @@ def parse_outputs(outputs: Any, models: Mapping[str, Model]) -> dict[str, str]:
         if name not in models:
             raise UsageError("outputs: " + spec.suggest(str(name), models, "model"))
     return {name: given.get(name, "logits") for name in models}
+
+
+def check_models(models: Mapping[str, Model], data: object, norm: str) -> None:
+    """Refuse what is no model by its kind or its name; see `models.opening.check`.
+
+    Raises:
+        UsageError: for the first that is none.
+    """
+    for name, model in models.items():
+        with _about(name):
+            check_model(model, data, norm)
 
 
 def load_all(

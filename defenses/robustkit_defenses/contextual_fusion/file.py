@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from robustkit.errors import UsageError
-from robustkit.spec import suggest
+from robustkit.spec import is_path, suggest
 from robustkit_defenses.contextual_fusion.model import Head
 
 SCHEMA = "robustkit/fusion-head/1"
@@ -75,7 +75,7 @@ def _counts(card: Mapping[str, Any]) -> list[Any]:
 
 
 def _file(name: str) -> Path:
-    if name[:1] not in (".", "/", "~"):
+    if not is_path(name):
         known = {path.stem: path for path in BUNDLED.glob("*.safetensors")}
         if name not in known:
             raise UsageError(suggest(name, known, "bundled head") + "; a file is written ./FILE.safetensors")

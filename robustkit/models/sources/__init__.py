@@ -1,18 +1,18 @@
 """Model sources: where networks come from, by name."""
 
-from pathlib import Path
-
 from torch import nn
 
 from robustkit import plugins
-from robustkit.api import CardSource, ModelCard, ModelSource
+from robustkit.api import CardSource, ModelCard
 from robustkit.errors import UsageError
 from robustkit.models.sources import normalized
+from robustkit.models.sources.names import check as check
+from robustkit.models.sources.names import named, own_options
 from robustkit.models.sources.trust import trusted, trusting
 from robustkit.models.state import put_in_eval_mode
 from robustkit.models.turns import one_at_a_time
 from robustkit.numerics import generators
-from robustkit.spec import parse, suggest
+from robustkit.spec import suggest
 
 
 @one_at_a_time()
@@ -29,41 +29,42 @@ def load_model(spec: str, *, trust: bool = False) -> tuple[nn.Module, ModelCard]
     Raises:
         UsageError: for an unknown source, name or option, or a file that is no checkpoint.
     """
-    parsed = parse(spec)
-    head = f"{parsed.source}/{parsed.name}" if parsed.source else parsed.name
-    name = parsed.source or "zoo"
-    sources = plugins.table("sources")
-    if (name not in sources or not parsed.source) and Path(head).is_file():
-        raise UsageError(f"{head!r} is no model's name; to load the file, write ./{head}:arch=…")
-    if name not in sources:
-        raise UsageError(suggest(name, sources, "model source"))
-    source: ModelSource = plugins.load("sources", name)()
+    parsed, source = named(spec)
     shared = {key for key in normalized.OPTIONS if key not in getattr(source, "own_options", ())}
     own = {key: text for key, text in parsed.options.items() if key not in shared}
     with trusting(trust or trusted()), generators.untouched():  # a network's first weights, a user's module that seeds
-        module, card = source.load(parsed.name, own)
+        module, card = _pair(source.load(parsed.name, own), spec)
     return normalized.prepare(
         put_in_eval_mode(module), card, {k: text for k, text in parsed.options.items() if k in shared}
     )
 
 
+def _pair(made: object, spec: str) -> tuple[nn.Module, ModelCard]:
+    """What a source gave, if it is a network with its card.
+
+    Raises:
+        UsageError: if it is not.
+    """
+    match made:
+        case (nn.Module() as module, ModelCard() as card):
+            return module, card
+    raise UsageError(f"the source of {spec} gave a {type(made).__name__}; load() must return (nn.Module, ModelCard)")
+
+
 def card_dataset(spec: str) -> str:
-    """The dataset that the card of a model names; empty if there is none."""
-    parsed = parse(spec)
-    if parsed.source in ("", "zoo"):
-        return load_model(spec)[1].dataset
-    if parsed.source not in plugins.table("sources"):
-        return ""
-    card = _card(plugins.load("sources", parsed.source)(), spec)
+    """The dataset that the card of a model names; empty if there is none.
+
+    Raises:
+        UsageError: for an unknown source, name or option.
+    """
+    card = _card(spec)
     return card.dataset if card else ""
 
 
-def _card(source: ModelSource, spec: str) -> ModelCard | None:
+def _card(spec: str) -> ModelCard | None:
     """What a source knows of a model without making it, if it knows anything."""
-    if not isinstance(source, CardSource):
-        return None
-    parsed = parse(spec)
-    return source.card(parsed.name, {k: text for k, text in parsed.options.items() if k not in normalized.OPTIONS})
+    parsed, source = named(spec)
+    return source.card(parsed.name, own_options(parsed.options)) if isinstance(source, CardSource) else None
 
 
 def listing(only: str = "") -> list[tuple[str, str]]:
@@ -84,15 +85,15 @@ def listing(only: str = "") -> list[tuple[str, str]]:
             more = f" (pip install '{entry.install}'; list models --source {name})" if entry.install else ""
             rows.append((f"{name}/…", entry.summary + more))
             continue
-        source = plugins.load("sources", name)()
+        source = plugins.source("sources", name)
         if name == "zoo":
             rows.extend((model, source.card(model, {}).notes) for model in source.names())
         else:
-            rows.extend((f"{name}/{model}", _line(source, f"{name}/{model}")) for model in source.names())
+            rows.extend((f"{name}/{model}", _line(f"{name}/{model}")) for model in source.names())
             rows.extend([] if rows else [(f"{name}/…", entry.summary)])
     return rows
 
 
-def _line(source: ModelSource, spec: str) -> str:
-    card = _card(source, spec)
+def _line(spec: str) -> str:
+    card = _card(spec)
     return "; ".join(part for part in (card.dataset, card.threat, card.notes) if part) if card else ""

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from robustkit.api import ModelCard
-from robustkit.errors import UsageError
 from robustkit.models import defended
 from robustkit.models.sources import load_model, normalized
+from robustkit.models.sources.names import defenses_of
 from robustkit.spec import build, unwrap
 
 
@@ -35,9 +35,7 @@ class Defended:
             UsageError: for an unknown option or defense, no defense, or a model that cannot be had or defended.
         """
         wanted: Options = build(Options, options, f"defended/{name}")
-        if not wanted.by:
-            raise UsageError(f"defended/{name} names no defense: defended/(MODEL):by=jpeg; see list defenses")
-        defenses = defended.resolve(wanted.by)
+        defenses = defenses_of(name, wanted.by)
         module, card = load_model(unwrap(name))
         text = defended.text(defenses)
         return defended.protect(module, defenses), replace(card, name=f"{card.name} behind {text}")

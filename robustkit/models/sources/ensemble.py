@@ -9,7 +9,8 @@ from robustkit.api import ModelCard
 from robustkit.errors import UsageError
 from robustkit.models.ensembles import Ensemble, Mean
 from robustkit.models.sources import load_model
-from robustkit.spec import build, listed
+from robustkit.models.sources.names import members_of
+from robustkit.spec import build
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +36,7 @@ class Ensembles:
             UsageError: for an unknown option, fewer than two members, or members with different classes or channels.
         """
         wanted: Options = build(Options, options, f"ensemble/{name}")
-        specs = listed(name)
-        if len(specs) < 2 or not all(specs):
-            raise UsageError(f"ensemble/{name} needs two models or more: ensemble/(A)+(B):mean=logits|probs|vote")
+        specs = members_of(name)
         loaded = [load_model(spec) for spec in specs]
         cards = [card for _, card in loaded]
         _agree("classes", specs, [card.classes for card in cards])

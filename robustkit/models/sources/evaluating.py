@@ -9,6 +9,12 @@ from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import NamedTuple
 
+from robustkit.errors import UsageError
+
+
+class UndecidedNameError(UsageError):
+    """A name of several networks, of which the evaluation does not tell one."""
+
 
 class Evaluation(NamedTuple):
     """The names of the dataset and the norm; empty outside an evaluation."""

@@ -15,7 +15,7 @@ from robustkit.errors import UsageError
 from robustkit.models.sources import checkpoint, exported
 from robustkit.models.sources.normalized import OPTIONS
 from robustkit.models.sources.trained import CARD, RECIPE, WEIGHTS, model_card, network, read_card
-from robustkit.models.sources.untrained import architecture
+from robustkit.models.sources.untrained import architecture, check_architecture
 from robustkit.models.sources.weights import fill_from, read_weights
 from robustkit.models.sources.zoo.architectures import ARCHITECTURES
 from robustkit.models.state import put_in_eval_mode
@@ -32,9 +32,18 @@ class Files:
         return ()
 
     def card(self, name: str, options: Mapping[str, str]) -> ModelCard:
-        """What is known of a folder of ours without loading it; of any other file nothing."""
-        file = Path(name).expanduser() / CARD
-        return model_card(read_card(file), "file") if file.is_file() else ModelCard(Path(name).name, "file")
+        """What is known of a folder of ours without loading it; of any other file nothing but that it is there.
+
+        Raises:
+            UsageError: if it is no file of a network, or for an unknown option or `arch`.
+        """
+        file = Path(name).expanduser()
+        if (file / CARD).is_file():
+            return model_card(read_card(file / CARD), "file")
+        _check(file, name, options)
+        if options.get("arch"):
+            check_architecture(options["arch"])
+        return ModelCard(file.name, "file")
 
     def load(self, name: str, options: Mapping[str, str]) -> tuple[nn.Module, ModelCard]:
         """The network in eval mode and its card.
@@ -45,10 +54,7 @@ class Files:
         file = Path(name).expanduser()
         if (file / CARD).is_file():
             return _trained(file, options)
-        for key in options:
-            if key not in ("arch", "weights"):
-                raise UsageError(f"{name}: " + suggest(key, ["arch", "weights", *OPTIONS], "option"))
-        _check_bytes(file, name)
+        _check(file, name, options)
         card = ModelCard(file.name, "file", sha256=hashes(file)[0])
         if kind := exported.format_of(file):
             if options.get("arch"):
@@ -93,7 +99,10 @@ def _pickled(file: Path, name: str) -> nn.Module:
     raise UsageError(f"{name} holds weights only; {where}")
 
 
-def _check_bytes(file: Path, name: str) -> None:
+def _check(file: Path, name: str, options: Mapping[str, str]) -> None:
+    for key in options:
+        if key not in ("arch", "weights"):
+            raise UsageError(f"{name}: " + suggest(key, ["arch", "weights", *OPTIONS], "option"))
     if file.is_dir():
         if (file / RECIPE).is_file():
             raise UsageError(f"{file} holds a training that is not finished; run its command again to continue it")

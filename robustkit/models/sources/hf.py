@@ -19,7 +19,7 @@ from robustkit.cache import checks
 from robustkit.errors import UsageError
 from robustkit.models.sources.normalized import normalized
 from robustkit.models.sources.trust import trusted
-from robustkit.spec import build
+from robustkit.spec import build, is_path
 
 SIDE = 256  # of the plain images that are shown to an image processor
 WEIGHTS = "model.safetensors"
@@ -51,7 +51,7 @@ class HuggingFace:
         wanted: Options = build(Options, options, f"hf/{name}")
         folder = Path(name).expanduser()
         local = folder.is_dir()
-        if not local and (name[:1] in (".", "/", "~") or name.count("/") != 1):
+        if not local and (is_path(name) or name.count("/") != 1):
             raise UsageError(f"hf/{name}: there is no such folder; write hf/ORG/NAME or hf/./FOLDER")
         where = str(folder) if local else name
         arguments: dict[str, Any] = {

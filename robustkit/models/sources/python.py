@@ -12,8 +12,11 @@ from torch import nn
 
 from robustkit.api import ModelCard
 from robustkit.errors import UsageError
+from robustkit.models.sources.trust import check_code
 from robustkit.models.state import put_in_eval_mode
 from robustkit.spec import suggest, typed
+
+_IMAGES = frozenset({"x", "input", "inputs", "images", "image", "batch", "img", "imgs"})
 
 
 class Python:
@@ -23,19 +26,74 @@ class Python:
         """None: whatever can be imported."""
         return ()
 
+    def card(self, name: str, options: Mapping[str, str]) -> ModelCard:
+        """Its name, once the callable is found and takes the options; it is not called.
+
+        Raises:
+            UsageError: if it cannot be found, or does not take the options.
+        """
+        _maker(name, options)
+        return ModelCard(name, "python")
+
     def load(self, name: str, options: Mapping[str, str]) -> tuple[nn.Module, ModelCard]:
         """The network in eval mode and its card.
 
         Raises:
             UsageError: if the callable cannot be found, does not take the options, or returns no network.
         """
-        made = call(name, options, "model")
+        found = _maker(name, options)
+        made = found if isinstance(found, nn.Module) else call(name, options, "model")
         module, card = made if isinstance(made, tuple) and len(made) == 2 else (made, ModelCard(name, "python"))
         if not isinstance(module, nn.Module) or not isinstance(card, ModelCard):
             raise UsageError(
                 f"{name} returned {_kind(made)}; it must return an nn.Module, or an (nn.Module, ModelCard) pair"
             )
         return put_in_eval_mode(module), card
+
+
+def _maker(name: str, options: Mapping[str, str]) -> object:
+    """The callable that returns the network for these options, or the network itself where a module holds it.
+
+    Raises:
+        UsageError: for options where it is a network already, or a callable that wants others, or images.
+    """
+    found = imported(name)
+    if isinstance(found, nn.Module):
+        if options:
+            raise UsageError(f"{name} is a network already, which takes no options, not {', '.join(options)}")
+        return found
+    maker = import_callable(name)
+    needed = lacking(maker, options)
+    if len(needed) == 1 and needed[0] in _IMAGES:
+        raise UsageError(
+            f"{name} takes images ({needed[0]}) and so is the network itself; name a function without arguments that "
+            "returns it, as an nn.Module"
+        )
+    typed_arguments(maker, options, f"model {name}")
+    return maker
+
+
+def held_or_made(
+    dotted: str, options: Mapping[str, str], what: str, kinds: tuple[type, ...], argument: str = ""
+) -> object:
+    """What a module holds where that is of one of these kinds, else what the callable there returns.
+
+    `argument` is what a callable takes that is no maker but the thing itself.
+
+    Raises:
+        UsageError: as `call`; for options where it is held, or a callable that takes `argument`.
+    """
+    found = imported(dotted)
+    if isinstance(found, kinds) and not isinstance(found, type):
+        if options:
+            raise UsageError(f"{dotted} is made already and takes no options, not {', '.join(options)}")
+        return found
+    if argument and callable(found) and argument in lacking(found, options):
+        raise UsageError(
+            f"{dotted} takes a {argument}, so it is no {what} yet but what one does: name a class of settings whose "
+            f"__call__ it is"
+        )
+    return call(dotted, options, what)
 
 
 def call(dotted: str, options: Mapping[str, str], what: str) -> object:
@@ -71,6 +129,7 @@ def imported(dotted: str) -> Any:
     module_name, _, name = dotted.rpartition(".")
     if not module_name or not all(part.isidentifier() for part in dotted.split(".")):
         raise UsageError(f"{dotted!r} is no callable's name; write python/package.module.callable")
+    check_code(f"python/{dotted}")
     with _current_folder():
         try:
             module = importlib.import_module(module_name)
@@ -110,10 +169,16 @@ def typed_arguments(function: Callable[..., Any], options: Mapping[str, str], wh
         if key not in known and anything is None:
             raise UsageError(f"{what}: " + suggest(key, known, "option"))
         arguments[key] = _value(text, known.get(key, anything), f"{what}: {key}")
-    lacking = [key for key, p in known.items() if p.default is inspect.Parameter.empty and key not in options]
-    if lacking:
-        raise UsageError(f"{what} needs {', '.join(lacking)}; append :{','.join(f'{key}=…' for key in lacking)}")
+    if needed := lacking(function, options):
+        raise UsageError(f"{what} needs {', '.join(needed)}; append :{','.join(f'{key}=…' for key in needed)}")
     return arguments
+
+
+def lacking(function: Callable[..., Any], options: Mapping[str, str]) -> list[str]:
+    """The parameters that a callable needs and that the options do not give."""
+    by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    parameters = (_parameters(function) or {}).values()
+    return [p.name for p in parameters if p.kind in by_name and p.default is p.empty and p.name not in options]
 
 
 def _value(text: str, parameter: inspect.Parameter | None, what: str) -> Any:

@@ -18,8 +18,8 @@ from robustkit import plugins, spec
 from robustkit.api import ModelCard
 from robustkit.errors import UsageError
 from robustkit.models.sources import load_model
-from robustkit.models.sources.python import call
-from robustkit.models.sources.trust import trusted
+from robustkit.models.sources.python import held_or_made
+from robustkit.models.sources.trust import reading_card
 from robustkit.models.sources.untrained import architecture
 from robustkit.models.sources.weights import fill
 from robustkit.training.recipes import Recipe, Task
@@ -83,19 +83,15 @@ def empty(card: Mapping[str, Any]) -> nn.Module:
         UsageError: for an architecture or a recipe that is not there any more, or that is code which is not trusted.
     """
     built_by = card.get("built_by", "")
-    if (code := code_of(card)) and not trusted():
-        raise UsageError(
-            f"the card of {card['name']} names code to run, {code}; if you trust where it is from, add --trust "
-            "(in Python trust=True)"
+    with reading_card(card["name"]):
+        if not built_by:
+            return architecture(card["architecture"])
+        made = recipe(built_by)
+        shape = tuple(card["input_shape"])
+        task = Task(
+            card["classes"], shape, lambda: architecture(card["architecture"]), lambda s: load_model(s), filled=True
         )
-    if not built_by:
-        return architecture(card["architecture"])
-    made = recipe(built_by)
-    shape = tuple(card["input_shape"])
-    task = Task(
-        card["classes"], shape, lambda: architecture(card["architecture"]), lambda s: load_model(s), filled=True
-    )
-    return made.result(made.build(task))
+        return made.result(made.build(task))
 
 
 def code_of(card: Mapping[str, Any]) -> str:
@@ -110,9 +106,9 @@ def recipe(text: str) -> Recipe:
     Raises:
         UsageError: for an unknown name or option, a value that is none, or a callable that returns no recipe.
     """
-    parsed = spec.parse(text)
+    parsed = spec.parse(plugins.spelled("recipes", text))
     if parsed.source == "python":
-        made = call(parsed.name, parsed.options, "recipe")
+        made = held_or_made(parsed.name, parsed.options, "recipe", (Recipe,))
     elif parsed.source:
         raise UsageError(f"{text!r} is no recipe; name one of `robustkit list recipes`, or python/package.callable")
     else:
@@ -128,7 +124,7 @@ def recipe_text(text: str) -> str:
     Raises:
         UsageError: see `recipe`.
     """
-    parsed = spec.parse(text)
+    parsed = spec.parse(plugins.spelled("recipes", text))
     if parsed.source:
         return str(parsed)
     return str(spec.Spec("", parsed.name, spec.settings(recipe(text))))

@@ -10,7 +10,10 @@ import contextlib
 from collections.abc import Iterator
 from contextvars import ContextVar
 
+from robustkit.errors import UsageError
+
 _TRUSTED: ContextVar[bool] = ContextVar("robustkit_trusted", default=False)
+_CARD: ContextVar[str] = ContextVar("robustkit_card", default="")
 
 
 def trusted() -> bool:
@@ -26,3 +29,26 @@ def trusting(flag: bool) -> Iterator[None]:
         yield
     finally:
         _TRUSTED.reset(token)
+
+
+@contextlib.contextmanager
+def reading_card(name: str) -> Iterator[None]:
+    """Inside, what is named is named by the card of `name`: callables are refused, unless it is trusted."""
+    token = _CARD.set("" if trusted() else name)
+    try:
+        yield
+    finally:
+        _CARD.reset(token)
+
+
+def check_code(code: str) -> None:
+    """Refuse a callable that a card names which is not trusted.
+
+    Raises:
+        UsageError: within `reading_card`.
+    """
+    if card := _CARD.get():
+        raise UsageError(
+            f"the card of {card} names code to run, {code}; if you trust where it is from, add --trust "
+            "(in Python trust=True)"
+        )

@@ -7,11 +7,12 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from robustkit import plugins
 from robustkit.errors import UsageError, first_line
-from robustkit.models.sources import load_model
+from robustkit.models.sources import load_model, names
 from robustkit.models.sources.python import import_callable, typed_arguments
 from robustkit.models.sources.zoo.architectures import ARCHITECTURES
-from robustkit.models.state import put_in_eval_mode
+from robustkit.models.state import check_usable, put_in_eval_mode
 from robustkit.spec import Spec, parse, suggest
 
 _UNTRAINED: Mapping[str, Mapping[str, str]] = {
@@ -28,23 +29,47 @@ def architecture(spec: str) -> nn.Module:
     Raises:
         UsageError: for an unknown name or option.
     """
-    parsed = parse(spec)
+    parsed = parse(plugins.spelled("sources", spec))
     if parsed.name in ARCHITECTURES and not parsed.source:
         factory = ARCHITECTURES[parsed.name]
         return factory(**typed_arguments(factory, parsed.options, parsed.name))
     untrained = {**_UNTRAINED.get(parsed.source, {}), **parsed.options}
-    return load_model(str(replace(parsed, options=untrained)))[0]
+    network = load_model(str(replace(parsed, options=untrained)))[0]
+    check_usable(network)
+    return network
+
+
+def check_architecture(spec: str) -> None:
+    """Check the spec of an architecture as far as that goes without making it.
+
+    Raises:
+        UsageError: for an unknown name or option.
+    """
+    parsed = parse(plugins.spelled("sources", spec))
+    if parsed.source or parsed.name not in ARCHITECTURES:
+        names.check(str(replace(parsed, options={**_UNTRAINED.get(parsed.source, {}), **parsed.options})))
+
+
+def check_trainable(spec: str) -> None:
+    """The same for training: a name without a source must be an architecture.
+
+    Raises:
+        UsageError: see `check_architecture`.
+    """
+    parsed = parse(plugins.spelled("sources", spec))
+    if not parsed.source and parsed.name not in ARCHITECTURES:
+        raise UsageError(suggest(parsed.name, ARCHITECTURES, "architecture") + "; also timm/NAME, python/package.make")
+    check_architecture(spec)
 
 
 def fresh(spec: str) -> nn.Module:
     """The same with weights that the global generator decides, for training.
 
     Raises:
-        UsageError: see `architecture`; for a name without a source that is no architecture.
+        UsageError: see `architecture` and `check_trainable`.
     """
-    parsed = parse(spec)
-    if not parsed.source and parsed.name not in ARCHITECTURES:
-        raise UsageError(suggest(parsed.name, ARCHITECTURES, "architecture") + "; also timm/NAME, python/package.make")
+    check_trainable(spec)
+    parsed = parse(plugins.spelled("sources", spec))
     if parsed.source in _SEEDED:
         seed = int(torch.randint(2**31, (1,)))
         return architecture(str(replace(parsed, options={**parsed.options, "seed": str(seed)})))
@@ -57,7 +82,7 @@ def fitted(spec: str, classes: int, image: tuple[int, int, int]) -> str:
     Raises:
         UsageError: if the network does not answer that many classes for such images.
     """
-    parsed = parse(spec)
+    parsed = parse(plugins.spelled("sources", spec))
     wanted = {"classes": classes, "channels": image[0], "in_chans": image[0]}
     usual = {"channels": 3, "in_chans": 3} | ({} if parsed.source else {"classes": 10})
     added = {

@@ -1,6 +1,5 @@
 """The evidence of an audit as plots, from what a record stores. Needs matplotlib, and no torch."""
 
-import importlib.util
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from robustkit.errors import UsageError
 from robustkit.records.files import write_atomic
 from robustkit.records.findings import Audit, Check
+from robustkit.report.plots.style import ready
 
 FORMATS = ("pdf", "png")
 _LOGARITHMIC = ("eps-sweep", "step-convergence", "zero-gradient", "misleading-gradient", "gradient-steadiness")
@@ -19,7 +19,7 @@ def check_matplotlib() -> None:
     Raises:
         UsageError: if matplotlib is not installed.
     """
-    if importlib.util.find_spec("matplotlib") is None:
+    if not ready():
         raise UsageError("plots need matplotlib, which is not installed: pip install 'robustkit-bench[plots]'")
 
 

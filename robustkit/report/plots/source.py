@@ -48,6 +48,11 @@ def _names(paths: Sequence[Path], found: Sequence[Stored]) -> list[str]:
     return [path.name or str(path) for path in paths]
 
 
+def word(stored: Stored) -> str:
+    """The kind of a record."""
+    return "transfer run" if isinstance(stored, TransferRecord) else "sweep" if isinstance(stored, Sweep) else "run"
+
+
 def job_of(stored: Stored) -> dict[str, object]:
     """The job of a record; of a sweep that of its first run."""
     return dict(stored.records[0].job if isinstance(stored, Sweep) else stored.job)
@@ -68,7 +73,7 @@ def runs(sources: Sequence[Source], kind: str) -> list[tuple[str, RunRecord]]:
     rows: list[tuple[str, RunRecord]] = []
     for name, stored in sources:
         if isinstance(stored, TransferRecord):
-            raise UsageError(f"{name} is a transfer run; plot {kind} draws runs and sweeps")
+            raise UsageError(f"{name} is a transfer run, which plot transfer draws; plot {kind} draws runs and sweeps")
         if isinstance(stored, Sweep):
             rows += [(f"{name}, eps {eps}", record) for eps, record in zip(stored.eps, stored.records, strict=True)]
         else:

@@ -1,6 +1,9 @@
 """The style of every figure, and files that are the same bytes each time. Needs matplotlib."""
 
+import contextlib
 import importlib.util
+import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,8 +40,27 @@ def check(path: Path) -> None:
         raise UsageError(f"{path}: a figure is a {', '.join(METADATA)} file")
     if not path.parent.is_dir():
         raise UsageError(f"{path}: there is no folder {path.parent}")
-    if importlib.util.find_spec("matplotlib") is None:
+    if not ready():
         raise UsageError("figures need 'matplotlib', which is not installed: pip install 'robustkit-bench[plots]'")
+
+
+def ready() -> bool:
+    """Whether matplotlib is installed; it is imported even where MPLBACKEND names a backend that is not there.
+
+    A notebook hands its backend down to the commands in it. No figure here needs one.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        return False
+    if "matplotlib" not in sys.modules:
+        named = os.environ.pop("MPLBACKEND", None)
+        try:
+            import matplotlib
+        finally:
+            os.environ.update({} if named is None else {"MPLBACKEND": named})
+        if named:
+            with contextlib.suppress(ValueError):
+                matplotlib.rcParams["backend"] = named  # as it would be: this process may draw more than we do
+    return True
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from robustkit.api import ModelCard
 from robustkit.errors import UsageError
 from robustkit.models.sources import checkpoint
-from robustkit.models.sources.evaluating import evaluation
+from robustkit.models.sources.evaluating import UndecidedNameError, evaluation
 from robustkit.models.sources.robustbench import facts, library, weights
 from robustkit.models.sources.robustbench.library import Entry
 from robustkit.spec import Spec, listed, suggest
@@ -91,7 +91,7 @@ def resolve(name: str, options: Mapping[str, str]) -> Entry:
     found = [entry for entry in found if entry.dataset == dataset] or found
     found = [entry for entry in found if entry.threat.lower() == ("corruptions" if corrupted == "c" else norm)] or found
     if len(found) > 1:
-        raise UsageError(f"several networks of robustbench are called {name}; name one: {_choices(found)}")
+        raise UndecidedNameError(f"several networks of robustbench are called {name}; name one: {_choices(found)}")
     return found[0]
 
 
