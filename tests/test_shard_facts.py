@@ -74,6 +74,7 @@ def test_what_the_journal_has_is_not_asked_again():
         assert first[CLEAN].facts["correct"].tolist() == [True, True, False, True, True]
         assert first[1].facts["position"].tolist() == [0, 1, 3, 4]
         assert first[1].facts["outcome"].tolist() == [SURVIVED, BROKEN, BROKEN, SURVIVED]
+        assert len(first[1].facts["seconds"]) == 1  # an entry a batch
         calls = module.calls
         again = facts_of(made, known=lambda shard, step: first[step].facts)
         assert module.calls == calls
