@@ -133,3 +133,5 @@ def test_what_is_broken_leaves_at_the_next_look_if_it_need_not_be_nearest():
     assert (quick.backwards[broken] < 15).all()
     assert quick.backwards[~broken].tolist() == [30] * int((~broken).sum())
     assert (model(quick.adv).argmax(1) != y)[broken].all()
+    every = surrogates.run(FAB(steps=1), model, x, y, threat, tile=6)
+    assert every.backwards.tolist() == [3] * 6  # a search towards each wrong class, and none towards the true one

@@ -1,5 +1,6 @@
 """The facts of a shard on a toy model and attacks that answer as they are told: what is judged, and what is not."""
 
+import itertools
 from contextlib import contextmanager
 
 import numpy as np
@@ -34,10 +35,10 @@ VALUES = (0.4, 0.45, 0.6, 0.42, 0.3)  # the third is class 1, and labelled so in
 
 
 @contextmanager
-def bench(*attacks, values=VALUES, labels=(0, 0, 1, 0, 0), size=8, quantize="", **request):
+def bench(*attacks, values=VALUES, labels=(0, 0, 1, 0, 0), size=8, quantize="", module=None, **request):
     x = torch.tensor(values).view(-1, 1, 1, 1).expand(-1, 1, 2, 2).clone()
     samples = choose_samples(resolve((x, torch.tensor(labels))), None, None)
-    module = Bright()
+    module = module or Bright()
     with open_model(load(module, "pair", "linf"), samples, tile=4) as opened:
         asked = Request(list(attacks), threat_of("linf", 0.2), "pair", quantize=quantize, **request)
         with begin(opened, asked, Execution(shard_size=size)) as begun:
@@ -74,6 +75,7 @@ def test_what_the_journal_has_is_not_asked_again():
         assert first[CLEAN].facts["correct"].tolist() == [True, True, False, True, True]
         assert first[1].facts["position"].tolist() == [0, 1, 3, 4]
         assert first[1].facts["outcome"].tolist() == [SURVIVED, BROKEN, BROKEN, SURVIVED]
+        assert len(first[1].facts["seconds"]) == 1  # an entry a batch
         calls = module.calls
         again = facts_of(made, known=lambda shard, step: first[step].facts)
         assert module.calls == calls
@@ -159,3 +161,16 @@ def test_shards_packed_together_keep_their_places():
         assert away.tolist() == pytest.approx([0.15, 0.01, 0.2, 0.13, 0.01], abs=1e-6)
         seconds = [float(last[shard, 1]["seconds"].sum()) for shard in range(3)]
         assert all(s > 0 for s in seconds)
+
+
+def test_the_noise_of_a_network_is_keyed_by_the_seed_and_by_what_it_is_for():
+    x = torch.tensor(VALUES).view(-1, 1, 1, 1).expand(-1, 1, 2, 2).clone()
+    seen = {}
+    for seed in (0, 1):
+        noisy = toys.Randomised(Bright(), 1e-3)
+        with bench(toys.Lazy(), module=noisy, seed=seed, draws=3) as (made, _):
+            for key in (("vote", 0), ("vote", 1), ("judge", 0)):
+                seen[seed, *key] = made.network(*key).logits(x)
+                assert torch.equal(made.network(*key).logits(x), seen[seed, *key])
+    for one, other in itertools.combinations(seen.values(), 2):
+        assert not torch.equal(one, other)
