@@ -277,7 +277,7 @@ def test_the_radii_shrink_to_eps_and_their_steps_add_up():
 def test_a_sparse_step_has_length_one_and_moves_the_largest_entries_by_the_same_amount(keep, seed):
     grad = torch.randn(3, *SHAPE, generator=toys.seeded(seed))
     inside = torch.full_like(grad, 0.5)
-    step = apgd_l1.sparse(ThreatModel("l1", 1.0), inside, grad, torch.tensor([keep, 1, 48]), 48)
+    step = apgd_l1.sparse(ThreatModel("l1", 1.0), inside, grad, torch.tensor([keep, 1, 48]))
     moved = step.flatten(1).ne(0)
     assert moved.sum(1).tolist() == [keep, 1, 48]
     assert torch.allclose(norms.length(step, "l1"), torch.ones(3))
@@ -289,7 +289,7 @@ def test_a_sparse_step_has_length_one_and_moves_the_largest_entries_by_the_same_
 def test_a_sparse_step_keeps_equals_and_does_not_move_without_a_gradient():
     grad, inside = torch.zeros(2, 1, 1, 5), torch.full((2, 1, 1, 5), 0.5)
     grad[0, 0, 0] = torch.tensor([1.0, -2.0, 2.0, 2.0, 0.5])
-    step = apgd_l1.sparse(ThreatModel("l1", 1.0), inside, grad, torch.tensor([2, 2]), 2)
+    step = apgd_l1.sparse(ThreatModel("l1", 1.0), inside, grad, torch.tensor([2, 2]))
     assert step[0, 0, 0].tolist() == pytest.approx([0, -1 / 3, 1 / 3, 1 / 3, 0])
     assert not step[1].any()
 
@@ -297,7 +297,7 @@ def test_a_sparse_step_keeps_equals_and_does_not_move_without_a_gradient():
 def test_entries_that_the_box_holds_do_not_use_up_a_sparse_step():
     adv = torch.tensor([1.0, 0.0, 0.5, 0.0, 1.0, 0.2]).view(1, 1, 1, 6)
     grad = torch.tensor([9.0, -8.0, 3.0, 2.0, 1.5, 1.0]).view(1, 1, 1, 6)  # the first two point out of the box
-    step = apgd_l1.sparse(ThreatModel("l1", 1.0), adv, grad, torch.tensor([2]), 2)
+    step = apgd_l1.sparse(ThreatModel("l1", 1.0), adv, grad, torch.tensor([2]))
     assert step.flatten().tolist() == [0.5, -0.5, 0.5, 0.5, 0.0, 0.0]
 
 
