@@ -10,11 +10,10 @@ from robustkit_attacks.apgd import APGD
 from scipy.optimize import linprog
 from torch import nn
 
-from robustkit import testing
 from robustkit.api import Expected, ThreatModel
 from robustkit.errors import UsageError
 from robustkit.numerics import norms, projection
-from robustkit.testing import attack_batch
+from robustkit.testing import attack_batch, conformance
 from tests import toys
 
 NORMS = ["linf", "l2", "l1"]
@@ -182,7 +181,7 @@ def test_black_and_white_images_are_broken_where_their_one_side_of_the_box_allow
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_more_restarts_never_break_fewer(norm, monkeypatch):
-    monkeypatch.setattr(testing, "key_of", lambda *_: (1, 2))  # the draws, whatever the settings
+    monkeypatch.setattr(conformance, "key_of", lambda *_: (1, 2))  # the draws, whatever the settings
     model, x = Wavy(), images(120)
     y = model(x).argmax(1)
     eps = {"linf": 0.2, "l2": 1.0, "l1": 0.2}[norm]

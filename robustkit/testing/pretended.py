@@ -129,7 +129,11 @@ def _patches(kind: Kind) -> Iterator[tuple[Any, str, Any]]:
         yield module, "device_count", lambda: 1
         for name, answer in answers.items():
             yield module, name, lambda *_, answer=answer, **__: answer
-    yield getattr(torch, kind), "get_rng_state", lambda *_, **__: torch.get_rng_state()  # there is one generator, the CPU's
+    yield (
+        getattr(torch, kind),
+        "get_rng_state",
+        lambda *_, **__: torch.get_rng_state(),
+    )  # there is one generator, the CPU's
 
 
 def _called(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -275,7 +279,13 @@ def _hooked(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     with torch._C.DisableTorchFunctionSubclass():
         if not isinstance(x, OnDevice):
             return func(x, hook)
-        return func(x, lambda grad: hook(_on(grad)))
+        return func(x, lambda grad: _back(hook, grad))
+
+
+def _back(hook: Callable[[Tensor], Any], grad: Tensor) -> Any:
+    with torch._C._EnableTorchFunction():
+        found = hook(_on(grad))
+    return _off(found) if isinstance(found, Tensor) else found
 
 
 def _copied(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
