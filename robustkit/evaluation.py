@@ -57,7 +57,7 @@ def evaluate(
         quantize: also judge each adversarial rounded to 8 bits.
         save_adversarial: keep the adversarial images.
         trust: unpickle checkpoints that are more than weights, and call what a card names: both run code from them.
-        device: "auto" is the module's own, or CUDA if there is one for a model named by a spec.
+        device: "auto" is the module's own; for a model named by a spec CUDA, MPS or XPU if there is one.
         batch_size: the most samples in flight; "auto" finds what fits. It changes no result.
         shard_size: samples of one journal file; None is 512, fewer of large images. It changes no result.
         tile: width of the batches the model sees, part of the run's identity; None chooses by image size.

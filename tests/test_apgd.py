@@ -10,11 +10,10 @@ from robustkit_attacks.apgd import APGD
 from scipy.optimize import linprog
 from torch import nn
 
-from robustkit import testing
 from robustkit.api import Expected, ThreatModel
 from robustkit.errors import UsageError
 from robustkit.numerics import norms, projection
-from robustkit.testing import attack_batch
+from robustkit.testing import attack_batch, conformance
 from tests import toys
 
 NORMS = ["linf", "l2", "l1"]
@@ -182,7 +181,7 @@ def test_black_and_white_images_are_broken_where_their_one_side_of_the_box_allow
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_more_restarts_never_break_fewer(norm, monkeypatch):
-    monkeypatch.setattr(testing, "key_of", lambda *_: (1, 2))  # the draws, whatever the settings
+    monkeypatch.setattr(conformance, "key_of", lambda *_: (1, 2))  # the draws, whatever the settings
     model, x = Wavy(), images(120)
     y = model(x).argmax(1)
     eps = {"linf": 0.2, "l2": 1.0, "l1": 0.2}[norm]
@@ -277,7 +276,7 @@ def test_the_radii_shrink_to_eps_and_their_steps_add_up():
 def test_a_sparse_step_has_length_one_and_moves_the_largest_entries_by_the_same_amount(keep, seed):
     grad = torch.randn(3, *SHAPE, generator=toys.seeded(seed))
     inside = torch.full_like(grad, 0.5)
-    step = apgd_l1.sparse(ThreatModel("l1", 1.0), inside, grad, torch.tensor([keep, 1, 48]), 48)
+    step = apgd_l1.sparse(ThreatModel("l1", 1.0), inside, grad, torch.tensor([keep, 1, 48]))
     moved = step.flatten(1).ne(0)
     assert moved.sum(1).tolist() == [keep, 1, 48]
     assert torch.allclose(norms.length(step, "l1"), torch.ones(3))
@@ -289,7 +288,7 @@ def test_a_sparse_step_has_length_one_and_moves_the_largest_entries_by_the_same_
 def test_a_sparse_step_keeps_equals_and_does_not_move_without_a_gradient():
     grad, inside = torch.zeros(2, 1, 1, 5), torch.full((2, 1, 1, 5), 0.5)
     grad[0, 0, 0] = torch.tensor([1.0, -2.0, 2.0, 2.0, 0.5])
-    step = apgd_l1.sparse(ThreatModel("l1", 1.0), inside, grad, torch.tensor([2, 2]), 2)
+    step = apgd_l1.sparse(ThreatModel("l1", 1.0), inside, grad, torch.tensor([2, 2]))
     assert step[0, 0, 0].tolist() == pytest.approx([0, -1 / 3, 1 / 3, 1 / 3, 0])
     assert not step[1].any()
 
@@ -297,7 +296,7 @@ def test_a_sparse_step_keeps_equals_and_does_not_move_without_a_gradient():
 def test_entries_that_the_box_holds_do_not_use_up_a_sparse_step():
     adv = torch.tensor([1.0, 0.0, 0.5, 0.0, 1.0, 0.2]).view(1, 1, 1, 6)
     grad = torch.tensor([9.0, -8.0, 3.0, 2.0, 1.5, 1.0]).view(1, 1, 1, 6)  # the first two point out of the box
-    step = apgd_l1.sparse(ThreatModel("l1", 1.0), adv, grad, torch.tensor([2]), 2)
+    step = apgd_l1.sparse(ThreatModel("l1", 1.0), adv, grad, torch.tensor([2]))
     assert step.flatten().tolist() == [0.5, -0.5, 0.5, 0.5, 0.0, 0.0]
 
 

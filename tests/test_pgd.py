@@ -4,11 +4,10 @@ import pytest
 import torch
 from robustkit_attacks.pgd import PGD
 
-from robustkit import testing
 from robustkit.api import Expected, ThreatModel
 from robustkit.errors import UsageError
 from robustkit.numerics import norms
-from robustkit.testing import attack_batch
+from robustkit.testing import attack_batch, conformance
 from tests import toys
 from tests.test_apgd import NORMS, Net, Wavy, attacked, images, linear, radius, slack
 
@@ -84,7 +83,7 @@ def test_black_and_white_images_can_be_broken(norm, end):
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_more_restarts_never_break_fewer(norm, monkeypatch):
-    monkeypatch.setattr(testing, "key_of", lambda *_: (1, 2))  # the draws, whatever the settings
+    monkeypatch.setattr(conformance, "key_of", lambda *_: (1, 2))  # the draws, whatever the settings
     model, x = Wavy(), images(120)
     y = model(x).argmax(1)
     eps = {"linf": 0.2, "l2": 1.0, "l1": 0.2}[norm]

@@ -67,7 +67,7 @@ FREE = {
     "arithmetic": lambda x: (x * 2 + 1).sqrt().sum(),
     "where": lambda x: torch.where(x > 1, x, 0.0),
     "an index": lambda x: x[x.argsort()],
-    "an index that is set": lambda x: x.__setitem__(x.argsort(), x),
+    "an index that is set": lambda x: x.__setitem__(x.argsort(), x.clone()),
     "a slice": lambda x: x[1:],
     "a shape": lambda x: (x.shape, len(x), x.dtype, x.device, x.dim()),
     "a loop over rows": lambda x: [row * 2 for row in x],

@@ -145,7 +145,7 @@ def evaluate_certificate(
         seed: of the noise.
         outputs: what the model returns; probabilities must be declared.
         trust: unpickle checkpoints that are more than weights, which runs code from them.
-        device: "auto" is the module's own, or CUDA if there is one for a model named by a spec.
+        device: "auto" is the module's own; for a model named by a spec CUDA, MPS or XPU if there is one.
         tile: most noisy copies that the model sees at once; None is 256.
         out: a folder that is continued, image by image, if it holds this very run; None writes nothing.
         fresh: forget what `out` holds.

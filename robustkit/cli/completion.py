@@ -49,7 +49,7 @@ def target(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[
 
 def device(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """Devices as they are usually called; which of them are there only torch knows."""
-    return _starting(incomplete, ["auto", "cpu", "cuda", "cuda:0"])
+    return _starting(incomplete, ["auto", "cpu", "cuda", "cuda:0", "mps", "xpu"])
 
 
 def shown(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:

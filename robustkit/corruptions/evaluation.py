@@ -93,7 +93,7 @@ def evaluate_corruptions(
             there), or a record, its file or folder, of the same images, kinds and severities. Without one, mCE is not
             normalised.
         trust: unpickle checkpoints that are more than weights, which runs code from them.
-        device: "auto" is the module's own, or CUDA if there is one for a model named by a spec.
+        device: "auto" is the module's own; for a model named by a spec CUDA, MPS or XPU if there is one.
         tile: width of the batches the model sees; None chooses by image size.
         out: a folder that is continued, cell by cell, if it holds this very run; None writes nothing.
         fresh: forget what `out` holds.

@@ -7,6 +7,7 @@ backward pass (hooks, `torch.autograd.Function.backward`) is not looked at. Libr
 tensor (eagerpy, and so foolbox) refuse the subclass.
 """
 
+import functools
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -95,8 +96,9 @@ def pretended(kind: Kind) -> Iterator[Log]:
     with ExitStack() as stack:
         for space, name, value in _patches(kind):
             if hasattr(space, name):
-                stack.callback(setattr, space, name, getattr(space, name))
-                setattr(space, name, value)
+                known = getattr(space, name)
+                stack.callback(setattr, space, name, known)
+                setattr(space, name, functools.wraps(known)(value))  # torch's compiler looks for what is wrapped
         _now.append((kind, log))
         stack.callback(_now.pop)
         stack.enter_context(_Mode())
@@ -106,25 +108,32 @@ def pretended(kind: Kind) -> Iterator[Log]:
 def _patches(kind: Kind) -> Iterator[tuple[Any, str, Any]]:
     """What torch's modules of devices answer."""
     for each in get_args(Kind):
-        module = getattr(torch, each)
-        yield module, "is_available", lambda there=each == kind: there
-        yield module, "device_count", lambda there=each == kind: int(there)
+        yield getattr(torch, each), "is_available", lambda: False
+        yield getattr(torch, each), "device_count", lambda: 0
     yield torch.backends.mps, "is_available", lambda: kind == "mps"
     properties = SimpleNamespace(
         name=f"pretended {kind}", total_memory=80 << 30, major=9, minor=0, multi_processor_count=132, has_fp64=True
     )
+    stream = SimpleNamespace(is_capturing=lambda: False, synchronize=lambda: None)
     answers = {
         "is_initialized": True, "current_device": 0, "get_device_name": properties.name,
         "get_device_properties": properties, "get_device_capability": (9, 0), "mem_get_info": (64 << 30, 80 << 30),
         "recommended_max_memory": 64 << 30, "driver_allocated_memory": 0, "current_allocated_memory": 0,
         "memory_allocated": 0, "memory_reserved": 0, "max_memory_allocated": 0, "is_bf16_supported": True,
-        "synchronize": None, "empty_cache": None, "init": None, "_lazy_init": None, "current_stream": None,
+        "synchronize": None, "empty_cache": None, "init": None, "_lazy_init": None, "current_stream": stream,
+        "is_current_stream_capturing": False, "current_accelerator": torch.device(kind), "current_device_index": 0,
         "reset_peak_memory_stats": None, "manual_seed": None, "manual_seed_all": None, "set_rng_state": None,
     }  # fmt: skip
-    module = getattr(torch, kind)
-    for name, answer in answers.items():
-        yield module, name, lambda *_, answer=answer, **__: answer
-    yield module, "get_rng_state", lambda *_, **__: torch.get_rng_state()  # there is one generator, the CPU's
+    for module in (getattr(torch, kind), torch.accelerator):
+        yield module, "is_available", lambda: True
+        yield module, "device_count", lambda: 1
+        for name, answer in answers.items():
+            yield module, name, lambda *_, answer=answer, **__: answer
+    yield (
+        getattr(torch, kind),
+        "get_rng_state",
+        lambda *_, **__: torch.get_rng_state(),
+    )  # there is one generator, the CPU's
 
 
 def _called(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -270,7 +279,13 @@ def _hooked(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     with torch._C.DisableTorchFunctionSubclass():
         if not isinstance(x, OnDevice):
             return func(x, hook)
-        return func(x, lambda grad: hook(_on(grad)))
+        return func(x, lambda grad: _back(hook, grad))
+
+
+def _back(hook: Callable[[Tensor], Any], grad: Tensor) -> Any:
+    with torch._C._EnableTorchFunction():
+        found = hook(_on(grad))
+    return _off(found) if isinstance(found, Tensor) else found
 
 
 def _copied(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:

@@ -51,7 +51,7 @@ def transfer(
         n: the first n samples.
         indices: these samples, instead of n.
         trust: unpickle checkpoints that are more than weights, and call what a card names: both run code from them.
-        device: "auto" is that of the modules given, or CUDA if there is one and all models are specs.
+        device: "auto" is that of the modules given; CUDA, MPS or XPU if there is one and all models are specs.
         batch_size: the most samples in flight; "auto" finds what fits. It changes no result.
         shard_size: samples of one journal file, rounded up to whole tiles. It changes no result.
         tile: width of the batches the models see; None chooses by image size.
