@@ -230,7 +230,7 @@ def test_a_later_change_at_the_publisher_s_is_refused_until_the_pin_is_dropped(h
     remote = Remote(PLACE, (server.put("/f", BODY),))
     fetch(remote).unlink()
     server.put("/f", BODY + b"changed")
-    refused(remote, f"not {SHA} as on", f"robustkit models rm --forget '{PLACE}'")
+    refused(remote, f"not {SHA} as on", f"robustkit models rm --forget {PLACE}")
     assert leftovers(home) == []
     pins.forget(home, PLACE)
     assert fetch(remote).read_bytes() == BODY + b"changed"

@@ -66,7 +66,7 @@ def test_verify_finds_a_flipped_byte_that_keeps_size_and_time(filled):
     assert fetch(Remote(PLACE, ())) == file  # which is why there is verify
     done = run("models", "verify", code=3)
     assert f"{PLACE}: has the sha256" in done.stdout
-    assert f"robustkit models rm '{PLACE}'" in done.stdout
+    assert f"robustkit models rm {PLACE}" in done.stdout
     assert "1 as pinned, 1 not" in done.stdout
     assert run("models", "verify", "test/other.pt").stdout.startswith("1 read in full: 1 as pinned")
 

@@ -139,11 +139,11 @@ def test_runs_and_baselines_compare_alike(inside):
 @pytest.mark.parametrize(
     ("other", "code", "words"),
     [
-        ("nowhere", 2, "there is no nowhere"),
-        ("empty", 2, "cannot be read"),
+        ("nowhere", 2, "there is nothing of that name"),
+        ("empty", 2, "is empty; give the folder of a run"),
         ("page.json", 2, "cannot be read as JSON"),
         ("list.json", 2, "is no robustkit baseline"),
-        ("a/run.json", 2, "give its folder a"),
+        ("a/run.json", 2, "give the folder: a"),
         ("later", 2, "no sample in common"),
         ("images", 2, "differ in their image"),
         ("unknown", 3, "2 of 3 shared samples are UNKNOWN in the run after"),

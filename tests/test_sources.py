@@ -366,7 +366,7 @@ def test_a_network_whose_eval_returns_nothing_loads(module, tmp_path):
         (".wrong", r"returned an object of type str; it must return an nn.Module"),
         (".make:widht=3", "model my_networks_here.make: no option called 'widht'; did you mean width"),
         (".make:width=wide", "width must be a whole number, not 'wide'"),
-        ("", "'my_networks_here' is no callable's name; write python/package.module.callable"),
+        ("", "'python/my_networks_here' is a module: name the callable in it, python/my_networks_here."),
         ("/make", "is no callable's name"),
         ("s.make", "no module called 'my_networks_heres' for my_networks_heres.make"),
     ],

@@ -317,7 +317,7 @@ def test_another_run_in_a_sweep_is_refused(made, tmp_path):
 
 
 def test_a_sweep_is_no_run(made):
-    with pytest.raises(UsageError, match=r"holds a sweep over eps; give the folder of one of its runs, .*eps-01"):
+    with pytest.raises(UsageError, match=r"holds a sweep over eps, .* give the folder of one of its runs, .*eps-01"):
         load_run(made / "sweep")
 
 

@@ -387,7 +387,7 @@ BAD = [
     ("models = ['tim/resnet18']", "did you mean timm"),
     ("models = []", "models must name at least one"),
     ("models = { a = 'digits-cnn', b = 7 }", "models.b must be text"),
-    ("models = ['./nothing.safetensors:arch=digits-cnn']", "there is no ./nothing.safetensors"),
+    ("models = ['./nothing.safetensors:arch=digits-cnn']", "there is no file nothing.safetensors"),
     ("models = ['python/nothing.make']", "nothing"),
     ("models = ['ensemble/(digits-cnn)+(digits-cnx)']", "did you mean digits-cnn"),
     ("attacks = ['pgdd']", "attacks.pgdd: no attack called 'pgdd'; did you mean"),
