@@ -70,7 +70,7 @@ def measured(what: str, found: dict[str, dict[str, float]]) -> Iterator[None]:
 
 
 def run(command: Sequence[str | Path], **more) -> None:
-    subprocess.run([str(word) for word in command], check=True, **more)
+    subprocess.run([str(word) for word in command], check=True, stdout=sys.stderr, **more)  # stdout is for the JSON
 
 
 def megabytes(folder: Path) -> float:
