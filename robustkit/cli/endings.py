@@ -16,6 +16,7 @@ import click
 
 from robustkit import __version__
 from robustkit.errors import ExitCode, RobustkitError
+from robustkit.words import nearest
 
 DEBUG = "robustkit.debug"  # where `--debug` is kept in a context's meta
 _HERE = Path(__file__).parents[1]
@@ -50,7 +51,7 @@ def _said(error: BaseException) -> tuple[str, ExitCode]:
     """An error in words, and the code it ends a command with."""
     if isinstance(error, click.UsageError):
         command = error.ctx.command_path if error.ctx else "robustkit"
-        said = error.format_message().rstrip(".")
+        said = _option(error) if isinstance(error, click.NoSuchOption) else error.format_message().rstrip(".")
         return f"{said}{' See' if said.endswith('?') else '; see'} {command} --help", ExitCode.USAGE
     if isinstance(error, click.Abort):  # at a question
         interrupted = isinstance(error.__context__, KeyboardInterrupt)
@@ -64,6 +65,14 @@ def _said(error: BaseException) -> tuple[str, ExitCode]:
     if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
         return f"{error.filename or 'the file system'}: {error.strerror or error}", ExitCode.USAGE
     return unexpected(error), ExitCode.UNEXPECTED
+
+
+def _option(error: click.NoSuchOption) -> str:
+    """An option that is not there, and the one that is near it."""
+    params = error.ctx.command.params if error.ctx else ()
+    known = {opt.lstrip("-"): opt for param in params if isinstance(param, click.Option) for opt in param.opts}
+    close = [known[name] for name in nearest(error.option_name.lstrip("-"), known)]
+    return f"no option {error.option_name}" + (f"; did you mean {' or '.join(close)}?" if close else "")
 
 
 def unexpected(error: BaseException) -> str:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @click.command("eval")
 @options.evaluation(model_required=True, sweeps=True)
-@click.option("--quantize", type=click.Choice(["8bit"]), help="Also judge each adversarial rounded to 8 bits.")
+@click.option("--quantize", type=options.OneOf(["8bit"]), help="Also judge each adversarial rounded to 8 bits.")
 @click.option("--save-adversarial", is_flag=True, help="Keep the adversarial images in the run's folder.")
 @options.out(f"The run's folder; default {output.RUNS}/<what is run>.")
 @options.fresh
@@ -35,7 +35,7 @@ def evaluate(quantize: str | None, out: Path | None, json_to: str | None, **aske
     """  # noqa: D301
     from robustkit.records import sweep
 
-    asked = complete(asked)
+    asked = complete({**asked, "label": options.given_label()})
     radii = sweep.parse_eps(asked["eps"])
     if len(radii) > 1:
         _check_sweep(asked["norm"], radii, quantize, out)

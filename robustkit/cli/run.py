@@ -42,7 +42,8 @@ def run(
     """  # noqa: D301
     from robustkit.study import grammar
 
-    changes: dict[str, Any] = {key: value for key, value in (("n", n), ("device", device)) if value is not None}
+    given = {"n": n, "device": device, "title": options.given_label() or None}
+    changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     found = grammar.read(study, changes)
     if dry_run:
         _forecast(found, json_to)

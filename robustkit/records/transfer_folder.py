@@ -13,6 +13,7 @@ import numpy as np
 
 from robustkit.errors import UsageError
 from robustkit.records import consistency
+from robustkit.records.about import About
 from robustkit.records.files import Stored, parquet, read_arrays, text_file, write_arrays, write_record
 from robustkit.records.folder import JOB, JOURNAL, RunFolder
 from robustkit.records.schema import TRANSFER, Columns
@@ -21,7 +22,8 @@ from robustkit.records.transfer import TransferRecord
 RESULT = "transfer.json"
 _TABLES = ("samples", "attacks", "transfer")
 _FILES = (
-    JOB, JOURNAL, RESULT, *(f"{name}.parquet" for name in _TABLES), "report.md", "matrix.csv", "matrix.tex",
+    JOB, JOURNAL, RESULT, *(f"{name}.parquet" for name in _TABLES), "report.md", "report.html",
+    "matrix.csv", "matrix.tex",
 )  # fmt: skip
 Part = Literal["adversarials", "answers", "clean"]
 
@@ -99,6 +101,7 @@ def load_transfer(path: str | Path) -> TransferRecord:
             errors=data["errors"],
             folder=str(folder),
             notes=found.notes,
+            about=About.from_json(data.get("about")),
         )
         consistency.check_transfer(record, data.get("summary", {}))
     return record

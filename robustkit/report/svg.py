@@ -3,13 +3,14 @@
 import html
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from robustkit.report.facts import Curve
+from robustkit.report.facts import Curve, spaced
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 420, 240, 68, 14, 10, 42
-COLOURS = 4  # classes .c0 … of the style sheet
+COLOURS, DASHES = 4, 3  # classes .c0 … and .d0 … of the style sheet
+APART = 40  # pixels between two ticks that have room for their texts
 TICKS = 5
 
 
@@ -23,23 +24,32 @@ class Axis(NamedTuple):
     text: Callable[[float], str]
 
 
-def curves(found: Sequence[Curve], x_label: str, y_label: str, *, title: str, marks: bool = True) -> str:
-    """Shares in [0,1] over x, each with its interval as a band."""
+def curves(
+    found: Sequence[Curve], x_label: str, y_label: str, *, title: str, ticks: Mapping[float, str] | None = None,
+    bands: bool = True,
+) -> str:  # fmt: skip
+    """Shares in [0,1] over x, each with its interval as a band if `bands`; lines beyond the colours are dashed.
+
+    `ticks` are values of x with how they are written, of which as many are shown as fit; else round numbers.
+    """
     xs = [x for curve in found for x in curve.x]
     x_axis = _axis(x_label, min(xs), max(xs))
+    if ticks:
+        x_axis = _ticked(x_axis, ticks)
     y_axis = Axis(y_label, 0.0, 1.0, (0.0, 0.25, 0.5, 0.75, 1.0), lambda value: f"{100 * value:.0f} %")
     parts = []
     for place, curve in enumerate(found):
         upper = _line(curve.x, [share.high for share in curve.y], curve.steps)
         lower = _line(curve.x, [share.low for share in curve.y], curve.steps)
         middle = _line(curve.x, [float(share) for share in curve.y], curve.steps)
-        parts.append(f'<g class="c{place % COLOURS}">')
-        parts.append(f'<polygon class="band" points="{_points([*upper, *reversed(lower)], x_axis, y_axis)}"/>')
+        parts.append(f'<g class="c{place % COLOURS} d{place // COLOURS % DASHES}">')
+        if bands:
+            parts.append(f'<polygon class="band" points="{_points([*upper, *reversed(lower)], x_axis, y_axis)}"/>')
         parts.append(f'<polyline class="line" points="{_points(middle, x_axis, y_axis)}"/>')
-        if marks and not curve.steps:
+        if not curve.steps:
             parts += [
                 f'<circle class="mark" cx="{_place_x(x, x_axis):.1f}" cy="{_place_y(float(y), y_axis):.1f}" r="3">'
-                f"<title>{_short(x)}: {html.escape(str(y))}</title></circle>"
+                f"<title>{html.escape((ticks or {}).get(x) or _short(x))}: {html.escape(str(y))}</title></circle>"
                 for x, y in zip(curve.x, curve.y, strict=True)
             ]
         parts.append("</g>")
@@ -94,6 +104,12 @@ def _axis(label: str, low: float, high: float) -> Axis:
     step *= next(factor for factor in (1, 2, 5, 10, 20) if (high - low) / (factor * step) <= TICKS)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return Axis(label, low, high, [i * step for i in range(first, last + 1)], _short)
+
+
+def _ticked(axis: Axis, written: Mapping[float, str]) -> Axis:
+    """The axis with ticks at these values, as many as have room, the last among them."""
+    kept = spaced(written, axis.low, axis.high, APART / (WIDTH - LEFT - RIGHT))
+    return axis if len(kept) < 2 else axis._replace(ticks=kept, text=lambda value: written[value])
 
 
 def _short(value: float) -> str:

@@ -14,7 +14,7 @@ from robustkit.records import consistency, seal
 from robustkit.records.files import dumps, read_json, write_text
 from robustkit.records.folder import load_run
 from robustkit.records.run import RunRecord
-from robustkit.records.schema import BROKEN, UNKNOWN, WRONG
+from robustkit.records.schema import BROKEN, STUDY, UNKNOWN, WRONG
 from robustkit.records.transfer import TransferRecord
 from robustkit.records.transfer_folder import load_transfer
 from robustkit.spec import canonical
@@ -22,7 +22,7 @@ from robustkit.stats import Proportion
 from robustkit.study import grammar
 from robustkit.study.plan import Cell, Study, TransferCell
 
-SCHEMA = "robustkit/study/1"
+SCHEMA = STUDY
 FILE = "study.json"
 
 
