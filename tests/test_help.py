@@ -185,13 +185,13 @@ def test_zsh_itself_reads_the_script(tmp_path):
     [
         (["evl"], "did you mean eval"),
         (["--bogus"], "see robustkit --help"),
-        (["eval", "--modl", "x"], "Did you mean '--model'? See robustkit eval --help"),
+        (["eval", "--modl", "x"], "no option --modl; did you mean --model? See robustkit eval --help"),
         (["eval"], "Missing option '--model'; see robustkit eval --help"),
-        (["eval", "--model", "digits-cnn", "--norm", "l7"], "'l7' is not one of 'linf'"),
+        (["eval", "--model", "digits-cnn", "--norm", "l7"], "'l7' is not one of linf, l2, l1, l0; did you mean"),
         (["eval", "--model", "digits-cnn", "-n", "ten"], "'ten' is not a valid integer"),
         (["run"], "Missing argument 'STUDY'; see robustkit run --help"),
         (["run", "nowhere.toml"], "nowhere.toml cannot be read"),
-        (["data", "nope"], "see robustkit data --help"),
+        (["data", "nope"], "no command called 'nope'. There are: ls, pull, rm, verify"),
     ],
     ids=lambda a: " ".join(a) if isinstance(a, list) else "",
 )
@@ -218,7 +218,7 @@ def test_a_reader_who_has_seen_enough_is_no_error(tmp_path):
 
 # Names that two options share which have nothing else in common.
 HOMONYMS = {
-    "--json",  # where to write the result, and the flag of a command that prints one thing
+    "--label",  # of what a command makes, and one for each of several stored things
     "--check",  # a board's README as it is, and the test images of a training
     "--baseline",  # of the gate, and of a mean corruption error
     "--outputs",  # of the one model, and of each of several by its name

@@ -123,8 +123,7 @@ def _check_place(out: Path) -> None:
 
 
 def _save(record: "Audited", out: Path) -> None:
-    from robustkit.records.files import text_file
     from robustkit.report import files
 
     out.mkdir(parents=True, exist_ok=True)
-    record.save(out, {name: text_file(text) for name, text in files.of_audit(record).items()})
+    record.save(out, files.of_audit(record))

@@ -26,7 +26,7 @@ def listing(kind: str, substring: str, source: str, json_to: str | None) -> None
     if kind == "models":
         from robustkit.models import sources
 
-        rows = sources.listing(source)
+        rows = sources.listing(source, counted=not substring)
     elif kind == "attacks":
         rows = cards.attacks(source)
     elif kind == "datasets":

@@ -29,9 +29,12 @@ def report(run: Path, out: Path | None, formats: tuple[Any, ...], json_to: str |
     """  # noqa: D301
     from robustkit.records import kinds
     from robustkit.records.schema import STUDY
+    from robustkit.report import fill
 
     if out is not None and out.exists() and not out.is_dir():
         raise UsageError(f"--out {out} is a file; give a folder")
+    if not formats:
+        fill.need()
     place = kinds.find(run)
     chosen = list(dict.fromkeys(formats)) or None
     if place is not None and place.kind == STUDY:

@@ -131,7 +131,7 @@ def complete(begun: Begun, flags: Sequence[Mapping[str, Any]] = ()) -> RunRecord
         seconds=seconds,
         flags=[*opened.subject.flags, *left_out, *chosen, *begun.plan.flags, *flags],
         errors=assemble.errors(bench, parts),
-        predicted=asdict(predicted),
+        predicted={name: value for name, value in asdict(predicted).items() if name != "least"},
         goals={named.name: named.attack.goal for named in begun.plan.attacks},
         adversarial=assemble.adversarial(bench, parts),
         folder=str(folder.path) if folder else None,

@@ -9,7 +9,7 @@ from typing import Any
 from robustkit.errors import UsageError
 from robustkit.records import consistency, seal
 from robustkit.records.about import About
-from robustkit.records.files import read_json, text_file, write_record
+from robustkit.records.files import read_json, save_record
 from robustkit.records.schema import CERTIFIED
 from robustkit.records.shown import Shown
 from robustkit.records.text import labelled_as
@@ -67,7 +67,7 @@ class CertifiedRecord(Shown):
 
     def save(self, file: Path, pages: Mapping[str, str] | None = None) -> None:
         """Write the record as JSON, and beside it its reports by their names: whole or not at all."""
-        write_record(file, self.to_json(), {name: text_file(text) for name, text in (pages or {}).items()})
+        save_record(file, self.to_json(), pages)
 
     def summary(self) -> str:
         """The result in a few lines."""

@@ -14,7 +14,7 @@ import numpy as np
 from robustkit.errors import UsageError
 from robustkit.records import seal
 from robustkit.records.about import About
-from robustkit.records.files import text_file, write_record
+from robustkit.records.files import save_record
 from robustkit.records.schema import CORRUPTIONS
 from robustkit.records.shown import Shown
 from robustkit.records.text import labelled_as
@@ -190,7 +190,7 @@ class CorruptionRecord(Shown):
 
     def save(self, file: Path, pages: Mapping[str, str] | None = None) -> None:
         """Write the record as JSON, and beside it its reports by their names: whole or not at all."""
-        write_record(file, self.to_json(), {name: text_file(text) for name, text in (pages or {}).items()})
+        save_record(file, self.to_json(), pages)
 
     def summary(self) -> str:
         """A table of accuracies in percent, and the figures."""

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from robustkit.errors import UsageError
 from robustkit.records.about import About
-from robustkit.records.files import Write, read_json, write_record
+from robustkit.records.files import read_json, save_record
 from robustkit.records.schema import AUDIT, AUDITED
 from robustkit.records.shown import Shown
 from robustkit.spec import digest
@@ -180,9 +180,9 @@ class Audited(Shown):
         """All checks, then the bottom line."""
         return "\n".join([self.heading(), text(self.audit)])
 
-    def save(self, folder: Path, files: Mapping[str, Write]) -> None:
-        """Write `audit.json` and the report files into a folder."""
-        write_record(folder / RESULT, self.to_json(), files)
+    def save(self, folder: Path, pages: Mapping[str, str]) -> None:
+        """Write `audit.json`, and its reports by their names, into a folder."""
+        save_record(folder / RESULT, self.to_json(), pages)
 
 
 _MARKS = {"fine": "ok", "skipped": "--", "suspect": "SUSPECT", "invalid": "INVALID", "undecided": "UNDECIDED"}

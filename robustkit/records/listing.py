@@ -55,14 +55,11 @@ def runs(folder: Path) -> list[Row]:
 
 def table(rows: Sequence[Row]) -> str:
     """The rows as text."""
-    heads = ("date", "kind", "model", "attack", "number", "verdict", "state", "folder", "label")
-    lines = [
-        heads,
-        *((row.date, row.kind, row.model, row.attack, row.number, row.verdict, row.state, row.folder)
-          for row in rows),
-    ]  # fmt: skip
-    cut = [tuple(_cut(cell, 36) if place in (2, 3) else cell for place, cell in enumerate(line)) for line in lines]
-    widths = [max(len(line[place]) for line in cut) for place in range(len(heads))]
+    names = ["date", "kind", "model", "attack", "number", "verdict", "state", "folder", "label"]
+    names = names if any(row.label for row in rows) else names[:-1]
+    lines = [names, *([str(getattr(row, name)) for name in names] for row in rows)]
+    cut = [[_cut(cell, 36) if place in (2, 3) else cell for place, cell in enumerate(line)] for line in lines]
+    widths = [max(len(line[place]) for line in cut) for place in range(len(names))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cut
     )

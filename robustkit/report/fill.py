@@ -21,14 +21,23 @@ def available() -> bool:
     return importlib.util.find_spec("jinja2") is not None
 
 
-def fill(name: str, page: Mapping[str, Any], title: str) -> str:
-    """The page that a template makes of some values; `title` is what the browser's tab says.
+def need() -> None:
+    """Refuse early what makes a page.
 
     Raises:
         UsageError: if jinja2 is not installed.
     """
     if not available():
         raise UsageError("an HTML report needs 'jinja2', which is not installed: pip install 'robustkit[plots]'")
+
+
+def fill(name: str, page: Mapping[str, Any], title: str) -> str:
+    """The page that a template makes of some values; `title` is what the browser's tab says.
+
+    Raises:
+        UsageError: if jinja2 is not installed.
+    """
+    need()
     style = markup((TEMPLATES / "style.css").read_text(encoding="utf-8"))
     return str(_environment().get_template(name).render(page=page, title=f"{title} · robustkit", style=style))
 

@@ -231,10 +231,13 @@ def audit_parts(audit: Mapping[str, Any]) -> dict[str, Any]:
         points = facts.series(check)
         if points and len(points[0]) > 1:
             labels = str(check["series"]["x_label"]), str(check["series"]["y_label"])
-            drawn = svg.line(*points, *labels, title=str(check["name"]))
-            charts.append(
-                {"svg": markup(drawn), "caption": f"{check['name']} ({outcome}): {labels[1]} over {labels[0]}"}
-            )
+            limit = (
+                None if check["name"] == "step-convergence" else check.get("limit")
+            )  # whose limit is of a difference
+            drawn = svg.line(*points, *labels, title=str(check["name"]), limit=limit)
+            dashed = "; dashed: its limit" if 'class="limit"' in drawn else ""
+            caption = f"{check['name']} ({outcome}): {labels[1]} over {labels[0]}{dashed}"
+            charts.append({"svg": markup(drawn), "caption": caption})
     return {"reasons": [str(reason) for reason in audit["reasons"]], "checks": checks, "charts": charts}
 
 

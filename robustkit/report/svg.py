@@ -56,9 +56,11 @@ def curves(
     return _chart(parts, x_axis, y_axis, title)
 
 
-def line(x: Sequence[float], y: Sequence[float], x_label: str, y_label: str, *, title: str) -> str:
-    """One line through points."""
-    x_axis, y_axis = _axis(x_label, min(x), max(x)), _axis(y_label, min(y), max(y))
+def line(
+    x: Sequence[float], y: Sequence[float], x_label: str, y_label: str, *, title: str, limit: float | None = None
+) -> str:
+    """One line through points, over a range of y that has 0 and 1 in it; with a `limit`, that as a dashed one."""
+    x_axis, y_axis = _axis(x_label, min(x), max(x)), _axis(y_label, min(0.0, *y), max(1.0, *y))
     points = list(zip(x, y, strict=True))
     parts = [f'<g class="c0"><polyline class="line" points="{_points(points, x_axis, y_axis)}"/>']
     parts += [
@@ -66,7 +68,11 @@ def line(x: Sequence[float], y: Sequence[float], x_label: str, y_label: str, *, 
         f"<title>{_short(a)}: {_short(b)}</title></circle>"
         for a, b in points
     ]
-    return _chart([*parts, "</g>"], x_axis, y_axis, title)
+    parts.append("</g>")
+    if limit is not None and y_axis.low <= limit <= y_axis.high:
+        at, ends = _place_y(limit, y_axis), (LEFT, WIDTH - RIGHT)
+        parts.append(f'<line class="limit" x1="{ends[0]}" x2="{ends[1]}" y1="{at:.1f}" y2="{at:.1f}"/>')
+    return _chart(parts, x_axis, y_axis, title)
 
 
 def bar(share: float, low: float | None = None, high: float | None = None, place: int = 0) -> str:

@@ -3,6 +3,7 @@
 from itertools import groupby
 from typing import Any
 
+from robustkit.records.about import day
 from robustkit.records.findings import DOUBTED
 from robustkit.records.schema import ROBUST
 from robustkit.records.text import percent
@@ -34,7 +35,7 @@ def page(tables: Tables) -> str:
     values = {
         "title": study.title,
         "heading": f"{len(results.outcomes)} cells on {asked(tables)['data']}",
-        "date": "",
+        "date": day(max((facts.finished for facts in results.facts.values()), default="")),
         "settings": study.provenance,
         "failed": [(str(each.cell), each.failed) for each in results.outcomes if each.failed],
         "total": len(results.outcomes),
@@ -56,6 +57,9 @@ def _block(tables: Tables, block: Block) -> dict[str, Any]:
     groups = []
     for _, subjects in groupby(tables.subjects, key=lambda subject: subject.model):
         rows = [row for subject in subjects if (row := _row(tables, block, subject, several))]
+        if rows and several:
+            rows = [{**row, "names": [None if place else row["names"][0], row["names"][1]],
+                     "spans": 0 if place else len(rows)} for place, row in enumerate(rows)]  # fmt: skip
         if rows:
             groups.append(rows)
     groups = groups if several else [[row for group in groups for row in group]]

@@ -126,7 +126,7 @@ def asked(tables: Tables) -> dict[str, str]:
         versions = [job.get("versions") or job["code"]["versions"] for job in jobs]
         found["computed on"] = "; ".join(sorted(places))
         found["versions"] = "; ".join(
-            dict.fromkeys(", ".join(f"{k} {v}" for k, v in each.items()) for each in versions)
+            dict.fromkeys(", ".join(f"{k} {v}" for k, v in sorted(each.items())) for each in versions)
         )
     if facts := tables.results.facts.values():
         found["rule"] = "; ".join(dict.fromkeys(each.rule for each in facts))

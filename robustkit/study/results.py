@@ -59,6 +59,7 @@ class Facts:
     forwards: int
     backwards: int
     seconds: float
+    finished: str = ""  # when the run was, as `About` has it
 
     @classmethod
     def of(cls, record: RunRecord) -> "Facts":
@@ -77,6 +78,7 @@ class Facts:
             forwards=int(record.attacks["forwards"].sum()),
             backwards=int(record.attacks["backwards"].sum()),
             seconds=float(sum(record.seconds.values())),
+            finished=record.about.finished,
         )
 
 

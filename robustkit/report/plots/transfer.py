@@ -20,4 +20,4 @@ def draw(sources: Sequence[source.Source], width: style.Width) -> "Figure":
     """
     if len(sources) != 1 or not isinstance(sources[0].found, TransferRecord):
         raise UsageError("plot transfer draws one transfer run; give the folder of one")
-    return heatmap_figure(sources[0].found, "all", style.INCHES[width])
+    return heatmap_figure(sources[0].found, "all", width)
