@@ -56,16 +56,17 @@ def transfer(n=80, sets=None, attacks=("mi", "vmi"), victims=("ViT-B/16", "ResNe
                                 "clean_wrong": wrong, "prediction": np.where(hit, (label + 1) % 10, label),
                                 "distance": np.full(n, 0.03)})  # fmt: skip
     job = {
-        **{key: ASKED[key] for key in ("data", "data_sha256", "defense", "seed", "device", "threads", "tile")},
-        "id": "f" * 64, "norm": "linf", "eps": 8 / 255, "target": "", "draws": 0, "indices": index.tolist(),
+        **{key: ASKED[key] for key in ("data", "defense", "seed", "device", "threads", "tile")}, "data_sha256": "",
+        "norm": "linf", "eps": 8 / 255, "target": "", "draws": 0, "indices": index.tolist(),
         "surrogates": dict(sets), "victims": list(victims), "attacks": {name: f"{name}:steps=5" for name in attacks},
         "models": {name: {"spec": f"timm/{name}", "weights_sha256": f"{k:x}" * 64, "probe_sha256": f"p{k}",
                           "randomised": False} for k, name in enumerate(models)},
         "code": {"versions": VERSIONS},
     }  # fmt: skip
+    samples |= {f"clean:{name}": value for name, value in clean.items()}
     return TransferRecord(
-        job, {"device": "x86"}, {**samples, **{f"clean:{name}": value for name, value in clean.items()}}, _joined(rows),
-        _joined(answers), {group: dict.fromkeys(attacks, 1.5) for group in sets}, about=ABOUT,
+        records.identified(job, samples), {"device": "x86"}, samples, _joined(rows), _joined(answers),
+        {group: dict.fromkeys(attacks, 1.5) for group in sets}, about=ABOUT,
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""How records look and compare: five lines, a table in a notebook, equal by job and facts; labels, dates, eps, classes."""
+"""How records look and compare: five lines, a notebook's table, equal by job and facts; and what stands beside."""
 
 import dataclasses
 import json

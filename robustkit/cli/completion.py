@@ -12,6 +12,7 @@ from click.shell_completion import BashComplete, add_completion_class, get_compl
 
 from robustkit import plugins
 from robustkit.cli import keys
+from robustkit.cli.choice import OneOf
 from robustkit.errors import UsageError
 
 _ZOO = Path(__file__).parents[1] / "models/sources/zoo"  # read as files: importing the sources would import torch
@@ -150,7 +151,7 @@ complete -o nosort -F %(complete_func)s %(prog_name)s
 
 
 @click.command()
-@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.argument("shell", type=OneOf(["bash", "zsh", "fish"]))
 @click.pass_context
 def completion(ctx: click.Context, shell: str) -> None:
     """Print the completion script of a SHELL.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from robustkit.cli import options, output
+from robustkit.cli.choice import OneOf
 from robustkit.cli.endings import end
 from robustkit.errors import ExitCode, UsageError
 from robustkit.spec import DEFAULT_EPS, number
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 @click.command("eval")
 @options.evaluation(model_required=True, sweeps=True)
-@click.option("--quantize", type=options.OneOf(["8bit"]), help="Also judge each adversarial rounded to 8 bits.")
+@click.option("--quantize", type=OneOf(["8bit"]), help="Also judge each adversarial rounded to 8 bits.")
 @click.option("--save-adversarial", is_flag=True, help="Keep the adversarial images in the run's folder.")
 @options.out(f"The run's folder; default {output.RUNS}/<what is run>.")
 @options.fresh

@@ -23,7 +23,10 @@ class _Module(NamedTuple):
 
 
 def options_of(path: str) -> Values:
-    """The options of "package.module:Name": a dataclass, or a function that makes one or takes them."""
+    """The options of "package.module:Name": those of a dataclass, or of the one that a function makes, or that it takes.
+
+    A function takes them itself if nothing that it returns is a dataclass, as functions that make data sets.
+    """
     module, _, name = path.partition(":")
     return _options(module, name, _DEEP)
 
@@ -35,13 +38,20 @@ def _options(module: str, name: str, deep: int) -> Values:
     if isinstance(found, ast.ClassDef):
         return _of_class(here, found, deep)
     if isinstance(found, ast.FunctionDef):
-        own = [*found.args.posonlyargs, *found.args.args, *found.args.kwonlyargs]
-        if own:
-            return {each.arg: _values(here, each.annotation, deep) for each in own}
         for node in ast.walk(found):  # a preset: what it returns says what can be changed
             if isinstance(node, ast.Return) and isinstance(node.value, ast.Call):
-                return _options(*_place(here, node.value.func), deep - 1)
+                there, made = _find(*_place(here, node.value.func), deep - 1)
+                if there is not None and isinstance(made, ast.ClassDef) and _is_dataclass(made):
+                    return _of_class(there, made, deep - 1)
+                if isinstance(made, ast.FunctionDef) and not found.args.args:
+                    return _options(*_place(here, node.value.func), deep - 1)
+        own = [*found.args.posonlyargs, *found.args.args, *found.args.kwonlyargs]
+        return {each.arg: _values(here, each.annotation, deep) for each in own}
     return {}
+
+
+def _is_dataclass(found: ast.ClassDef) -> bool:
+    return any("dataclass" in ast.unparse(decorator) for decorator in found.decorator_list)
 
 
 def _of_class(here: _Module, found: ast.ClassDef, deep: int) -> Values:

@@ -4,11 +4,12 @@ import click
 
 from robustkit import plugins
 from robustkit.cli import cards, options, output
+from robustkit.cli.choice import OneOf
 from robustkit.errors import UsageError
 
 
 @click.command("list")
-@click.argument("kind", type=options.OneOf(["attacks", "models", "datasets", "defenses", "recipes"]))
+@click.argument("kind", type=OneOf(["attacks", "models", "datasets", "defenses", "recipes"]))
 @click.argument("substring", default="")
 @click.option("--source", default="", metavar="NAME", help="Only of this source of models or attacks: timm, foolbox.")
 @options.json_to("the list")

@@ -12,9 +12,10 @@ from typing import Any
 import click
 
 from robustkit.cli import completion
+from robustkit.cli.choice import OneOf
 from robustkit.cli.endings import DEBUG
 from robustkit.errors import UsageError
-from robustkit.spec import DEFAULT_DRAWS, DEFAULT_EPS, meant, suggest
+from robustkit.spec import DEFAULT_DRAWS, DEFAULT_EPS, suggest
 
 NORMS = tuple(DEFAULT_EPS)
 Command = Callable[..., Any]
@@ -44,15 +45,6 @@ class Group(click.Group):
         if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
             raise UsageError(suggest(args[0], self.commands, "command"))
         return super().resolve_command(ctx, args)
-
-
-class OneOf(click.Choice[str]):
-    """A choice that says of another word which is meant."""
-
-    def get_invalid_choice_message(self, value: Any, ctx: click.Context | None) -> str:
-        """What was given, what is near, what there is."""
-        names = [str(choice) for choice in self.choices]
-        return f"{str(value)!r} is not one of {', '.join(names)}{meant(str(value), names)}"
 
 
 @contextlib.contextmanager

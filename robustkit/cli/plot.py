@@ -7,14 +7,15 @@ from typing import Any
 import click
 
 from robustkit.cli import options, output
+from robustkit.cli.choice import OneOf
 from robustkit.report.plots import KINDS
 
 
 @click.command(epilog="\b\nKinds:\n" + "\n".join(f"  {kind:<9} {text}" for kind, text in KINDS.items()))
-@click.argument("kind", type=options.OneOf(list(KINDS)))
+@click.argument("kind", type=OneOf(list(KINDS)))
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN...")
 @options.out("The figure: .pdf, .svg or .png.", "-o", required=True, file=True)
-@click.option("--width", type=options.OneOf(["one", "two"]), default="one", show_default=True,
+@click.option("--width", type=OneOf(["one", "two"]), default="one", show_default=True,
               help="As wide as one column of a paper (3.25 in) or two (6.75 in).")  # fmt: skip
 @options.labels("What a RUN is called; one for each, in order.")
 @options.json_to("the figure's path", labels=False)

@@ -8,13 +8,14 @@ from typing import Any
 import click
 
 from robustkit.cli import options, output
+from robustkit.cli.choice import OneOf
 from robustkit.errors import UsageError
 
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @options.out("Write there instead of into RUN.")
-@click.option("--format", "formats", multiple=True, type=options.OneOf(["html", "md", "tex", "csv"]),
+@click.option("--format", "formats", multiple=True, type=OneOf(["html", "md", "tex", "csv"]),
               help="Only this one; repeat it for several. By default all.")  # fmt: skip
 @options.json_to("the files' paths")
 def report(run: Path, out: Path | None, formats: tuple[Any, ...], json_to: str | None) -> None:

@@ -45,6 +45,11 @@ class About:
         """When it was finished, or else begun, for people; empty if neither is known."""
         return day(self.finished or self.started)
 
+    def told(self) -> dict[str, str]:
+        """The label and the dates, as far as they are known, for people."""
+        found = {"label": self.label, "begun": day(self.started), "finished": day(self.finished)}
+        return {name: text for name, text in found.items() if text}
+
     def written(self, eps: float) -> str:
         """An eps of the run as it was given, or else as one would write it."""
         try:

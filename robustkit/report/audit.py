@@ -3,7 +3,6 @@
 import csv
 import io
 
-from robustkit.records.about import day
 from robustkit.records.findings import MEANS, OUTCOMES, Audited
 from robustkit.report.again import ranges
 from robustkit.report.fill import fill, given, machine, versions
@@ -44,9 +43,7 @@ def _provenance(record: Audited) -> list[tuple[str, str]]:
     job = record.job
     return given(
         [
-            ("label", record.about.label),
-            ("begun", day(record.about.started)),
-            ("finished", day(record.about.finished)),
+            *record.about.told().items(),
             ("model", record.model),
             ("model sha256", job.get("model_sha256")),
             ("probe sha256", job.get("probe_sha256")),

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from robustkit.records.about import day
 from robustkit.records.certificate import ABSTAINED, Certified, CertifiedRecord, most
 from robustkit.report import svg
 from robustkit.report.again import ranges
@@ -95,9 +94,7 @@ def _provenance(record: CertifiedRecord) -> list[tuple[str, str]]:
     job = record.job
     return given(
         [
-            ("label", record.about.label),
-            ("begun", day(record.about.started)),
-            ("finished", day(record.about.finished)),
+            *record.about.told().items(),
             ("model", record.model),
             ("model sha256", job.get("model_sha256")),
             ("probe sha256", job.get("probe_sha256")),

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from robustkit.records.about import About
 from robustkit.records.compare import Change, Comparison, Flip
 from robustkit.records.gate import Verdict
 from robustkit.records.run import RunRecord
@@ -18,7 +19,7 @@ def comparison(found: Comparison, before: RunRecord, after: RunRecord) -> str:
     sides = (("before", before), ("after", after))
     lines = [f"{side:<6}  {heading(record)}" for side, record in sides]
     lines += _numbers(found, doubted=any(record.warning for _, record in sides))
-    lines += _flips(found.flips)
+    lines += _flips(found.flips, before.about if before.about.classes else after.about)
     lines += [f"note: not the same: {what}" for what in found.differs]
     doubted = [(side, record.warning) for side, record in sides if record.warning]
     lines += [f"{DOUBTED} {side}: robust accuracy {warning}" for side, warning in doubted]
@@ -76,10 +77,15 @@ def _row(change: Change) -> str:
     return f"{shares}  {interval:<25}  {len(change.worse):>5}  {len(change.better):>6}  {change.p:.3g}"
 
 
-def _flips(flips: tuple[Flip, ...]) -> list[str]:
+def _flips(flips: tuple[Flip, ...], about: About) -> list[str]:
     if not flips:
         return ["no sample flipped"]
     flips = tuple(sorted(flips, key=lambda f: f.before != ROBUST))  # what got worse first
-    lines = ["flipped:  index  label  before  after   broken by"]
-    lines += [f"{f.index:>15}  {f.label:>5}  {f.before:<6}  {f.after:<6}  {f.broken_by}" for f in flips[:SHOWN]]
+    names = [about.named(flip.label) for flip in flips[:SHOWN]]
+    width = max([5, *map(len, names)])
+    lines = [f"flipped:  index  {'label':>{width}}  before  after   broken by"]
+    lines += [
+        f"{f.index:>15}  {name:>{width}}  {f.before:<6}  {f.after:<6}  {f.broken_by}"
+        for f, name in zip(flips, names, strict=False)
+    ]
     return lines + ([f"… and {len(flips) - SHOWN} more; --json - names them all"] if len(flips) > SHOWN else [])

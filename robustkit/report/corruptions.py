@@ -4,7 +4,6 @@ import csv
 import io
 from typing import Any
 
-from robustkit.records.about import day
 from robustkit.records.corruption import CorruptionRecord, Estimate
 from robustkit.report import heat, svg
 from robustkit.report.again import ranges
@@ -90,9 +89,7 @@ def _provenance(record: CorruptionRecord) -> list[tuple[str, str]]:
     job = record.job
     return given(
         [
-            ("label", record.about.label),
-            ("begun", day(record.about.started)),
-            ("finished", day(record.about.finished)),
+            *record.about.told().items(),
             ("model", record.model),
             ("model sha256", job.get("model_sha256")),
             ("probe sha256", job.get("probe_sha256")),

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from robustkit.records import sweep, text
-from robustkit.records.about import day
 from robustkit.records.findings import INVALID, NOT_AUDITED, OUTCOMES, SUSPECT, UNDECIDED, VALID
 from robustkit.records.run import RunRecord
 from robustkit.records.schema import WRONG
@@ -103,9 +102,7 @@ def _provenance(record: RunRecord) -> list[tuple[str, str]]:
     job, environment = record.job, record.environment
     return given(
         [
-            ("label", record.about.label),
-            ("begun", day(record.about.started)),
-            ("finished", day(record.about.finished)),
+            *record.about.told().items(),
             ("job", job["id"]),
             ("model", job["model"]),
             ("model sha256", job["model_sha256"]),

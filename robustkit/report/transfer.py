@@ -37,6 +37,7 @@ def markdown(record: TransferRecord) -> str:
     if notes:
         parts.append("\n".join(f"- {markdown_cell(text)}" for text in notes))
     facts = {
+        **record.about.told(),
         "job": job["id"],
         "data sha256": job["data_sha256"],
         "device": f"{job['device']}, {job['threads']} threads, tiles of {job['tile']}",

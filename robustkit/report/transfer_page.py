@@ -3,7 +3,6 @@
 from itertools import groupby
 from typing import Any
 
-from robustkit.records.about import day
 from robustkit.records.transfer import Of, TransferRecord
 from robustkit.records.transfer_text import WHITE_BOX, denominator, heading, unsettled
 from robustkit.report import heat, svg
@@ -96,9 +95,7 @@ def _provenance(record: TransferRecord) -> list[tuple[str, str]]:
     job = record.job
     return given(
         [
-            ("label", record.about.label),
-            ("begun", day(record.about.started)),
-            ("finished", day(record.about.finished)),
+            *record.about.told().items(),
             ("job", job.get("id")),
             ("data", job["data"]),
             ("data sha256", job["data_sha256"]),
