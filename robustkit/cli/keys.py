@@ -23,7 +23,7 @@ class _Module(NamedTuple):
 
 
 def options_of(path: str) -> Values:
-    """The options of "package.module:Name": those of a dataclass, or of the one that a function makes, or that it takes.
+    """The options of "package.module:Name": of a dataclass, or of the one that a function makes, or that it takes.
 
     A function takes them itself if nothing that it returns is a dataclass, as functions that make data sets.
     """

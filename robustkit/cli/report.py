@@ -46,15 +46,14 @@ def report(run: Path, out: Path | None, formats: tuple[Any, ...], json_to: str |
 
 
 def _study(folder: Path, out: Path | None, formats: Sequence[Any] | None) -> list[str]:
-    from robustkit.study import report as reports
-    from robustkit.study import results
+    from robustkit.study import files, results
 
     found = results.load(folder)
     if label := options.given_label():
         found = replace(found, study=replace(found.study, title=label))
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-    return list(reports.write(found, folder, formats, out).values())
+    return list(files.write(found, folder, formats, out).values())
 
 
 def _record(record: Any, run: Path, out: Path | None, formats: Sequence[Any] | None) -> list[str]:

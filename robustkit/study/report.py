@@ -7,15 +7,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from robustkit.records import findings
-from robustkit.records.files import write_text
 from robustkit.records.schema import ROBUST, WRONG
 from robustkit.records.text import percent
-from robustkit.report.files import Format, made
 from robustkit.report.tex import latex_table, tex
 from robustkit.report.text import cell as safe
 from robustkit.spec import Spec, parse
 from robustkit.stats import Proportion
-from robustkit.study import figures, transfers
+from robustkit.study import transfers
 from robustkit.study.plan import NO_DEFENSE, Study
 from robustkit.study.results import Results, share
 from robustkit.study.tables import ALL, LEVEL, Column, Entry, Subject, Tables, latex_cell
@@ -34,32 +32,6 @@ class Block(NamedTuple):
     title: str
     columns: tuple[Column, ...]
     heads: tuple[str, ...]
-
-
-def write(
-    results: Results, folder: Path, formats: Sequence[Format] | None = None, out: Path | None = None
-) -> dict[str, str]:
-    """Write the report's files into the study's folder, or `out`; returns their paths by name.
-
-    Raises:
-        UsageError: for a page without jinja2.
-    """
-    from robustkit.study import page  # which is made of this report's parts
-
-    tables, place = Tables(results), out or folder
-    drawn = figures.draw(tables, place) if formats is None or "md" in formats else []
-    texts = made(
-        {
-            "html": lambda: page.page(tables),
-            "md": lambda: markdown(tables, drawn),
-            "tex": lambda: latex(tables),
-            "csv": lambda: csv_text(tables),
-        },
-        formats,
-    )
-    for name, text in texts.items():
-        write_text(place / name, text)
-    return {name: str(place / name) for name in (*texts, *drawn)}
 
 
 def blocks(tables: Tables) -> Iterator[Block]:
