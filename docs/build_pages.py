@@ -39,6 +39,9 @@ PYTHON = {
 }  # fmt: skip
 
 
+RENAMED = {"defenses.md": "writing-a-defense.md"}  # the site's defenses.md is the list of those that there are
+
+
 def written() -> dict[str, str]:
     """The written pages: from their place in the repository to that in the site."""
     found = {
@@ -49,7 +52,7 @@ def written() -> dict[str, str]:
     }
     for file in sorted((ROOT / "docs").rglob("*.md")):
         place = file.relative_to(ROOT / "docs").as_posix()
-        found[f"docs/{place}"] = place
+        found[f"docs/{place}"] = RENAMED.get(place, place)
     for file in sorted((ROOT / "reports").rglob("README.md")):
         place = file.relative_to(ROOT).as_posix()
         found[place] = place.replace("/README.md", ".md")

@@ -411,7 +411,8 @@ class Dataset(Protocol):
     """Labelled images in a fixed order.
 
     It may offer `labels` besides, the class of every image without one being read: then n images of data that lie class
-    by class are a class-balanced draw. And `notes`, lines on what was found while reading: a record holds them.
+    by class are a class-balanced draw. And `notes`, lines on what was found while reading: a record holds them. And
+    `class_names`, what its classes are called, by class: reports say them instead of numbers.
     """
 
     @property

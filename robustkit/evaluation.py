@@ -37,7 +37,7 @@ def evaluate(
     batch_size: int | Literal["auto"] = "auto", shard_size: int | None = None, tile: int | None = None,
     out: str | os.PathLike[str] | Callable[[spec.Job], Path] | None = None, fresh: bool = False,
     on_event: Callable[[events.Event], None] | None = None, carry: RunRecord | None = None,
-    draws: int = spec.DEFAULT_DRAWS, doctor: bool = True, audit: bool = False,
+    draws: int = spec.DEFAULT_DRAWS, doctor: bool = True, audit: bool = False, label: str = "",
 ) -> RunRecord:  # fmt: skip
     """Measure the robust accuracy of a model, judged on every sample.
 
@@ -67,6 +67,7 @@ def evaluate(
         carry: the same evaluation at a smaller eps: what it broke is not attacked again and counts as broken.
         draws: of a randomised model, how many fresh draws vote on a sample; see `robustkit.records.votes`.
         doctor: let `robustkit.doctor` look first whether the model gets the input it expects; a flag if not.
+        label: what the run is called in its record and reports; it decides nothing.
         audit: let `robustkit.audit` find out whether the robust accuracy is real: `record.verdict`, `record.audit`.
 
     Raises:
@@ -76,7 +77,8 @@ def evaluate(
     if quantize not in (None, "8bit"):
         raise UsageError(f"quantize={quantize!r}; there is: 8bit")
     check_counts(tile=tile, draws=draws)
-    execution = Execution(batch_size, shard_size, out, fresh, save_adversarial, on_event or (lambda event: None))
+    tell = on_event or (lambda event: None)
+    execution = Execution(batch_size, shard_size, out, fresh, save_adversarial, label, tell)
     check_model(model, data, norm)
     check_attack(attack)
     defenses = defended.resolve(defense)
@@ -93,6 +95,8 @@ def evaluate(
     opening = open_model(loaded, samples, defenses=defenses, tile=tile, seed=request.seed)
     with opening as opened, begin(opened, request, execution) as begun:
         record = begun.finished or _complete(begun, _doctor_flags(opened, carry, execution.tell) if doctor else ())
+        if label and record.about.label != label:  # of a run that was finished before
+            record = replace(record, about=replace(record.about, label=label))
         if audit and record.audit is None:
             record = _audited(opened, begun.plan.attacks, record, execution.tell)
         if begun.folder is not None and record is not begun.finished:

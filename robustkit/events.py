@@ -25,11 +25,15 @@ class Noted:
 
 @dataclass(frozen=True, slots=True)
 class Predicted:
-    """What the attacks take at most, if no sample breaks: passes of single samples, and seconds."""
+    """What the attacks take at most, if no sample breaks: passes of single samples, and seconds.
+
+    `least` is what they take if every sample breaks at the first attack's first step; 0 where that is not said.
+    """
 
     forwards: int
     backwards: int
     seconds: float
+    least: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +70,7 @@ class Auditing:
     forwards: int
     backwards: int
     seconds: float
+    least: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

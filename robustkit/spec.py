@@ -9,7 +9,6 @@ Nothing is evaluated: values stay text until a dataclass's fields give them a ty
 """
 
 import dataclasses
-import difflib
 import hashlib
 import json
 import math
@@ -23,6 +22,7 @@ from fractions import Fraction
 from typing import Any, Literal
 
 from robustkit.errors import UsageError
+from robustkit.words import nearest
 
 STREAMS = 2  # random numbers by (seed, place in the list, stream, sample); 1, in old records: the attack's whole name
 DEFAULT_DRAWS = 10  # that vote on a sample of a randomised model
@@ -169,10 +169,14 @@ def _options_text(options: Mapping[str, str]) -> str:
 def suggest(given: str, known: Iterable[str], what: str) -> str:
     """The text of an unknown-name error: what was given, what is close, what there is."""
     names = sorted(known)
-    close = difflib.get_close_matches(given, names, n=2, cutoff=0.5)
-    hint = f"; did you mean {' or '.join(close)}?" if close else "."
     listing = ", ".join(names[:40]) + (" …" if len(names) > 40 else "")
-    return f"no {what} called {given!r}{hint} There are: {listing or 'none'}"
+    return f"no {what} called {given!r}{meant(given, names) or '.'} There are: {listing or 'none'}"
+
+
+def meant(given: str, known: Iterable[str]) -> str:
+    """`; did you mean A or B?` behind a wrong word; empty if nothing is near it."""
+    close = nearest(given, known)
+    return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
 def number(text: str) -> float:
@@ -188,6 +192,18 @@ def number(text: str) -> float:
     if not math.isfinite(value):
         raise UsageError(f"{text!r} is not finite; write 8/255 or 0.031")
     return value
+
+
+def written(eps: float) -> str:
+    """A radius as one would write it, and `number` reads it back to the digit: 0.1, 8/255, 1/3."""
+    short = f"{eps:.6g}"
+    if float(short) == eps:
+        return short
+    close = Fraction(eps).limit_denominator(2040)
+    if close.numerator / close.denominator != eps:
+        return repr(eps)
+    pixels = 255 % close.denominator == 0 and close.denominator > 5
+    return f"{close * 255}/255" if pixels else str(close)
 
 
 def whole(value: Any, what: str, least: int | None = 1) -> int:
@@ -264,7 +280,8 @@ def typed(text: str, hint: Any, what: str) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         if text not in map(str, arguments):
-            raise UsageError(f"{what} must be one of {', '.join(map(str, arguments))}, not {text!r}")
+            names = [str(argument) for argument in arguments]
+            raise UsageError(f"{what} must be one of {', '.join(names)}, not {text!r}{meant(text, names)}")
         return next(a for a in arguments if str(a) == text)
     if origin in (types.UnionType, typing.Union):
         if text.lower() in ("none", "null") and type(None) in arguments:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from robustkit import __version__
 from robustkit.cli import main
 from robustkit.records.folder import load_run
 
@@ -49,6 +50,8 @@ def test_json_on_stdout_is_one_object_and_nothing_else_and_the_same_as_run_json(
     done = robustkit(*FAST[:-1], "--json", "-", "--out", "run", cwd=tmp_path, check=0)
     shown = json.loads(done.stdout)
     stored = json.loads((tmp_path / "run/run.json").read_text())
+    envelope = {key: shown.pop(key) for key in ("robustkit", "command", "label")}
+    assert envelope == {"robustkit": __version__, "command": "robustkit eval", "label": ""}
     assert {**shown, **{key: stored[key] for key in ("files", "digest")}} == stored
     assert "digits-cnn-at" in done.stderr
     summary = shown["summary"]

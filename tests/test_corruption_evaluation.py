@@ -246,7 +246,7 @@ def test_the_command_writes_json_progress_and_the_record(tmp_path):
     assert data["clean_accuracy"]["value"] > 0.9
     assert data["cells"][3]["accuracy"]["value"] < 0.7  # contrast at severity 5
     assert "[5/5] contrast 5" in run.stderr
-    assert load(tmp_path / "base.json").to_json() == data
+    assert load(tmp_path / "base.json").to_json().items() <= data.items()
     again = CliRunner().invoke(
         main, ["corruptions", "--model", "digits-cnn-at", "--dataset", "digits", "--kind", "jpeg", "--kind", "contrast",
                "--severity", "1,5", "-n", "64", "--baseline", "base.json", "--quiet"],

@@ -1,6 +1,7 @@
 """Every command's help: an example, at once, without torch; what the shell completes; errors on one line."""
 
 import ast
+import json
 import os
 import re
 import shutil
@@ -14,6 +15,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
+import robustkit
 from robustkit import cli, plugins
 from robustkit.cli import main
 from robustkit.models.sources.zoo import Zoo
@@ -55,6 +57,72 @@ def test_each_has_help_with_an_example_and_each_option_says_what_it_is(path):
                 option.help or isinstance(option.type, click.Choice) or option.name in ("seed", "device", "severity")
             )
             assert plain, f"{path} {option.opts[0]} says nothing"
+
+
+@pytest.mark.parametrize("path", [path for path, command in ALL.items() if isinstance(command, click.Group)])
+def test_a_group_lists_its_commands_with_their_whole_first_sentence(path):
+    listed = " ".join(shown(path, "--help").partition("Commands:")[2].split())
+    for name, command in ALL[path].commands.items():
+        first = " ".join((command.help or "").partition("\n\n")[0].replace("\b", "").split())
+        sentence = first.partition(". ")[0] if ". " in first else first
+        assert f"{name} {sentence}" in listed
+    assert "..." not in listed
+
+
+# Prints a script for the shell, whatever it is called.
+NO_JSON = {"robustkit completion"}
+
+
+def test_every_command_has_json_and_a_label():
+    for path, command in ALL.items():
+        if not isinstance(command, click.Group) and path not in NO_JSON:
+            names = {name for option in command.params for name in option.opts}
+            assert {"--json", "--label"} <= names, path
+
+
+def test_json_has_one_envelope(tmp_path):
+    def printed(*arguments):
+        done = CliRunner().invoke(main, [*arguments, "--json", "-"], prog_name="robustkit")
+        return json.loads(done.stdout)
+
+    fixtures = Path(__file__).parent / "fixtures"
+    run, transfer = str(fixtures / "run-1"), str(fixtures / "transfer-1")
+    found = {
+        "list attacks": printed("list", "attacks", "pgd", "--label", "mine"),
+        "show": printed("show", run),
+        "show attack": printed("show", "attack", "pgd"),
+        "runs": printed("runs", str(fixtures)),
+        "report": printed("report", transfer, "--out", str(tmp_path)),
+        "plot": printed("plot", "transfer", transfer, "-o", str(tmp_path / "a.svg")),
+        "compare": printed("compare", run, run, "--label", "old", "--label", "new"),
+        "data ls": printed("data", "ls"),
+    }
+    for command, data in found.items():
+        assert list(data)[:4] == ["schema", "robustkit", "command", "label"], command
+        assert data["schema"].startswith("robustkit/")
+        assert data["robustkit"] == robustkit.__version__
+        assert data["command"] == f"robustkit {command.removesuffix(' attack').removesuffix(' attacks')}"
+    assert found["list attacks"]["label"] == "mine"
+    assert found["compare"]["label"] == "old, new"
+    assert [entry["name"] for entry in found["list attacks"]["entries"]] == ["pgd", "apgd"]
+
+
+def test_bare_json_is_json_on_stdout():
+    done = CliRunner().invoke(main, ["list", "recipes", "--json"])
+    assert json.loads(done.stdout)["kind"] == "recipes"
+
+
+def test_models_are_listed_bundled_first_then_sources_with_their_counts():
+    lines = CliRunner().invoke(main, ["list", "models"]).stdout.splitlines()
+    bundled = len(Zoo().names())
+    assert [line.split()[0] for line in lines[:bundled]] == list(Zoo().names())
+    sources = {line.split("/")[0]: line for line in lines[bundled:]}
+    assert set(sources) == set(plugins.table("sources")) - {"zoo"}
+    counts = {name: re.search(r"\(([\d,]+) models; list models --source", line) for name, line in sources.items()}
+    assert counts["file"] is None
+    for name in ("robustbench", "timm", "torchvision"):
+        if "not installed" not in sources[name]:
+            assert int(counts[name][1].replace(",", "")) == len(plugins.load("sources", name)().names())
 
 
 def test_each_help_is_the_same_from_the_module():
@@ -185,13 +253,13 @@ def test_zsh_itself_reads_the_script(tmp_path):
     [
         (["evl"], "did you mean eval"),
         (["--bogus"], "see robustkit --help"),
-        (["eval", "--modl", "x"], "Did you mean '--model'? See robustkit eval --help"),
+        (["eval", "--modl", "x"], "no option --modl; did you mean --model? See robustkit eval --help"),
         (["eval"], "Missing option '--model'; see robustkit eval --help"),
-        (["eval", "--model", "digits-cnn", "--norm", "l7"], "'l7' is not one of 'linf'"),
+        (["eval", "--model", "digits-cnn", "--norm", "l7"], "'l7' is not one of linf, l2, l1, l0; did you mean"),
         (["eval", "--model", "digits-cnn", "-n", "ten"], "'ten' is not a valid integer"),
         (["run"], "Missing argument 'STUDY'; see robustkit run --help"),
         (["run", "nowhere.toml"], "nowhere.toml cannot be read"),
-        (["data", "nope"], "see robustkit data --help"),
+        (["data", "nope"], "no command called 'nope'. There are: ls, pull, rm, verify"),
     ],
     ids=lambda a: " ".join(a) if isinstance(a, list) else "",
 )
@@ -218,7 +286,7 @@ def test_a_reader_who_has_seen_enough_is_no_error(tmp_path):
 
 # Names that two options share which have nothing else in common.
 HOMONYMS = {
-    "--json",  # where to write the result, and the flag of a command that prints one thing
+    "--label",  # of what a command makes, and one for each of several stored things
     "--check",  # a board's README as it is, and the test images of a training
     "--baseline",  # of the gate, and of a mean corruption error
     "--outputs",  # of the one model, and of each of several by its name

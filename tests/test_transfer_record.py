@@ -2,13 +2,17 @@
 
 import csv
 import io
+import itertools
 
 import numpy as np
 import pytest
 
+from robustkit.errors import UsageError
 from robustkit.records.transfer import TransferRecord
 from robustkit.report import transfer as report
 from robustkit.stats import Proportion
+from tests import kinds
+from tests.test_report_browser import contrast, luminance
 
 
 def by_hand(outcomes, clean_wrong, *, names=("v",), attack="mi", errors=(), probes=None):
@@ -126,3 +130,51 @@ def test_heat_maps_are_drawn_the_same_each_time(tmp_path):
             report.heatmap(record, file, "correct")
         assert files[0].read_bytes() == files[1].read_bytes()
         assert files[0].read_bytes().startswith(magic)
+
+
+@pytest.mark.parametrize(
+    ("models", "width", "inches"),
+    [(2, "one", 3.25), (5, "one", 3.25), (5, None, 3.25), (20, None, 6.75), (14, "two", 6.75)],
+)
+def test_a_heat_map_is_as_wide_as_a_column_and_can_be_read_in_print(models, width, inches):
+    pytest.importorskip("matplotlib")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    from robustkit.report.plots import style
+
+    made = kinds.transfer(sets={"one": ["model-0"]}, victims=[f"model-{k}" for k in range(models)])
+    with style.paper():
+        figure = report.heatmap_figure(made, "all", width)
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+    assert figure.get_size_inches()[0] == inches
+    (axes,) = figure.axes
+    (image,) = axes.images
+    texts = {text.get_position(): text for text in axes.texts}
+    cell = axes.get_window_extent().width / models
+    edge = figure.bbox
+    for (column, row), text in texts.items():
+        found = made.cells[(*made.rows[row], made.columns[column])]
+        assert text.get_text() == f"{100 * float(found.of_all):.0f}" + "*" * found.white_box
+        assert text.get_fontsize() >= 5.5  # points
+        assert text.get_window_extent().width <= cell
+        behind = image.cmap(image.norm(100 * float(found.of_all)))[:3]
+        assert contrast([0.0] * 3 if text.get_color() == "black" else [1.0] * 3, behind) >= 4.5
+    assert len(texts) == len(made.rows) * len(made.columns)
+    for label in (*axes.get_xticklabels(), *axes.get_yticklabels(), *figure.texts):
+        box = label.get_window_extent()
+        assert edge.x0 <= box.x0 <= box.x1 <= edge.x1 + 1, label.get_text()
+        assert edge.y0 <= box.y0 <= box.y1 <= edge.y1 + 1, label.get_text()
+
+
+def test_the_shades_of_a_heat_map_grow_darker_in_grey_print_too():
+    pytest.importorskip("matplotlib")
+    shades = [luminance(report._shades()(value / 100)[:3]) for value in range(101)]
+    assert all(after < before for before, after in itertools.pairwise(shades))
+
+
+def test_more_models_than_one_column_can_show_are_told_to_take_two():
+    pytest.importorskip("matplotlib")
+    made = kinds.transfer(victims=[f"model-{k}" for k in range(20)])
+    with pytest.raises(UsageError, match="would not be readable; add --width two"):
+        report.heatmap_figure(made, "all", "one")

@@ -17,6 +17,7 @@ from robustkit.audit.probes.asking import Look
 from robustkit.audit.probing import Probing
 from robustkit.audit.rules import Claim, Limits
 from robustkit.datasets.choice import choose_samples
+from robustkit.engine import plan
 from robustkit.engine.costs import cost_of, predict
 from robustkit.engine.measure import measure
 from robustkit.engine.plan import Named
@@ -106,7 +107,15 @@ def audit(
         n = min(Settings().n, len(dataset))
     samples = choose_samples(dataset, n, indices)
     with open_model(loaded, samples, defenses=defenses, tile=tile, seed=seed) as opened:
-        return audit_opened(opened, question, tell=on_event, settings=settings)
+        found = audit_opened(opened, question, tell=on_event, settings=settings)
+        return replace(found, subject=_subject(opened, question, data if isinstance(data, str) else dataset.name))
+
+
+def _subject(opened: Opened, question: Question, data: str) -> dict[str, Any]:
+    """What was audited, as JSON data."""
+    threat = question.threat
+    asked = {"data": data, "norm": threat.norm, "eps": threat.eps, "seed": question.seed, "draws": question.draws}
+    return {**opened.identity, **asked, "versions": plan.versions()}
 
 
 def check_norm(norm: str) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from robustkit import datasets
 from robustkit.api import Dataset, Defense, Images
 from robustkit.datasets.choice import choose_samples
+from robustkit.datasets.names import names_of
 from robustkit.engine import plan
 from robustkit.engine.identity import harness_sha256, source_hashes
 from robustkit.engine.request import check_counts
@@ -27,9 +28,11 @@ from robustkit.models.opening import Model, check_model, load, open_model
 from robustkit.models.oracle import Network
 from robustkit.models.turns import one_at_a_time
 from robustkit.numerics.streams import SampleDraws, key_of
+from robustkit.records.about import About, now
 from robustkit.records.certificate import ABSTAINED, RESULT, Certified, CertifiedRecord, check_settings, parse_radii
 from robustkit.records.folder import resume
 from robustkit.records.schema import CERTIFIED
+from robustkit.report import files
 
 BATCH = 256  # noisy copies that are drawn together: the noise depends on it
 
@@ -127,7 +130,7 @@ def evaluate_certificate(
     n: int | None = None, indices: str | Sequence[int] | None = None, seed: int = 0,
     outputs: Literal["logits", "probs"] = "logits", trust: bool = False, device: str = "auto", tile: int | None = None,
     out: str | os.PathLike[str] | None = None, fresh: bool = False,
-    on_event: Callable[[ImageDone], None] | None = None,
+    on_event: Callable[[ImageDone], None] | None = None, label: str = "",
 ) -> CertifiedRecord:  # fmt: skip
     """Certify a network smoothed with Gaussian noise on the images of a dataset; see `certify`.
 
@@ -150,10 +153,12 @@ def evaluate_certificate(
         out: a folder that is continued, image by image, if it holds this very run; None writes nothing.
         fresh: forget what `out` holds.
         on_event: told of each image that is done.
+        label: what the run is called in its record and report; it decides nothing.
 
     Raises:
         UsageError: for anything that cannot be run as given; a model that is randomised already.
     """
+    started = now()
     check_settings(sigma, first, draws, alpha)
     check_counts(tile=tile)
     asked, told = _Smoothing(sigma, first, draws, alpha, seed), parse_radii(radii, sigma, draws, alpha)
@@ -190,7 +195,8 @@ def evaluate_certificate(
             images.append(Certified(**facts))
             if on_event is not None:
                 on_event(ImageDone(images[-1], len(images), len(samples)))
-        record = CertifiedRecord(job, plan.environment(opened.device), tuple(images), told)
+        about = About(label, "", started, now(), names_of(dataset))
+        record = CertifiedRecord(job, plan.environment(opened.device), tuple(images), told, about)
         if out is not None:
-            record.save(Path(out) / RESULT)
+            record.save(Path(out) / RESULT, files.of_certificate(record))
     return record

@@ -28,15 +28,14 @@ from robustkit.cli import (
     plot,
     report,
     run,
+    runs,
     show,
     train,
     transfer,
 )
-from robustkit.errors import UsageError
-from robustkit.spec import suggest
 
 
-class _Group(click.Group):
+class _Group(options.Group):
     """Ends every command as `cli.endings` says: one line for an error, and no exit code that is not ours."""
 
     def main(
@@ -57,13 +56,6 @@ class _Group(click.Group):
         with endings.lasting_output(), endings.terminable():
             code = endings.code_of(run)
         sys.exit(code)
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
-            raise UsageError(suggest(args[0], self.commands, "command"))
-        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         from robustkit.report.download import shown
@@ -88,8 +80,8 @@ def main() -> None:
 
 for command in (
     evaluate.evaluate, audit.audit, certify.certify, corruptions.corruptions, transfer.transfer, run.run, gate.gate,
-    compare.compare, show.show, report.report, plot.plot, leaderboard.leaderboard, train.train, doctor.doctor,
-    listing.listing, cache.data, cache.models, completion.completion,
+    compare.compare, show.show, runs.runs, report.report, plot.plot, leaderboard.leaderboard, train.train,
+    doctor.doctor, listing.listing, cache.data, cache.models, completion.completion,
 ):  # fmt: skip
     main.add_command(command)
 options.debug(main)

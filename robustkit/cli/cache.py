@@ -18,7 +18,7 @@ _CROWD = 12  # unpinned files in one folder, such as an unpacked archive, from w
 def _group(name: str, kind: "Kind", what: str, spec: str, place: str) -> click.Group:
     """The four commands for one kind; `spec` and `place` are for the examples."""
 
-    @click.group(name, help=f"{what} in the cache: ls, pull, verify, rm.\n\n\b\nrobustkit {name} ls")
+    @click.group(name, cls=options.Group, help=f"{what} in the cache: ls, pull, verify, rm.\n\n\b\nrobustkit {name} ls")
     def group() -> None: ...
 
     @group.command("ls", help=f"""List what lies in the cache: size, sha256, the day it was pinned.
@@ -27,8 +27,9 @@ def _group(name: str, kind: "Kind", what: str, spec: str, place: str) -> click.G
         robustkit {name} ls
         robustkit {name} ls '{place}/*'""")  # fmt: skip
     @click.argument("pattern", default="")
-    def ls(pattern: str) -> None:
-        _list(kind, pattern)
+    @options.json_to("the list")
+    def ls(pattern: str, json_to: str | None) -> None:
+        _list(kind, pattern, json_to)
 
     @group.command("pull", help=f"""Fetch what SPECs need, so that a later run finds it in the cache.
 
@@ -37,9 +38,10 @@ def _group(name: str, kind: "Kind", what: str, spec: str, place: str) -> click.G
         robustkit {name} pull --offline {spec}     (is it all there?)""")  # fmt: skip
     @click.argument("specs", nargs=-1, required=True, metavar="SPEC...")
     @options.offline
-    def pull(specs: tuple[str, ...]) -> None:
-        for each in specs:
-            _pull(kind, each)
+    @options.json_to("what was fetched")
+    def pull(specs: tuple[str, ...], json_to: str | None) -> None:
+        fetched = [row for each in specs for row in _pull(kind, each, quiet=json_to == "-")]
+        output.tell({"schema": output.FILES, "files": fetched}, "", json_to)
 
     @group.command("verify", help=f"""Read every pinned file in full and compare its sha256 with its pin.
 
@@ -49,8 +51,9 @@ def _group(name: str, kind: "Kind", what: str, spec: str, place: str) -> click.G
         \b
         Exit codes: 0 all are as pinned, 2 bad usage, 3 one is not.""")  # fmt: skip
     @click.argument("pattern", default="")
-    def verify(pattern: str) -> None:
-        _verify(name, kind, pattern)
+    @options.json_to("what was found")
+    def verify(pattern: str, json_to: str | None) -> None:
+        _verify(name, kind, pattern, json_to)
 
     @group.command("rm", help=f"""Remove the files that match PATTERN: a path, a folder, or a glob.
 
@@ -62,8 +65,9 @@ def _group(name: str, kind: "Kind", what: str, spec: str, place: str) -> click.G
     @click.argument("pattern")
     @click.option("--yes", is_flag=True, help="Do not ask.")
     @click.option("--forget", is_flag=True, help="Drop the pins too: what is fetched next is pinned as it is.")
-    def rm(pattern: str, yes: bool, forget: bool) -> None:
-        _remove(name, kind, pattern, yes=yes, forget=forget)
+    @options.json_to("what was removed")
+    def rm(pattern: str, yes: bool, forget: bool, json_to: str | None) -> None:
+        _remove(name, kind, pattern, yes=yes, forget=forget, json_to=json_to)
 
     return group
 
@@ -72,20 +76,27 @@ data = _group("data", "datasets", "Datasets", "cifar10", "cifar10")
 models = _group("models", "models", "Models", "robustbench/Carmon2019Unlabeled", "robustbench")
 
 
-def _list(kind: "Kind", pattern: str) -> None:
+def _list(kind: "Kind", pattern: str, json_to: str | None) -> None:
     from robustkit.cache import home, shelf
     from robustkit.report.download import size
 
     found = shelf.items(kind, pattern)
+    data = {
+        "schema": "robustkit/cache/1",
+        "folder": str(home() / kind),
+        "files": [{"file": item.place, "bytes": item.size, "sha256": item.pin.sha256 if item.pin else None,
+                   "pinned": item.pin.pinned if item.pin else None} for item in found],
+    }  # fmt: skip
     if not found:
         click.echo(f"nothing{f' like {pattern!r}' if pattern else ''} in {home() / kind}", err=True)
+        output.tell(data, "", json_to)
         return
     rows = _rows(found)
     width = max(len(name) for name, *_ in rows)
-    for name, count, hash_, day in rows:
-        click.echo(f"{name:<{width}}  {size(count):>7}  {hash_:<12}  {day}")
+    lines = [f"{name:<{width}}  {size(count):>7}  {hash_:<12}  {day}" for name, count, hash_, day in rows]
     total = sum(item.size for item in found)
-    click.echo(f"{len(found)} {'file' if len(found) == 1 else 'files'}, {size(total)} in {home() / kind}")
+    lines.append(f"{len(found)} {'file' if len(found) == 1 else 'files'}, {size(total)} in {home() / kind}")
+    output.tell(data, "\n".join(lines), json_to)
 
 
 def _rows(found: "list[Item]") -> list[tuple[str, int, str, str]]:
@@ -113,7 +124,7 @@ def _folder(item: "Item") -> str:
     return item.place.split("/")[1] if item.place.count("/") > 1 else ""
 
 
-def _pull(kind: "Kind", spec: str) -> None:
+def _pull(kind: "Kind", spec: str, *, quiet: bool) -> list[str]:
     from robustkit.cache import home, pins, shelf
     from robustkit.report.download import size
 
@@ -129,28 +140,29 @@ def _pull(kind: "Kind", spec: str) -> None:
             len(load_dataset(spec))
     fresh = [item for item in shelf.items(kind) if item.pin and item.pin != before.get(item.place)]
     for item in fresh:
-        click.echo(f"{item.place}  {size(item.size)}  sha256 {item.pin.sha256 if item.pin else ''}")
+        click.echo(f"{item.place}  {size(item.size)}  sha256 {item.pin.sha256 if item.pin else ''}", err=quiet)
     if not fresh:
-        click.echo(f"{spec}: nothing had to be fetched")
+        click.echo(f"{spec}: nothing had to be fetched", err=quiet)
+    return [item.place for item in fresh]
 
 
-def _verify(name: str, kind: "Kind", pattern: str) -> None:
+def _verify(name: str, kind: "Kind", pattern: str, json_to: str | None) -> None:
     from robustkit.cache import shelf
 
     found = shelf.items(kind, pattern)
     pinned = [item for item in found if item.pin]
-    wrong = 0
-    for item in pinned:
-        if problem := shelf.verify(item):
-            wrong += 1
-            click.echo(f"{item.place}: {problem}; remove it to fetch it again: robustkit {name} rm {quote(item.place)}")
+    wrong = {item.place: problem for item in pinned if (problem := shelf.verify(item))}
+    lines = [f"{place}: {problem}; remove it to fetch it again: robustkit {name} rm {quote(place)}"
+             for place, problem in wrong.items()]  # fmt: skip
     others = f", {len(found) - len(pinned)} not pinned" if len(found) > len(pinned) else ""
-    click.echo(f"{len(pinned)} read in full: {len(pinned) - wrong} as pinned, {wrong} not{others}")
+    lines.append(f"{len(pinned)} read in full: {len(pinned) - len(wrong)} as pinned, {len(wrong)} not{others}")
+    data = {"schema": "robustkit/cache-verified/1", "read": len(pinned), "wrong": wrong}
+    output.tell(data, "\n".join(lines), json_to)
     if wrong:
         end(ExitCode.NOT_ESTABLISHED)
 
 
-def _remove(name: str, kind: "Kind", pattern: str, *, yes: bool, forget: bool) -> None:
+def _remove(name: str, kind: "Kind", pattern: str, *, yes: bool, forget: bool, json_to: str | None) -> None:
     from robustkit.cache import shelf
     from robustkit.report.download import size
 
@@ -167,4 +179,6 @@ def _remove(name: str, kind: "Kind", pattern: str, *, yes: bool, forget: bool) -
     if not found and not forgotten:
         raise UsageError(f"nothing in the cache matches {pattern!r}; see robustkit {name} ls")
     shelf.remove(found)
-    click.echo(f"removed {len(found)} of {kind}" + (f", forgot {len(forgotten)} pins" if forgotten else ""))
+    text = f"removed {len(found)} of {kind}" + (f", forgot {len(forgotten)} pins" if forgotten else "")
+    data = {"schema": output.FILES, "files": [], "removed": [item.place for item in found], "forgotten": len(forgotten)}
+    output.tell(data, text, json_to)

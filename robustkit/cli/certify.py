@@ -51,7 +51,8 @@ def certify(
 
         data = options.dataset_of(model, dataset)
         with output.line(quiet=quiet) as say, output.computing(threads=threads, quiet=quiet):
-            return evaluate_certificate(model, data, **asked, out=folder, on_event=lambda event: say(_line(event)))
+            return evaluate_certificate(model, data, **asked, out=folder, label=options.given_label(),
+                                        on_event=lambda event: say(_line(event)))  # fmt: skip
 
     output.tell_run(measure, out, json_to)
 

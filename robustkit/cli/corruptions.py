@@ -58,8 +58,9 @@ def corruptions(
 
         with output.line(quiet=quiet) as say, output.computing(quiet=quiet):
             return evaluate_corruptions(
-                model, dataset, named, severities, **asked, out=folder, on_event=lambda event: say(_line(event))
-            )
+                model, dataset, named, severities, **asked, out=folder, on_event=lambda event: say(_line(event)),
+                label=options.given_label(),
+            )  # fmt: skip
 
     output.tell_run(measure, out, json_to)
 

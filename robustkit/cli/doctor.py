@@ -45,14 +45,12 @@ def doctor(model: str | None, json_to: str | None, **asked: Any) -> None:
     with output.computing():
         found = machine()
         diagnosis = _diagnosis(model, **asked) if model else None
-    data = {"machine": found.to_json(), "model": model, "defense": list(asked["defense"]),
+    data = {"schema": "robustkit/doctor/1", "machine": found.to_json(), "model": model,
+            "defense": list(asked["defense"]),
             "diagnosis": diagnosis.to_json() if diagnosis else None}  # fmt: skip
-    if json_to == "-":
-        click.echo(output.as_json(data))
-    else:
+    if json_to != "-":
         _show(found, " behind ".join([model or "", *asked["defense"]]), diagnosis)
-        if json_to:
-            output.write_json(data, json_to)
+    output.tell(data, "", json_to)
     if found.broken_plugins or found.namesake or (diagnosis and not diagnosis.healthy):
         end(ExitCode.NOT_ESTABLISHED)
 

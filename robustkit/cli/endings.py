@@ -18,6 +18,7 @@ import click
 
 from robustkit import DISTRIBUTION, __version__
 from robustkit.errors import ExitCode, RobustkitError, Terminated
+from robustkit.words import nearest
 
 DEBUG = "robustkit.debug"  # where `--debug` is kept in a context's meta
 _HERE = Path(__file__).parents[1]
@@ -59,7 +60,7 @@ def _said(error: BaseException) -> tuple[str, ExitCode]:
         return broken, ExitCode.UNEXPECTED
     if isinstance(error, click.UsageError):
         command = error.ctx.command_path if error.ctx else "robustkit"
-        said = error.format_message().rstrip(".")
+        said = _option(error) if isinstance(error, click.NoSuchOption) else error.format_message().rstrip(".")
         return f"{said}{' See' if said.endswith('?') else '; see'} {command} --help", ExitCode.USAGE
     if isinstance(error, click.Abort):  # at a question
         cause = error.__context__
@@ -104,6 +105,14 @@ def _not_imported(error: BaseException) -> str | None:
         elif first is None and ours and not module.startswith("importlib"):
             first = module if frame.f_code.co_name == "<module>" else ""
     return first if first in NEEDED else None
+
+
+def _option(error: click.NoSuchOption) -> str:
+    """An option that is not there, and the one that is near it."""
+    params = error.ctx.command.params if error.ctx else ()
+    known = {opt.lstrip("-"): opt for param in params if isinstance(param, click.Option) for opt in param.opts}
+    close = [known[name] for name in nearest(error.option_name.lstrip("-"), known)]
+    return f"no option {error.option_name}" + (f"; did you mean {' or '.join(close)}?" if close else "")
 
 
 def unexpected(error: BaseException) -> str:

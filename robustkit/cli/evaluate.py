@@ -8,6 +8,7 @@ import click
 
 from robustkit import plugins
 from robustkit.cli import completion, options, output
+from robustkit.cli.choice import OneOf
 from robustkit.cli.endings import end
 from robustkit.errors import ExitCode, UsageError
 from robustkit.spec import DEFAULT_EPS, number
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     shell_complete=completion.attack,
     help="Attack what --attack leaves standing with this too: --attack fast --then autoattack.",
 )
-@click.option("--quantize", type=click.Choice(["8bit"]), help="Also judge each adversarial rounded to 8 bits.")
+@click.option("--quantize", type=OneOf(["8bit"]), help="Also judge each adversarial rounded to 8 bits.")
 @click.option("--save-adversarial", is_flag=True, help="Keep the adversarial images in the run's folder.")
 @options.out(f"The run's folder; default {output.RUNS}/<what is run>.")
 @options.fresh
@@ -42,7 +43,7 @@ def evaluate(then: str | None, quantize: str | None, out: Path | None, json_to: 
     """  # noqa: D301
     from robustkit.records import sweep
 
-    asked = complete(asked)
+    asked = complete({**asked, "label": options.given_label()})
     if then:
         both = [*plugins.specs("attacks", asked["attack"]), *plugins.specs("attacks", then)]
         asked["attack"] = "+".join(f"({one})" for one in both)

@@ -50,8 +50,7 @@ def gate(
     source = click.get_current_context().get_parameter_source
     given = {name for name in asked if source(name) is click.core.ParameterSource.COMMANDLINE} - {"quiet"}
     allowed, budget = rule.parse_drop(max_drop), rule.parse_seconds(time_budget) if time_budget else None
-    _check(given, file=file, run=run is not None, update=update, out=out is not None,
-           budget=budget is not None, json_to=json_to is not None)  # fmt: skip
+    _check(given, file=file, run=run is not None, update=update, out=out is not None, budget=budget is not None)
     before = baseline.load(file) if file.exists() else None
     if run is not None:
         record = baseline.read(run)
@@ -59,7 +58,8 @@ def gate(
         from robustkit.datasets.choice import MissingSampleError
 
         try:
-            record = evaluate.measure({**_as_baseline(asked, given, before, budget, allowed), "out": out})
+            wanted = _as_baseline(asked, given, before, budget, allowed)
+            record = evaluate.measure({**wanted, "out": out, "label": options.given_label()})
         except MissingSampleError as error:
             if before is None or error.index not in before.job["indices"]:
                 raise
@@ -69,7 +69,9 @@ def gate(
             ) from error
     if update or before is None:
         baseline.save(record, file)
-        click.echo(f"{record.summary()}\nbaseline written to {file}; {rule.reach(record, allowed)}")
+        data = {**record.to_json(), "baseline": str(file)}
+        text = f"{record.summary()}\nbaseline written to {file}; {rule.reach(record, allowed)}"
+        output.tell(data, text, json_to)
         return
     found = rule.judge(before, record, allowed)
     output.tell(found.to_json(), verdict(found, before, record), json_to)
@@ -77,12 +79,12 @@ def gate(
         end(ExitCode.GATE_FAILED)
 
 
-def _check(given: set[str], *, file: Path, run: bool, update: bool, out: bool, budget: bool, json_to: bool) -> None:
+def _check(given: set[str], *, file: Path, run: bool, update: bool, out: bool, budget: bool) -> None:
     """Refuse options that do not go together; `given` names those of an evaluation that were given."""
     if run and (given or out or budget):
         raise UsageError("--run judges a stored run, so nothing is evaluated; leave out the options of an evaluation")
-    if update and (budget or json_to):
-        raise UsageError("--update measures a whole baseline and judges nothing; leave out --time-budget and --json")
+    if update and budget:
+        raise UsageError("--update measures a whole baseline and judges nothing; leave out --time-budget")
     if not update and (decided := sorted(given & _DECIDED)):
         names = ", ".join(f"-{'-' * (len(name) > 1)}{name}" for name in decided)
         raise UsageError(f"{names}: the baseline decides that; leave it out, or change the baseline with --update")

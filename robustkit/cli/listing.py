@@ -3,15 +3,17 @@
 import click
 
 from robustkit import plugins
-from robustkit.cli import cards
+from robustkit.cli import cards, options, output
+from robustkit.cli.choice import OneOf
 from robustkit.errors import UsageError
 
 
 @click.command("list")
-@click.argument("kind", type=click.Choice(["attacks", "models", "datasets", "defenses", "recipes"]))
+@click.argument("kind", type=OneOf(["attacks", "models", "datasets", "defenses", "recipes"]))
 @click.argument("substring", default="")
 @click.option("--source", default="", metavar="NAME", help="Only of this source of models or attacks: timm, foolbox.")
-def listing(kind: str, substring: str, source: str) -> None:
+@options.json_to("the list")
+def listing(kind: str, substring: str, source: str, json_to: str | None) -> None:
     """What there is: attacks, models, datasets, defenses or recipes, with a SUBSTRING.
 
     \b
@@ -25,7 +27,7 @@ def listing(kind: str, substring: str, source: str) -> None:
     if kind == "models":
         from robustkit.models import sources
 
-        rows = sources.listing(source)
+        rows = sources.listing(source, counted=not substring)
     elif kind == "attacks":
         rows = cards.attacks(source)
     elif kind == "datasets":
@@ -40,5 +42,6 @@ def listing(kind: str, substring: str, source: str) -> None:
     if not rows:
         click.echo(f"no {kind}" + (f" with {substring!r} in the name" if substring else " yet"), err=True)
     width = max((len(name) for name, _ in rows), default=0)
-    for name, summary in rows:
-        click.echo(f"{name:<{width}}  {summary}")
+    data = {"schema": "robustkit/list/1", "kind": kind,
+            "entries": [{"name": name, "summary": summary} for name, summary in rows]}  # fmt: skip
+    output.tell(data, "\n".join(f"{name:<{width}}  {summary}".rstrip() for name, summary in rows), json_to)

@@ -12,13 +12,39 @@ from typing import Any
 import click
 
 from robustkit.cli import completion
+from robustkit.cli.choice import OneOf
 from robustkit.cli.endings import DEBUG
 from robustkit.errors import UsageError
-from robustkit.spec import DEFAULT_DRAWS, DEFAULT_EPS
+from robustkit.spec import DEFAULT_DRAWS, DEFAULT_EPS, suggest
 
 NORMS = tuple(DEFAULT_EPS)
 Command = Callable[..., Any]
 Option = Callable[[Command], Command]
+
+
+LABEL = "robustkit.label"  # where --label is kept in a context's meta
+
+
+class Group(click.Group):
+    """Lists its commands with their whole summaries, and says of a wrong name which is meant."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Each command with the first sentence of its help, wrapped and not cut."""
+        rows = [(name, command.get_short_help_str(10_000)) for name, command in sorted(self.commands.items())]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that is named.
+
+        Raises:
+            UsageError: if there is none; it says what is near.
+        """
+        if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
+            raise UsageError(suggest(args[0], self.commands, "command"))
+        return super().resolve_command(ctx, args)
 
 
 @contextlib.contextmanager
@@ -91,7 +117,7 @@ def _debug(ctx: click.Context, param: click.Parameter, value: bool) -> None:
         ctx.meta[DEBUG] = True
 
 
-outputs = click.option("--outputs", type=click.Choice(["logits", "probs"]), default="logits", show_default=True,
+outputs = click.option("--outputs", type=OneOf(["logits", "probs"]), default="logits", show_default=True,
                        help="What the model returns.")  # fmt: skip
 indices = click.option("--indices", metavar="0-199,400", callback=_indices,
                        help="These samples; also a JSON list, or @FILE with one.")  # fmt: skip
@@ -146,7 +172,7 @@ def defense(about: str = "jpeg:quality=50; several stand one before the other, t
 
 def norm(norms: Sequence[str] = NORMS, *, about: str | None = None) -> Option:
     """The option --norm."""
-    return click.option("--norm", type=click.Choice(norms), default="linf", show_default=True, help=about)
+    return click.option("--norm", type=OneOf(norms), default="linf", show_default=True, help=about)
 
 
 def eps(about: str) -> Option:
@@ -191,8 +217,8 @@ def draws(about: str = "Of a randomised model, how many fresh draws vote on a sa
 
 def device(*, default: str | None = "auto", about: str | None = None) -> Option:
     """The option --device."""
-    return click.option("--device", default=default, show_default=default is not None, metavar="auto|cpu|cuda[:N]|mps|xpu",
-                        shell_complete=completion.device, help=about)  # fmt: skip
+    return click.option("--device", default=default, show_default=default is not None, help=about,
+                        metavar="auto|cpu|cuda[:N]|mps|xpu", shell_complete=completion.device)  # fmt: skip
 
 
 def shard_size(default: int | None = None) -> Option:
@@ -232,15 +258,32 @@ def stored_run(name: str, about: str) -> Option:
     return click.option("--run", name, type=click.Path(path_type=Path), metavar="DIR", help=about)
 
 
-def json_to(what: str) -> Option:
-    """The option --json where `what` can be written besides the text, or instead of it."""
-    return click.option("--json", "json_to", metavar="-|FILE", callback=_file,
-                        help=f"Write {what} there too; - is stdout, with nothing else.")  # fmt: skip
+def json_to(what: str, *, labels: bool = True) -> Option:
+    """The option --json where `what` can be written besides the text, or instead of it; alone it is --json -.
+
+    `labels`: with the option --label, which the command's output has; False where a command has its own.
+    """
+    found = click.option("--json", "json_to", is_flag=False, flag_value="-", metavar="-|FILE", callback=_file,
+                         help=f"Write {what} there too; - is stdout, with nothing else.")  # fmt: skip
+    return _together(label, found) if labels else found
 
 
-def as_json(about: str) -> Option:
-    """The option --json of a command that prints one thing: a flag."""
-    return click.option("--json", "as_json", is_flag=True, help=about)
+def labels(about: str) -> Option:
+    """The option --label of a command that shows several stored things: one for each, in order."""
+    return click.option("--label", "labels", multiple=True, metavar="TEXT", help=about)
+
+
+def _label(ctx: click.Context, param: click.Parameter, value: str) -> None:
+    ctx.meta[LABEL] = " ".join(value.split())
+
+
+label = click.option("--label", default="", metavar="TEXT", expose_value=False, callback=_label,
+                     help="What this is called where it is shown; it decides nothing.")  # fmt: skip
+
+
+def given_label() -> str:
+    """What --label of the present command says; empty without it."""
+    return str(click.get_current_context().meta.get(LABEL, ""))
 
 
 def _together(*options: Option) -> Option:

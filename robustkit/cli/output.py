@@ -6,15 +6,18 @@ import os
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
+from robustkit import __version__
+from robustkit.cli import options
 from robustkit.errors import ExitCode, RobustkitError, Terminated, UsageError
 
 RUNS = Path("robustkit-runs")
+FILES = "robustkit/files/1"  # the schema of a command's output that is what it wrote
 _NARROWEST = 20  # below that a terminal may break the lines itself
 
 
@@ -114,14 +117,31 @@ def as_json(data: Any) -> str:
     return json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False)
 
 
-def tell(data: Any, text: str, json_to: str | None) -> None:
-    """The JSON where --json asks for it; the text, unless the JSON has taken stdout."""
-    click.echo(as_json(data) if json_to == "-" else text)
+def enveloped(data: Mapping[str, Any], label: str | None = None) -> dict[str, Any]:
+    """A command's JSON: what it is, who wrote it, what it is called; then the data, which bring their own `schema`."""
+    return {
+        "schema": data["schema"],
+        "robustkit": __version__,
+        "command": click.get_current_context().command_path,
+        "label": options.given_label() if label is None else label,
+        **{key: value for key, value in data.items() if key != "schema"},
+    }
+
+
+def tell(data: Mapping[str, Any], text: str, json_to: str | None, label: str | None = None) -> None:
+    """The JSON where --json asks for it, in its envelope; the text, unless the JSON has taken stdout.
+
+    `label` is that of what is told, where it is not the command's own.
+    """
+    if json_to == "-":
+        click.echo(as_json(enveloped(data, label)))
+    elif text:
+        click.echo(text)
     if json_to and json_to != "-":
-        write_json(data, json_to)
+        write_json(enveloped(data, label), json_to)
 
 
-def write_json(data: Any, file: str) -> None:
+def write_json(data: Mapping[str, Any], file: str) -> None:
     """Write what --json FILE asks for, whole or not at all."""
     from robustkit.records.files import write_text
 

@@ -6,18 +6,22 @@ from typing import Any
 
 import click
 
-from robustkit.cli import options
+from robustkit.cli import options, output
+from robustkit.cli.choice import OneOf
 from robustkit.report.plots import KINDS
 
 
 @click.command(epilog="\b\nKinds:\n" + "\n".join(f"  {kind:<9} {text}" for kind, text in KINDS.items()))
-@click.argument("kind", type=click.Choice(list(KINDS)))
+@click.argument("kind", type=OneOf(list(KINDS)))
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN...")
 @options.out("The figure: .pdf, .svg or .png.", "-o", required=True, file=True)
-@click.option("--width", type=click.Choice(["one", "two"]), default="one", show_default=True,
+@click.option("--width", type=OneOf(["one", "two"]), default="one", show_default=True,
               help="As wide as one column of a paper (3.25 in) or two (6.75 in).")  # fmt: skip
-@click.option("--label", "labels", multiple=True, metavar="TEXT", help="What a RUN is called; one for each, in order.")
-def plot(kind: str, runs: tuple[Path, ...], out: Path, width: Any, labels: tuple[str, ...]) -> None:
+@options.labels("What a RUN is called; one for each, in order.")
+@options.json_to("the figure's path", labels=False)
+def plot(
+    kind: str, runs: tuple[Path, ...], out: Path, width: Any, labels: tuple[str, ...], json_to: str | None
+) -> None:
     """Draw a figure of a KIND from stored RUNs: folders of runs, sweeps or transfer runs.
 
     \b
@@ -31,4 +35,4 @@ def plot(kind: str, runs: tuple[Path, ...], out: Path, width: Any, labels: tuple
     module = import_module(f"robustkit.report.plots.{kind}")
     with style.paper():
         style.save(module.draw(sources, width), out)
-    click.echo(out)
+    output.tell({"schema": output.FILES, "files": [str(out)]}, str(out), json_to, ", ".join(labels))

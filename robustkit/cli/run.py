@@ -42,7 +42,8 @@ def run(
     """  # noqa: D301
     from robustkit.study import grammar
 
-    changes: dict[str, Any] = {key: value for key, value in (("n", n), ("device", device)) if value is not None}
+    given = {"n": n, "device": device, "title": options.given_label() or None}
+    changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     found = grammar.read(study, changes)
     if dry_run:
         _forecast(found, json_to)
@@ -84,14 +85,14 @@ def _forecast(study: "Study", json_to: str | None) -> None:
 
 
 def _forecast_text(study: "Study", costs: "list[Cost]") -> str:
-    from robustkit.report.live import clock
+    from robustkit.report.live import about
 
     lines = [f"{study.title}: {len(costs)} cells; at most, if no sample breaks:"]
     width = max((len(str(cost.cell)) for cost in costs), default=0)
     reasons = list(dict.fromkeys(cost.why for cost in costs if cost.why))
     for cost in costs:
         passes = "" if cost.forwards is None else f"{cost.forwards:>13,} forwards {cost.backwards:>13,} backwards"
-        time = "" if cost.seconds is None else f"  {clock(cost.seconds):>8}"
+        time = "" if cost.seconds is None else f"  {about(cost.seconds):>13}"
         why = f"  [{reasons.index(cost.why) + 1}]" if cost.why else ""
         lines.append(f"{cost.cell!s:<{width}}  {passes}{time}{why}")
     for cell in study.transfers():
@@ -102,6 +103,6 @@ def _forecast_text(study: "Study", costs: "list[Cost]") -> str:
     forwards, backwards = (sum(getattr(cost, key) or 0 for cost in costs) for key in ("forwards", "backwards"))
     total = f"in all {forwards:,} forwards, {backwards:,} backwards"
     if known:
-        total += f", {clock(sum(known))}" + (f" of {len(known)} cells" if len(known) < len(costs) else "")
+        total += f", {about(sum(known))}" + (f" of {len(known)} cells" if len(known) < len(costs) else "")
     notes = [f"[{place}] {why}" for place, why in enumerate(reasons, start=1)]
     return "\n".join([*lines, *([total] if costs else []), *notes])

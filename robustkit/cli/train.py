@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from robustkit.cli import completion, options, output
+from robustkit.cli.choice import OneOf
 from robustkit.spec import number
 
 
@@ -19,29 +20,29 @@ from robustkit.spec import number
 @options.out("The model's folder.", required=True)
 @click.option("--epochs", type=click.IntRange(1), default=30, show_default=True, help="Passes over the data.")
 @click.option("--batch", type=click.IntRange(1), default=128, show_default=True, help="Images a batch.")
-@click.option("--optimiser", type=click.Choice(["adamw", "sgd"]), default="adamw", show_default=True)
+@click.option("--optimiser", type=OneOf(["adamw", "sgd"]), default="adamw", show_default=True)
 @click.option("--rate", default="2e-3", show_default=True, help="The peak learning rate.")
 @click.option("--momentum", default="0.9", show_default=True, help="Of sgd.")
 @click.option("--weight-decay", default="1e-4", show_default=True, help="The optimiser's.")
-@click.option("--shape", type=click.Choice(["cosine", "steps", "triangle", "constant"]), default="cosine",
+@click.option("--shape", type=OneOf(["cosine", "steps", "triangle", "constant"]), default="cosine",
               show_default=True, help="How the rate goes.")  # fmt: skip
 @click.option("--milestones", default="0.5+0.75", show_default=True, metavar="A+B",
               help="Shares of the training after which steps multiplies by 0.1.")  # fmt: skip
-@click.option("--augment", type=click.Choice(["none", "crop", "crop-flip"]), default="none", show_default=True)
+@click.option("--augment", type=OneOf(["none", "crop", "crop-flip"]), default="none", show_default=True)
 @options.seed()
 @options.eps("Of the quick robust accuracy; by default the recipe's, else 8/255.")
 @click.option("--check", type=int, default=1000, show_default=True, metavar="N", help="Test images for progress.")
 @click.option("--check-robust", type=int, default=200, show_default=True, metavar="N", help="Of these under quick PGD.")
 @options.device()
-@click.option("--precision", type=click.Choice(["float32", "bf16"]), default="float32", show_default=True,
+@click.option("--precision", type=OneOf(["float32", "bf16"]), default="float32", show_default=True,
               help="bf16: autocast of the forward passes.")  # fmt: skip
 @options.threads
 @options.trust
 @options.fresh
 @options.offline
 @options.quiet
-@options.as_json("Print the card.")
-def train(recipe: str, out: Path, fresh: bool, quiet: bool, as_json: bool, **asked: Any) -> None:
+@options.json_to("the card")
+def train(recipe: str, out: Path, fresh: bool, quiet: bool, json_to: str | None, **asked: Any) -> None:
     """Train a network by a RECIPE. Killed and run again, it continues, to the same weights.
 
     \b
@@ -69,9 +70,7 @@ def train(recipe: str, out: Path, fresh: bool, quiet: bool, as_json: bool, **ask
     progress = TrainingProgress()
     with progress, output.computing(quiet=quiet):
         card = run(request, out, fresh=fresh, on_event=(lambda event: None) if quiet else progress)
-    if as_json:
-        click.echo(output.as_json(card))
-        return
     where = shlex.quote(str(out) if out.is_absolute() or str(out).startswith(".") else f"./{out}")
     trusting = " --trust" if code_of(card) else ""
-    click.echo(f"{card['notes']}\nin {out}; evaluate it: robustkit eval --model {where}{trusting}")
+    text = f"{card['notes']}\nin {out}; evaluate it: robustkit eval --model {where}{trusting}"
+    output.tell({"schema": "robustkit/card/1", **card}, text, json_to)

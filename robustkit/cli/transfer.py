@@ -175,7 +175,14 @@ def transfer(
         folder.append(out or output.RUNS / _folder_name(job))
         return folder[0]
 
-    arguments = {**asked, "outputs": outputs_of(outputs), "dataset": dataset, "sets": sets, "out": place}
+    arguments = {
+        **asked,
+        "label": options.given_label(),
+        "outputs": outputs_of(outputs),
+        "dataset": dataset,
+        "sets": sets,
+        "out": place,
+    }
     with output.interruptible(folder):
         record = _measure(sources, named(victim), attacks, arguments, quiet=quiet, threads=threads)
     if heatmap:

@@ -21,11 +21,13 @@ from robustkit.models.opening import Model, Opened, card_flags, check_model, loa
 from robustkit.models.oracle import Network
 from robustkit.models.outputs import check_labels
 from robustkit.models.turns import one_at_a_time
+from robustkit.records.about import About, now
 from robustkit.records.corruption import ALEXNET, RESULT, STANDARD, Cell, CorruptionRecord
 from robustkit.records.corruption import load as load_record
 from robustkit.records.folder import resume
 from robustkit.records.schema import CORRUPTIONS
 from robustkit.records.votes import lost
+from robustkit.report import files
 from robustkit.stats import Proportion
 
 AT_ONCE = 64  # images in memory
@@ -74,7 +76,7 @@ def evaluate_corruptions(
     baseline: str | Path | CorruptionRecord | None = None,
     trust: bool = False, device: str = "auto", tile: int | None = None,
     out: str | os.PathLike[str] | None = None, fresh: bool = False,
-    on_event: Callable[[CellDone], None] | None = None,
+    on_event: Callable[[CellDone], None] | None = None, label: str = "",
 ) -> CorruptionRecord:  # fmt: skip
     """Measure a network's accuracy under corruptions.
 
@@ -98,10 +100,12 @@ def evaluate_corruptions(
         out: a folder that is continued, cell by cell, if it holds this very run; None writes nothing.
         fresh: forget what `out` holds.
         on_event: told of each cell that is done.
+        label: what the run is called in its record and report; it decides nothing.
 
     Raises:
         UsageError: for anything that cannot be run as given.
     """
+    started = now()
     check_counts(tile=tile, draws=draws)
     check_model(model, data, "corruptions")
     defenses = defended.resolve(defense)
@@ -136,9 +140,10 @@ def evaluate_corruptions(
         clean = None if todo[0][0] else cells.pop(0)
         flags = [*samples.flags(opened.subject.facts.classes), *card_flags(opened.card)]
         notes = tuple(str(flag["message"]) for flag in flags)
-        record = CorruptionRecord(job, environment, samples.indices, tuple(cells), clean, name, reference, notes)
+        about = About(label, "", started, now())
+        record = CorruptionRecord(job, environment, samples.indices, tuple(cells), clean, name, reference, notes, about)
         if out is not None:
-            record.save(Path(out) / RESULT)
+            record.save(Path(out) / RESULT, files.of_corruptions(record))
     return record
 
 

@@ -7,6 +7,7 @@ import torch
 
 from robustkit.api import Dataset, Images, Labels
 from robustkit.corruptions.images import KINDS, check_severity, corrupt, kind_named
+from robustkit.datasets.names import names_of
 from robustkit.datasets.subset import known_labels
 from robustkit.errors import UsageError
 from robustkit.models.sources.python import typed_arguments
@@ -64,6 +65,11 @@ class Corrupted:
     def labels(self) -> Labels | None:
         """The clean dataset's, if it offers them."""
         return known_labels(self.clean)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The clean dataset's."""
+        return names_of(self.clean)
 
     @property
     def notes(self) -> tuple[str, ...]:

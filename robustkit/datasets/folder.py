@@ -61,7 +61,9 @@ def image_folder(
             f"{numbers[odd]}; classes=FILE numbers them otherwise",
         )
     framing = Framing(size, size, interpolation, grey)
-    return ImageFiles(root.name or path, found.files, found.labels, max(numbers.values()) + 1, framing, notes)
+    count = max(numbers.values()) + 1
+    names = dict.fromkeys(range(count), "") | {number: name for name, number in numbers.items()}
+    return ImageFiles(root.name or path, found.files, found.labels, count, framing, notes, tuple(names.values()))
 
 
 def _instead(root: Path, path: str) -> str:

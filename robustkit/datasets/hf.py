@@ -55,6 +55,7 @@ class Table:
             )
         self.labels: Labels = torch.tensor(labels, dtype=torch.int64)
         self.classes = int(getattr(rows.features[label], "num_classes", 0) or 0)
+        self.class_names = tuple(getattr(rows.features[label], "names", None) or ())
 
     def __len__(self) -> int:
         return len(self.rows)

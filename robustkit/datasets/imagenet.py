@@ -15,6 +15,7 @@ from typing import Literal
 from robustkit.datasets.folder import class_folders, numbered_files
 from robustkit.datasets.images import Framing, ImageFiles, Interpolation, hidden
 from robustkit.datasets.local import find_folder
+from robustkit.datasets.names import imagenet_names
 from robustkit.datasets.npz import Split
 from robustkit.errors import UsageError
 
@@ -63,7 +64,8 @@ def imagenet(
         classes = read_truth(labels, [Path(file).name for file in files])
     if subset == "robustbench":
         files, classes = pick(files, classes, robustbench_list(), str(root))
-    return ImageFiles("imagenet", files, classes, CLASSES, Framing(resize, crop, interpolation), notes)
+    framing = Framing(resize, crop, interpolation)
+    return ImageFiles("imagenet", files, classes, CLASSES, framing, notes, imagenet_names())
 
 
 def tiny_imagenet(path: str = "", split: Split = "test", size: int = 0) -> ImageFiles:

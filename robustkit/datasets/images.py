@@ -72,13 +72,13 @@ class ImageFiles:
 
     def __init__(
         self, name: str, files: Sequence[str | Path], labels: Sequence[int], classes: int, framing: Framing,
-        notes: Sequence[str] = (),
+        notes: Sequence[str] = (), class_names: Sequence[str] = (),
     ) -> None:  # fmt: skip
         need_pillow(name)
         if not files:
             raise UsageError(f"{name}: no images there; they are files that end in {', '.join(sorted(SUFFIXES))}")
         self.name, self.classes, self.framing = name, classes, framing
-        self.files = files
+        self.files, self.class_names = files, tuple(class_names)
         self.labels: Labels = torch.tensor(labels, dtype=torch.int64)
         self._found = tuple(notes)
         self._seen: dict[str, set[int]] = {}

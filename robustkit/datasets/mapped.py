@@ -26,6 +26,7 @@ class Mapped:
         classes: Any = getattr(items, "classes", None)
         named = isinstance(classes, Sequence | np.ndarray) and not isinstance(classes, str)
         self.names: tuple[str, ...] = tuple(map(str, classes)) if named else ()
+        self.class_names = self.names
         self.classes = _count(classes)
         self.labels = _targets(items)
 

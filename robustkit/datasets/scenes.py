@@ -68,6 +68,7 @@ class Scenes:
 
     name = "scenes"
     classes = 10
+    class_names = NAMES
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "n", whole(self.n, "scenes: n"))

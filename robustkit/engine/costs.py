@@ -36,7 +36,9 @@ def bound(
     for named, (forwards_here, backwards_here) in zip(attacks, costs, strict=True):
         share = max(1, facts.members) if climbs_on_members(named.attack) else 1  # a pass is of one member
         seconds += tiles * (forwards_here * forward + backwards_here * backward) / share
-    return Predicted(n * forwards, n * backwards, seconds)
+    # At the least the images are seen clean, then by the first attack: a step, and the judge's own look.
+    least = tiles * ((3 if forwards else 1) * forward + (backward if backwards else 0.0))
+    return Predicted(n * forwards, n * backwards, seconds, min(seconds, least))
 
 
 def cost_of(attack: Attack, facts: ModelFacts, passes: int = 1) -> tuple[int, int]:

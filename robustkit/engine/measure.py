@@ -10,6 +10,7 @@ from typing import Any
 from robustkit import datasets, events
 from robustkit.api import CohortAttack, ThreatModel
 from robustkit.datasets.choice import choose_samples
+from robustkit.datasets.names import names_of
 from robustkit.engine import assemble
 from robustkit.engine.costs import predict
 from robustkit.engine.memory import samples_in_flight
@@ -23,6 +24,7 @@ from robustkit.locks import at_work
 from robustkit.models import defended
 from robustkit.models.opening import Opened, accelerated, load, open_model
 from robustkit.models.state import restore
+from robustkit.records.about import About, now
 from robustkit.records.folder import RunFolder, load_run
 from robustkit.records.run import RunRecord
 from robustkit.spec import DEFAULT_DRAWS, Job
@@ -40,7 +42,10 @@ def measure(opened: Opened, request: Request, execution: Execution | None = None
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """A measurement that is planned and has its folder; `finished` is its record if nothing is left to do."""
+    """A measurement that is planned and has its folder; `finished` is its record if nothing is left to do.
+
+    `started` is when it was begun first, empty where the folder does not know.
+    """
 
     opened: Opened
     request: Request
@@ -52,6 +57,7 @@ class Begun:
     resumed: bool
     retries: bool
     finished: RunRecord | None
+    started: str = ""
 
 
 @contextmanager
@@ -71,21 +77,26 @@ def _begun(opened: Opened, request: Request, execution: Execution, planned: Plan
     size = execution.shard_size or shard_size(opened.subject.probes[0].nbytes, _cohort(planned))
     keep = execution.save_adversarial
     folder = None if path is None else RunFolder(path)
+    started = now()
     if folder is not None:
-        wanted = {"shard_size": size, "adversarial": keep}
+        wanted = {"shard_size": size, "adversarial": keep, "started": started}
         held = folder.open(planned.job.to_json(), wanted, fresh=execution.fresh)
         if keep and not held["adversarial"]:
             raise UsageError(f"the run in {path} was begun without its adversarials; add --fresh to run it again")
-        size, keep = held["shard_size"], held["adversarial"]
+        size, keep, started = held["shard_size"], held["adversarial"], held.get("started", "")
     resumed = folder is not None and folder.has_parts()
     job, name = planned.job, opened.samples.dataset.name
     behind = f" behind {job.defense}" if job.defense else ""
-    title = f"{job.model}{behind} · {name} · {job.norm} {request.eps or f'{job.eps:.6g}'} · {job.attack}"
+    title = f"{job.model}{behind} · {name} · {job.norm} {_about(opened, request).written(job.eps)} · {job.attack}"
     title += accelerated(opened.device)
     execution.tell(events.Started(title, len(opened.samples), job.attacks, resumed))
     known = None if folder is None or not folder.finished() else _stored(folder, execution)
     finished = known if known is not None and _nothing_left(known, request.carry) else None
-    return Begun(opened, request, execution, planned, folder, size, keep, resumed, known is not None, finished)
+    return Begun(opened, request, execution, planned, folder, size, keep, resumed, known is not None, finished, started)
+
+
+def _about(opened: Opened, request: Request, **more: str) -> About:
+    return About(eps=request.eps, classes=names_of(opened.samples.dataset), **more)
 
 
 def _stored(folder: RunFolder, execution: Execution) -> RunRecord | None:
@@ -131,10 +142,11 @@ def complete(begun: Begun, flags: Sequence[Mapping[str, Any]] = ()) -> RunRecord
         seconds=seconds,
         flags=[*opened.subject.flags, *left_out, *chosen, *begun.plan.flags, *flags],
         errors=assemble.errors(bench, parts),
-        predicted=asdict(predicted),
+        predicted={name: value for name, value in asdict(predicted).items() if name != "least"},
         goals={named.name: named.attack.goal for named in begun.plan.attacks},
         adversarial=assemble.adversarial(bench, parts),
         folder=str(folder.path) if folder else None,
+        about=_about(opened, begun.request, label=begun.execution.label, started=begun.started, finished=now()),
     )
 
 

@@ -49,6 +49,8 @@ def _ignore(event: Event) -> None:
 class Execution:
     """What changes no number: how many samples are in flight, where facts are kept, and who is told of progress.
 
+    `label` is what the run is called in its record and reports.
+
     `out` is a folder that is continued if it holds this very run, or a function from the job to it; None keeps nothing.
 
     Raises:
@@ -60,6 +62,7 @@ class Execution:
     out: str | os.PathLike[str] | Callable[[spec.Job], Path] | None = None
     fresh: bool = False
     save_adversarial: bool = False
+    label: str = ""
     tell: Callable[[Event], None] = _ignore
 
     def __post_init__(self) -> None:

@@ -5,7 +5,7 @@ Needs no torch.
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,8 +13,12 @@ import numpy as np
 
 from robustkit.errors import UsageError
 from robustkit.records import seal
-from robustkit.records.files import write_text
+from robustkit.records.about import About
+from robustkit.records.files import save_record
 from robustkit.records.schema import CORRUPTIONS
+from robustkit.records.shown import Shown
+from robustkit.records.text import labelled_as
+from robustkit.spec import digest
 from robustkit.stats import Proportion, mean_interval
 
 # AlexNet's error on ImageNet-C, the mean over the five severities: the reference of mCE. The published figures of
@@ -67,8 +71,8 @@ class Estimate(NamedTuple):
         return f"{100 * self.value:.2f} % [{100 * self.low:.2f}, {100 * self.high:.2f}]"
 
 
-@dataclass(frozen=True)
-class CorruptionRecord:
+@dataclass(frozen=True, eq=False, repr=False)
+class CorruptionRecord(Shown):
     """One evaluation. `clean` is None where there are no clean images; `reference` maps a kind to the baseline's error.
 
     `baseline` is what the reference belongs to; both are empty without one. `notes` say what a reader must know of the
@@ -83,6 +87,7 @@ class CorruptionRecord:
     baseline: str = ""
     reference: Mapping[str, float] | None = None
     notes: tuple[str, ...] = ()
+    about: About = field(default_factory=About)
 
     @property
     def model(self) -> str:
@@ -167,6 +172,7 @@ class CorruptionRecord:
         mce = self.mce
         return {
             "schema": CORRUPTIONS,
+            "about": self.about.to_json(),
             "job": dict(self.job),
             "environment": dict(self.environment),
             "n": self.n,
@@ -182,14 +188,13 @@ class CorruptionRecord:
             "cells": [_cell_json(cell, self) for cell in self.cells],
         }
 
-    def save(self, file: Path) -> None:
-        """Write the record as JSON, whole or not at all."""
-        write_text(file, json.dumps(seal.sealed(self.to_json()), allow_nan=False) + "\n")
+    def save(self, file: Path, pages: Mapping[str, str] | None = None) -> None:
+        """Write the record as JSON, and beside it its reports by their names: whole or not at all."""
+        save_record(file, self.to_json(), pages)
 
     def summary(self) -> str:
         """A table of accuracies in percent, and the figures."""
-        vote = f" · majority of {draws} draws" if (draws := self.job.get("draws", 0)) > 1 else ""
-        lines = [f"{self.model} · {self.job['data']} · n = {self.n}{vote}"]
+        lines = [self.heading()]
         if self.clean:
             lines.append(f"clean accuracy      {self.accuracy(self.clean)}")
         lines.append(f"{'corruption':<18}  " + "  ".join(f"sev {s}" for s in self.severities) + "   mean")
@@ -198,14 +203,41 @@ class CorruptionRecord:
             numbers = "  ".join(f"{share:5.1f}" for share in shares)
             lines.append(f"{kind:<18}  {numbers}  {sum(shares) / len(shares):5.1f}")
         lines.append(f"mean accuracy       {self.mean_accuracy}")
-        if (mce := self.mce) is not None:
-            value, low, high = (100 * part for part in mce)
-            some = "" if set(self.kinds) >= set(STANDARD) else f", over {len(self.kinds)} kinds only"
-            lines.append(f"mCE                 {value:.2f} [{low:.2f}, {high:.2f}] ({self.baseline} = 100{some})")
-        else:
-            lines.append(f"unnormalised mCE    {self.mean_error} (the mean error: no baseline was given)")
+        lines.append("{:<18}  {}".format(*self.mce_in_words))
         lines += [f"note: {note}" for note in self.notes]
         return "\n".join(lines)
+
+    @property
+    def mce_in_words(self) -> tuple[str, str]:
+        """The mean corruption error with its interval, and what it is called with or without a baseline."""
+        if (mce := self.mce) is None:
+            return "unnormalised mCE", f"{self.mean_error} (the mean error: no baseline was given)"
+        value, low, high = (100 * part for part in mce)
+        some = "" if set(self.kinds) >= set(STANDARD) else f", over {len(self.kinds)} kinds only"
+        return "mCE", f"{value:.2f} [{low:.2f}, {high:.2f}] ({self.baseline} = 100{some})"
+
+    def heading(self) -> str:
+        """What was measured, on what."""
+        vote = f" · majority of {draws} draws" if (draws := self.job.get("draws", 0)) > 1 else ""
+        label = labelled_as(self.about.label)
+        return f"{label}{self.model} · {self.job.get('data', '')} · n = {self.n}{vote}"
+
+    def in_brief(self) -> list[tuple[str, str]]:
+        """Four lines: both accuracies, the mean corruption error, and the hardest kind."""
+        errors = self.errors()
+        hardest = max(errors, key=errors.__getitem__)
+        return [
+            ("clean accuracy", str(self.accuracy(self.clean)) if self.clean else "not measured"),
+            ("mean accuracy", str(self.mean_accuracy)),
+            self.mce_in_words,
+            ("hardest", f"{hardest}: {100 * errors[hardest]:.1f} % wrong, of {len(errors)} kinds"),
+        ]
+
+    @property
+    def identity(self) -> str:
+        """The sha256 of the job and the facts."""
+        cells = [*self.cells, *([self.clean] if self.clean else [])]
+        return digest([dict(self.job), self.indices, [list(cell) for cell in cells]])
 
 
 def sum_of(reference: Mapping[str, float], kinds: Sequence[str]) -> float:
@@ -235,6 +267,7 @@ def load(file: Path) -> CorruptionRecord:
             baseline=baseline,
             reference=data["reference"],
             notes=tuple(data.get("notes", ())),
+            about=About.from_json(data.get("about")),
         )
         _check(record)
         return record

@@ -149,6 +149,14 @@ def write_record(file: Path, data: Mapping[str, Any], files: Mapping[str, Write]
                 part.replace(file.parent / name)
 
 
+def save_record(file: Path, data: Mapping[str, Any], pages: Mapping[str, str] | None) -> None:
+    """Write a record that is one JSON file, and beside it its reports by their names, if there are any."""
+    if pages is None:
+        write_text(file, dumps(seal.sealed(data)))
+    else:
+        write_record(file, data, {name: text_file(text) for name, text in pages.items()})
+
+
 def rewrite_pages(file: Path, pages: Mapping[str, str]) -> None:
     """Write reports anew beside a record's JSON `file`, which gets their digests, if it has any.
 

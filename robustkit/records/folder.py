@@ -16,6 +16,7 @@ import numpy as np
 from robustkit.errors import UsageError
 from robustkit.locks import besides, sweep
 from robustkit.records import consistency, seal
+from robustkit.records.about import About, now
 from robustkit.records.files import (
     Stored,
     dumps,
@@ -37,10 +38,8 @@ from robustkit.spec import digest
 
 JOB, JOURNAL, RESULT = "job.json", "journal", "run.json"
 SWEEP_FILE = "sweep.json"
-_OURS = (
-    JOB, JOURNAL, RESULT, "samples.parquet", "attacks.parquet", "report.md", "report.html", "tables.tex",
-    "tables.csv", "adversarial.safetensors",
-)  # fmt: skip
+PAGES = ("report.md", "report.html", "tables.tex", "tables.csv")
+_OURS = (JOB, JOURNAL, RESULT, "samples.parquet", "attacks.parquet", *PAGES, "adversarial.safetensors")
 
 
 class RunFolder:
@@ -162,8 +161,8 @@ def resume(
     if out is None:
         yield from map(make, range(parts))
         return
-    folder = RunFolder(Path(out), schema, (JOB, JOURNAL, result), result)
-    folder.open({**job, "id": digest(job)}, {}, fresh=fresh)
+    folder = RunFolder(Path(out), schema, (JOB, JOURNAL, result, *PAGES), result)
+    folder.open({**job, "id": digest(job)}, {"started": now()}, fresh=fresh)
     folder.begin()
     try:
         for number in range(parts):
@@ -204,6 +203,7 @@ def load_run(path: str | Path) -> RunRecord:
             adversarial=mapped(found, "adversarial.safetensors"),
             folder=str(folder),
             notes=found.notes,
+            about=About.from_json(data.get("about")),
         )
         consistency.check_run(record, data.get("summary", {}))
     return record

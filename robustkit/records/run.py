@@ -3,7 +3,6 @@
 Reading, computing and showing a record needs no torch.
 """
 
-import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 from robustkit import spec
 from robustkit.records import text
 from robustkit.records import votes as randomised
+from robustkit.records.about import About
 from robustkit.records.findings import NOT_AUDITED, UNDECIDED, VALID
 from robustkit.records.schema import BROKE, ROBUST, RUN, STATUSES, UNKNOWN, VIOLATED, WRONG, Columns
+from robustkit.records.shown import Shown, facts_digest
 from robustkit.stats import MeanShare, Proportion
 
 if TYPE_CHECKING:
@@ -51,14 +52,15 @@ class AttackSummary:
         }
 
 
-@dataclass(frozen=True)
-class RunRecord:
+@dataclass(frozen=True, eq=False, repr=False)
+class RunRecord(Shown):
     """One evaluation. `samples` and `attacks` are columns of equal length: `records.schema` has SAMPLES and ATTACKS.
 
     `seconds` maps an attack's name to its wall time, `goals` to its goal (empty in old records). `predicted` has the
     passes and seconds that the attacks were said to take at most, before they began. `audit` is what `robustkit.audit`
     found, if it was asked. `adversarial` has the images of broken samples: `index`, `adv` and, but for old records,
-    `clean`. `notes` is what came up when the record was read from its folder; it is stored nowhere.
+    `clean`. `notes` is what came up when the record was read from its folder; it is stored nowhere. Two records are
+    equal if their jobs and facts are, whatever they are called and whenever they were made.
     """
 
     job: Mapping[str, Any]
@@ -74,6 +76,7 @@ class RunRecord:
     adversarial: Mapping[str, Any] | None = field(default=None, repr=False)
     folder: str | None = None
     notes: tuple[str, ...] = ()
+    about: About = field(default_factory=About)
 
     @property
     def n(self) -> int:
@@ -244,6 +247,7 @@ class RunRecord:
             summary["quantized_robust_accuracy"] = quantized.to_json() if quantized else None
         return {
             "schema": RUN,
+            "about": self.about.to_json(),
             "job": dict(self.job),
             "environment": dict(self.environment),
             "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
@@ -271,5 +275,26 @@ class RunRecord:
         """The result in a few lines of plain text."""
         return text.summary(self)
 
-    def _repr_html_(self) -> str:
-        return f"<pre>{html.escape(self.summary())}</pre>"
+    def heading(self) -> str:
+        """What was attacked, with what."""
+        return text.heading(self)
+
+    def in_brief(self) -> list[tuple[str, str]]:
+        """Four lines: both accuracies, what the attacks broke, and what is known beside."""
+        return text.brief(self)
+
+    @cached_property
+    def identity(self) -> str:
+        """The sha256 of the job and the facts."""
+        return facts_digest(self.job, self.samples, self.attacks)
+
+    @property
+    def eps(self) -> str:
+        """The radius as it was given."""
+        return self.about.written(self.job["eps"])
+
+    @property
+    def called(self) -> str:
+        """What the run is called: its label, or the model behind its defense."""
+        behind = f" behind {self.job['defense']}" if self.job.get("defense") else ""
+        return self.about.label or f"{self.job['model']}{behind}"

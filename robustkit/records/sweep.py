@@ -14,8 +14,9 @@ from robustkit.records.folder import SWEEP_FILE, load_run
 from robustkit.records.run import RunRecord
 from robustkit.records.schema import SWEEP, WRONG
 from robustkit.records.seal import AGAIN
-from robustkit.records.text import audited, share, warning
-from robustkit.spec import number
+from robustkit.records.shown import Shown
+from robustkit.records.text import audited, labelled_as, share, warning
+from robustkit.spec import digest, number
 
 FILE = SWEEP_FILE
 
@@ -33,8 +34,8 @@ def parse_eps(text: str) -> list[str]:
     return texts
 
 
-@dataclass(frozen=True, slots=True)
-class Sweep:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Sweep(Shown):
     """The records of one sweep, by growing eps; each counts what a smaller eps broke as broken."""
 
     eps: tuple[str, ...]
@@ -66,7 +67,7 @@ class Sweep:
         """The accuracy–eps table as text."""
         first = self.records[0]
         lines = [
-            heading(first),
+            self.heading(),
             f"{'eps':>10}  robust accuracy",
             f"{'0':>10}  {share(first.clean_accuracy)}",
         ]
@@ -79,6 +80,25 @@ class Sweep:
         lines.append(f"95 % Wilson intervals; {', '.join(sorted({audited(r) for r in self.records}))}")
         notes = dict.fromkeys([*self.notes, *(note for record in self.records for note in record.notes)])
         return "\n".join([*lines, *(f"note: {note}" for note in notes)])
+
+    def heading(self) -> str:
+        """What was attacked, with what."""
+        return heading(self.records[0])
+
+    def in_brief(self) -> list[tuple[str, str]]:
+        """Four lines: clean, the smallest and the largest eps, and how many there are."""
+        ends = [(self.eps[place], self.records[place]) for place in (0, -1)]
+        verdicts = ", ".join(dict.fromkeys(record.verdict for record in self.records))
+        return [
+            ("clean accuracy", share(self.records[0].clean_accuracy)),
+            *((f"robust at {eps}", share(record.robust_accuracy)) for eps, record in ends),
+            ("eps", f"{len(self.eps)}: {', '.join(self.eps)}; {verdicts}"),
+        ]
+
+    @property
+    def identity(self) -> str:
+        """The sha256 of the runs' jobs and facts."""
+        return digest([record.identity for record in self.records])
 
     def save(self, folder: Path, pages: Mapping[str, str]) -> None:
         """Write the table and its reports beside the runs' folders; `pages` has the text of each report by its name."""
@@ -122,7 +142,7 @@ def compare_sweeps(before: Sweep | RunRecord, after: Sweep | RunRecord) -> list[
 
 
 def _by_eps(stored: Sweep | RunRecord) -> dict[float, tuple[str, RunRecord]]:
-    sweep = stored if isinstance(stored, Sweep) else Sweep((f"{stored.job['eps']:.6g}",), (stored,))
+    sweep = stored if isinstance(stored, Sweep) else Sweep((stored.eps,), (stored,))
     rows = zip(sweep.eps, sweep.records, strict=True)
     return {float(record.job["eps"]): (eps, record) for eps, record in rows}
 
@@ -136,10 +156,20 @@ def read(path: Path) -> Sweep | RunRecord:
     return load_sweep(path) if (path / FILE).is_file() else baseline.read(path)
 
 
+def labelled(stored: Sweep | RunRecord, label: str) -> Sweep | RunRecord:
+    """The same, called so; as it is, if the label is empty."""
+    if not label:
+        return stored
+    if isinstance(stored, Sweep):
+        return replace(stored, records=tuple(replace(r, about=replace(r.about, label=label)) for r in stored.records))
+    return replace(stored, about=replace(stored.about, label=label))
+
+
 def heading(first: RunRecord) -> str:
     """What was attacked, with what; from one of the sweep's records."""
     job = first.job
-    return f"{job['model']} on {job['data']} (n = {first.n}), {job['norm']}, {job['attack']}, seed {job['seed']}"
+    label = labelled_as(first.about.label)
+    return f"{label}{job['model']} on {job['data']} (n = {first.n}), {job['norm']}, {job['attack']}, seed {job['seed']}"
 
 
 def run_folder(folder: Path, place: int) -> Path:

@@ -1,7 +1,9 @@
 """A run's record as plain text, and the words that every report of it shares."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
+from robustkit.records.about import About
 from robustkit.records.findings import UNDECIDED
 from robustkit.records.votes import MEAN
 from robustkit.stats import MeanShare, Proportion
@@ -22,12 +24,40 @@ def percent(value: Proportion | None) -> str:
 
 def heading(record: "RunRecord") -> str:
     """What was attacked, with what."""
-    job = record.job
+    return heading_of(record.job, record.n, record.about)
+
+
+def heading_of(job: Mapping[str, Any], n: int, about: About) -> str:
+    """The heading of a run that has this job, be it finished or not."""
     target = f", target {job['target']}" if job["target"] else ""
     return (
-        f"{job['model']} on {job['data']} (n = {record.n}), {job['norm']} eps {job['eps']:.6g}, "
-        f"{job['attack']}{target}, seed {job['seed']}"
+        f"{labelled_as(about.label)}{job['model']} on {job['data']} (n = {n}), {job['norm']} eps "
+        f"{about.written(job['eps'])}, {job['attack']}{target}, seed {job['seed']}"
     )
+
+
+def labelled_as(label: str) -> str:
+    """A label as it begins a heading; nothing where there is none."""
+    return f"{label}: " if label else ""
+
+
+def brief(record: "RunRecord") -> list[tuple[str, str]]:
+    """A run in four lines, each with its name."""
+    rows = record.by_attack
+    seconds, met = sum(row.seconds for row in rows), rows[0].attacked if rows else 0
+    robust = share(record.robust_accuracy)
+    if why := record.why_no_robust_accuracy:
+        robust += f", because {why}"
+    count = f"{len(rows)} attack{'s' * (len(rows) != 1)}"
+    return [
+        ("clean accuracy", share(record.clean_accuracy)),
+        ("robust accuracy", robust),
+        ("attacks", f"{count} broke {sum(row.broken for row in rows)} of {met} in {seconds:.1f} s"),
+        (
+            "audit",
+            " · ".join(part for part in (record.warning or record.verdict, record.about.date, record.folder) if part),
+        ),
+    ]
 
 
 def summary(record: "RunRecord") -> str:

@@ -3,7 +3,6 @@
 Reading, computing and showing a record needs no torch.
 """
 
-import html
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,7 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from robustkit.records import transfer_text
+from robustkit.records.about import About
 from robustkit.records.schema import TRANSFER, VIOLATED, Columns
+from robustkit.records.shown import Shown, facts_digest
 from robustkit.stats import Proportion
 
 if TYPE_CHECKING:
@@ -88,8 +89,8 @@ class Cost:
         }
 
 
-@dataclass(frozen=True)
-class TransferRecord:
+@dataclass(frozen=True, eq=False, repr=False)
+class TransferRecord(Shown):
     """One transfer run. The columns of a table have equal length; see SAMPLE_COLUMNS, ATTACK_COLUMNS, TRANSFER_COLUMNS.
 
     `job` holds the surrogate sets (name → models), the attacks (label → spec), the victims, and `models`;
@@ -107,6 +108,7 @@ class TransferRecord:
     errors: Sequence[Mapping[str, Any]] = ()
     folder: str | None = None
     notes: tuple[str, ...] = ()
+    about: About = field(default_factory=About)
 
     @property
     def n(self) -> int:
@@ -203,6 +205,7 @@ class TransferRecord:
         """The content of `transfer.json`; fractions in [0,1]."""
         return {
             "schema": TRANSFER,
+            "about": self.about.to_json(),
             "job": dict(self.job),
             "environment": dict(self.environment),
             "seconds": {name: dict(each) for name, each in self.seconds.items()},
@@ -232,8 +235,23 @@ class TransferRecord:
         """The matrix under both denominators as plain text."""
         return transfer_text.summary(self)
 
-    def _repr_html_(self) -> str:
-        return f"<pre>{html.escape(self.summary())}</pre>"
+    def heading(self) -> str:
+        """What was attacked, with what."""
+        return transfer_text.heading(self)
+
+    def in_brief(self) -> list[tuple[str, str]]:
+        """Four lines: the models, the range of the success rates, the strongest attack, and what is known beside."""
+        return transfer_text.brief(self)
+
+    @cached_property
+    def identity(self) -> str:
+        """The sha256 of the job and the facts."""
+        return facts_digest(self.job, self.samples, self.attacks, self.transfer)
+
+    @property
+    def eps(self) -> str:
+        """The radius as it was given."""
+        return self.about.written(self.job["eps"])
 
 
 def _groups(keys: Sequence[np.ndarray]) -> Iterator[tuple[tuple[str, ...], np.ndarray]]:

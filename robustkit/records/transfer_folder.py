@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from robustkit.records import consistency
+from robustkit.records.about import About
 from robustkit.records.files import Stored, parquet, read_arrays, text_file, write_arrays, write_record
 from robustkit.records.folder import JOB, JOURNAL, RunFolder
 from robustkit.records.places import refuse
@@ -21,7 +22,8 @@ from robustkit.records.transfer import TransferRecord
 RESULT = "transfer.json"
 _TABLES = ("samples", "attacks", "transfer")
 _FILES = (
-    JOB, JOURNAL, RESULT, *(f"{name}.parquet" for name in _TABLES), "report.md", "matrix.csv", "matrix.tex",
+    JOB, JOURNAL, RESULT, *(f"{name}.parquet" for name in _TABLES), "report.md", "report.html",
+    "matrix.csv", "matrix.tex",
 )  # fmt: skip
 Part = Literal["adversarials", "answers", "clean"]
 
@@ -97,6 +99,7 @@ def load_transfer(path: str | Path) -> TransferRecord:
             errors=data["errors"],
             folder=str(folder),
             notes=found.notes,
+            about=About.from_json(data.get("about")),
         )
         consistency.check_transfer(record, data.get("summary", {}))
     return record

@@ -4,7 +4,7 @@ import re
 from pathlib import PureWindowsPath
 from typing import TYPE_CHECKING
 
-from robustkit.records.text import percent
+from robustkit.records.text import labelled_as, percent
 from robustkit.spec import is_path
 
 if TYPE_CHECKING:
@@ -22,8 +22,28 @@ def heading(record: "TransferRecord") -> str:
     data = PureWindowsPath(data).name if is_path(data) else data
     behind = f", victims behind {job['defense']}" if job.get("defense") else ""
     return (
-        f"transfer on {data} (n = {record.n}), {job['norm']} eps {job['eps']:.6g}{target}{behind}, seed {job['seed']}"
+        f"{labelled_as(record.about.label)}transfer on {data} (n = {record.n}), {job['norm']} eps "
+        f"{record.eps}{target}{behind}, seed {job['seed']}"
     )
+
+
+def brief(record: "TransferRecord") -> list[tuple[str, str]]:
+    """A transfer run in four lines, each with its name."""
+    job, found = record.job, list(record.cells.values())
+    black = [cell for cell in found if not cell.white_box and cell.of_all is not None]
+    rates = "not established"
+    if black:
+        low, high = (100 * end(float(cell.of_all or 0) for cell in black) for end in (min, max))
+        rates = f"{low:.1f} to {high:.1f} % of all images in {len(black)} cells that are not white-box"
+    best = max(black, key=lambda cell: float(cell.of_all or 0), default=None)
+    open_ = f"; {count} not established" if (count := sum(cell.of_all is None for cell in found)) else ""
+    models = f"{len(job['surrogates'])} surrogate sets, {len(job['attacks'])} attacks, {len(record.columns)} models"
+    return [
+        ("models", models),
+        ("success", rates + open_),
+        ("most", f"{best.surrogates} · {best.attack} on {best.victim}: {best.of_all}" if best else "none"),
+        ("made", " · ".join(part for part in (record.about.date, record.folder) if part) or "here"),
+    ]
 
 
 def denominator(record: "TransferRecord", of: "Of") -> str:

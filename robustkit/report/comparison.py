@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from robustkit.records.about import About
 from robustkit.records.compare import Change, Comparison, Flip
 from robustkit.records.gate import Verdict
 from robustkit.records.run import RunRecord
@@ -18,7 +19,8 @@ def comparison(found: Comparison, before: RunRecord, after: RunRecord, width: in
     sides = (("before", before), ("after", after))
     lines = [f"{side:<6}  {heading(record)}" for side, record in sides]
     doubted = any(record.warning for _, record in sides)
-    for table, told in (_numbers(found, doubted=doubted), _flips(found.flips)):
+    about = before.about if before.about.classes else after.about
+    for table, told in (_numbers(found, doubted=doubted), _flips(found.flips, about)):
         lines += table if width is None or max(map(len, table)) <= width else told
     lines += [f"note: not the same: {what}" for what in found.differs]
     lines += [f"{DOUBTED} {side}: robust accuracy {record.warning}" for side, record in sides if record.warning]
@@ -88,15 +90,19 @@ def _interval(change: Change) -> str:
     return f"{100 * change.difference:+.2f} [{100 * change.low:+.2f}, {100 * change.high:+.2f}]"
 
 
-def _flips(flips: tuple[Flip, ...]) -> tuple[list[str], list[str]]:
+def _flips(flips: tuple[Flip, ...], about: About) -> tuple[list[str], list[str]]:
     """The samples that flipped as a table, and in words."""
     if not flips:
         return ["no sample flipped"], ["no sample flipped"]
     flips = tuple(sorted(flips, key=lambda f: f.before != ROBUST))  # what got worse first
-    table = [f"{f.index:>15}  {f.label:>5}  {f.before:<6}  {f.after:<6}  {f.broken_by}" for f in flips[:SHOWN]]
+    names = [about.named(flip.label) for flip in flips[:SHOWN]]
+    width = max([5, *map(len, names)])
+    shown = [*zip(flips, names, strict=False)]
+    table = [f"{f.index:>15}  {name:>{width}}  {f.before:<6}  {f.after:<6}  {f.broken_by}" for f, name in shown]
     told = [
-        f"    {f.index}, label {f.label}: {f.before}, then {f.after}" + (f" by {f.broken_by}" if f.broken_by else "")
-        for f in flips[:SHOWN]
+        f"    {f.index}, label {name}: {f.before}, then {f.after}" + (f" by {f.broken_by}" if f.broken_by else "")
+        for f, name in shown
     ]
     more = [f"… and {len(flips) - SHOWN} more; --json - names them all"] if len(flips) > SHOWN else []
-    return ["flipped:  index  label  before  after   broken by", *table, *more], ["flipped, by index:", *told, *more]
+    head = f"flipped:  index  {'label':>{width}}  before  after   broken by"
+    return [head, *table, *more], ["flipped, by index:", *told, *more]

@@ -1,7 +1,7 @@
 """What charts and tables of a record show, computed from its facts; what it cannot tell is left out with a reason."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -155,7 +155,7 @@ def distance_curve(record: RunRecord) -> Curve | LeftOut:
     standing = [int((distances > spec.limit(float(value))).sum()) for value in x]
     note = "From the smallest distances found: an upper bound at each eps"
     if low:
-        note += f"; below eps {eps:.6g} it is not known: what broke first was not the nearest"
+        note += f"; below eps {record.eps} it is not known: what broke first was not the nearest"
     shares = tuple(Proportion(k, record.n) for k in standing)
     return Curve("from distances", tuple(x.tolist()), shares, True, f"{note}.")
 
@@ -164,6 +164,16 @@ def _some(values: np.ndarray) -> list[float]:
     """At most POINTS of sorted values, the ends among them."""
     places = np.linspace(0, max(0, len(values) - 1), min(POINTS, len(values))).astype(int)
     return [float(values[place]) for place in places]
+
+
+def spaced(values: Iterable[float], low: float, high: float, apart: float) -> list[float]:
+    """Those values that lie at least the share `apart` of the range from each other, the last of them kept."""
+    inside = sorted(value for value in values if low <= value <= high)
+    kept: list[float] = []
+    for value in [*inside[-1:], *inside[:-1]]:
+        if all(abs(value - other) >= apart * (high - low) for other in kept):
+            kept.append(value)
+    return sorted(kept)
 
 
 def _carried(record: RunRecord) -> list[tuple[int, float]]:
@@ -181,7 +191,7 @@ def sweep_curve(records: Sequence[RunRecord], name: str = "") -> Curve | LeftOut
         return LeftOut(f"no robust accuracy is established: {records[0].why_no_robust_accuracy}")
     shares = [record.robust_accuracy for record in known if record.robust_accuracy is not None]
     if len(known) == 1:
-        return LeftOut(f"only eps {float(known[0].job['eps']):.6g} has a robust accuracy, and a line takes two")
+        return LeftOut(f"only eps {known[0].eps} has a robust accuracy, and a line takes two")
     left = len(records) - len(known)
     note = f"{left} of {len(records)} eps have no established robust accuracy and are left out." if left else ""
     x = (0.0, *(float(record.job["eps"]) for record in known))

@@ -1,5 +1,6 @@
 """Progress of a run on the terminal: a live table, or plain lines where there is no terminal. Goes to stderr."""
 
+import math
 import time
 from types import TracebackType
 
@@ -27,6 +28,9 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self.live is not None:
+            self.live.transient = (
+                self.live.transient and kind is None
+            )  # what stood when it was stopped stays to be read
             self.live.stop()
 
     def __call__(self, event: events.Event) -> None:
@@ -54,8 +58,10 @@ class Progress:
             self.live.update(self._table())
 
     def _progress(self, event: events.Progress) -> None:
-        left = event.seconds * (1 - event.fraction) / event.fraction if event.fraction > 0.01 else None
-        eta = "done" if event.fraction >= 1 else "…" if left is None else clock(left)
+        # At its very beginning a run's speed is not yet seen: a first call is slow, and what is weak breaks then.
+        seen = event.fraction > 0.01 and (event.seconds > 1 or event.fraction > 0.1)
+        left = event.seconds * (1 - event.fraction) / event.fraction if seen else None
+        eta = "done" if event.fraction >= 1 else "…" if left is None else f"≤ {about(left)}"
         share = event.robust_accuracy
         before = self.rows.get(event.attack)
         self.rows[event.attack] = [str(event.broken), str(share), f"{event.queries:,}", clock(event.seconds), eta]
@@ -87,9 +93,27 @@ class Progress:
 
 
 def cost(event: events.Predicted | events.Auditing) -> str:
-    """A prediction in words."""
-    passes = f"{event.forwards:,} forwards, {event.backwards:,} backwards"
-    return f"if nothing breaks: {passes}, about {clock(event.seconds)} (less for every sample that does)"
+    """A prediction in words: the range from where all breaks at once to where nothing does."""
+    passes = f"if nothing breaks: {event.forwards:,} forwards, {event.backwards:,} backwards"
+    most = about(event.seconds)
+    if not event.least:
+        return f"at most {most} ({passes})"
+    least = about(event.least)
+    if least == most:
+        return f"about {most} ({passes})" if most[0].isdigit() else f"{most} ({passes})"
+    return f"between {least}, if all breaks at once, and {most} ({passes})"
+
+
+def about(seconds: float) -> str:
+    """A duration that is only estimated: two digits of it, in the unit in which one thinks of it."""
+    if not math.isfinite(seconds) or seconds < 0:
+        return "unknown"
+    if seconds < 1:
+        return "less than 1 s"
+    for unit, size, limit in (("s", 1, 100), ("min", 60, 100), ("h", 3600, 48)):
+        if seconds < limit * size:
+            return f"{float(f'{seconds / size:.2g}'):g} {unit}"
+    return f"{float(f'{seconds / 86400:.2g}'):g} days"
 
 
 def clock(seconds: float) -> str:

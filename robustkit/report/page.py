@@ -1,15 +1,8 @@
-"""A record as one self-contained HTML page: no script, nothing from elsewhere, light and dark. Needs jinja2.
+"""A run or a sweep as one self-contained HTML page; `fill` says of what kind pages are. Needs jinja2."""
 
-Everything that comes from a record is escaped; only the charts made here are markup.
-"""
-
-import importlib.util
 from collections.abc import Mapping, Sequence
-from functools import cache
-from pathlib import Path
 from typing import Any
 
-from robustkit.errors import UsageError
 from robustkit.records import sweep, text
 from robustkit.records.findings import INVALID, NOT_AUDITED, OUTCOMES, SUSPECT, UNDECIDED, VALID
 from robustkit.records.run import RunRecord
@@ -17,16 +10,11 @@ from robustkit.records.schema import WRONG
 from robustkit.report import facts, gallery, svg
 from robustkit.report.again import command, ranges
 from robustkit.report.facts import Curve, LeftOut
+from robustkit.report.fill import bar, fill, given, machine, markup, versions
 from robustkit.stats import Proportion
 
 CLASSES, MATRIX, PAIRS = 100, 20, 30  # rows of the classes' table, classes of the confusion matrix, mistakes named
-TEMPLATES = Path(__file__).parent / "templates"
 WORSE = (VALID, NOT_AUDITED, UNDECIDED, SUSPECT, INVALID)  # verdicts, the one to warn of in a sweep last
-
-
-def available() -> bool:
-    """Whether jinja2, which fills the page, is installed."""
-    return importlib.util.find_spec("jinja2") is not None
 
 
 def run_page(record: RunRecord) -> str:
@@ -36,7 +24,7 @@ def run_page(record: RunRecord) -> str:
         UsageError: if jinja2 is not installed.
     """
     job = record.job
-    return _fill(
+    return fill(
         "run.html.j2",
         {
             **_head(record),
@@ -49,14 +37,15 @@ def run_page(record: RunRecord) -> str:
             "labelled": [(label, text.share(value)) for label, value in text.labelled(record)],
             "waterfall": _waterfall(record),
             "violated": any(row.violated for row in record.by_attack),
-            "curve": _curve(facts.distance_curve(record)),
+            "curve": _curve(facts.distance_curve(record), {0.0: "0", float(job["eps"]): record.eps}),
             **_classes(record),
             "confusion": _confusion(record),
             "costs": _costs(record),
             "total": _total(record),
             "gallery": _gallery(record),
-            "command": command(job, audit=record.audit is not None),
+            "command": command(job, record.eps, audit=record.audit is not None),
         },
+        record.called,
     )
 
 
@@ -72,7 +61,7 @@ def sweep_page(eps: Sequence[str], records: Sequence[RunRecord], folders: Sequen
         {
             "eps": name,
             "share": record.robust_accuracy,
-            "bar": _bar(record.robust_accuracy),
+            "bar": bar(record.robust_accuracy),
             "carried": record.carried,
             "unknown": record.unknown,
             "verdict": record.verdict,
@@ -84,44 +73,20 @@ def sweep_page(eps: Sequence[str], records: Sequence[RunRecord], folders: Sequen
     page = {
         **_head(worst),
         "heading": sweep.heading(first),
-        "curve": _curve(found),
+        "curve": _curve(found, {0.0: "0", **{float(r.job["eps"]): text for text, r in zip(eps, records, strict=True)}}),
         "rows": rows,
         "command": command(first.job, ",".join(eps), audit=first.audit is not None),
     }
-    return _fill("sweep.html.j2", page)
-
-
-def _fill(name: str, page: Mapping[str, Any]) -> str:
-    if not available():
-        raise UsageError("an HTML report needs 'jinja2', which is not installed: pip install 'robustkit-bench[plots]'")
-    style = _markup((TEMPLATES / "style.css").read_text(encoding="utf-8"))
-    title = f"{page['model']} · robustkit"
-    return str(_environment().get_template(name).render(page=page, title=title, style=style))
-
-
-@cache
-def _environment() -> Any:
-    """What fills templates: it escapes all that is not markup, and takes no missing value for an empty one."""
-    import jinja2
-
-    loader = jinja2.FileSystemLoader(TEMPLATES)
-    return jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-
-
-def _markup(made: str) -> Any:
-    """Text made here, which is markup already."""
-    from markupsafe import Markup
-
-    return Markup(made)
+    return fill("sweep.html.j2", page, first.called)
 
 
 def _head(record: RunRecord) -> dict[str, Any]:
-    job = record.job
     notes = [str(flag["message"]) for flag in record.flags]
     notes += [f"{e['attack']}: {e['message']} ({len(e['indices'])} samples)" for e in record.errors]
     return {
-        "model": job["model"] + (f" behind {job['defense']}" if job.get("defense") else ""),
+        "model": record.called,
         "heading": text.heading(record),
+        "date": record.about.date,
         "n": record.n,
         "clean": record.clean_accuracy,
         "verdict": record.verdict,
@@ -135,36 +100,38 @@ def _head(record: RunRecord) -> dict[str, Any]:
 
 def _provenance(record: RunRecord) -> list[tuple[str, str]]:
     job, environment = record.job, record.environment
-    found = [
-        ("job", job["id"]),
-        ("model", job["model"]),
-        ("model sha256", job["model_sha256"]),
-        ("probe sha256", job["probe_sha256"]),
-        ("data", job["data"]),
-        ("data sha256", job["data_sha256"]),
-        ("attack", job["attack"]),
-        ("seed", job["seed"]),
-        ("device", f"{job['device']}, {job['threads']} threads, tiles of {job['tile']}, {job['precision']}"),
-        ("machine", ", ".join(str(environment[key]) for key in ("device", "platform") if environment.get(key))),
-        ("versions", ", ".join(f"{name} {version}" for name, version in job["versions"].items())),
-        *((f"source of {name}", f"sha256 {digest}") for name, digest in job["attack_sources"].items()),
-    ]
-    return [(name, str(value)) for name, value in found if value not in ("", None)]
+    return given(
+        [
+            *record.about.told().items(),
+            ("job", job["id"]),
+            ("model", job["model"]),
+            ("model sha256", job["model_sha256"]),
+            ("probe sha256", job["probe_sha256"]),
+            ("data", job["data"]),
+            ("data sha256", job["data_sha256"]),
+            ("attack", job["attack"]),
+            ("seed", job["seed"]),
+            ("device", f"{job['device']}, {job['threads']} threads, tiles of {job['tile']}, {job['precision']}"),
+            ("machine", machine(environment)),
+            ("versions", versions(job["versions"])),
+            *((f"source of {name}", f"sha256 {digest}") for name, digest in job["attack_sources"].items()),
+        ]
+    )
 
 
 def _waterfall(record: RunRecord) -> list[dict[str, Any]]:
-    first = {"name": "no attack", "share": record.clean_accuracy, "bar": _bar(record.clean_accuracy, 1),
+    first = {"name": "no attack", "share": record.clean_accuracy, "bar": bar(record.clean_accuracy, 1),
              "attacked": "", "broken": "", "violated": ""}  # fmt: skip
     rows = [first]
     if record.carried:
         share = Proportion(record.n - record.counts[WRONG] - record.carried, record.n)
-        rows.append({**first, "name": "smaller eps", "share": share, "bar": _bar(share), "broken": record.carried})
+        rows.append({**first, "name": "smaller eps", "share": share, "bar": bar(share), "broken": record.carried})
     for row in record.by_attack:
         rows.append(
             {
                 "name": row.name,
                 "share": row.robust,
-                "bar": _bar(row.robust),
+                "bar": bar(row.robust),
                 "attacked": row.attacked,
                 "broken": row.broken,
                 "violated": row.violated,
@@ -173,15 +140,12 @@ def _waterfall(record: RunRecord) -> list[dict[str, Any]]:
     return rows
 
 
-def _bar(share: Proportion | None, colour: int = 0) -> Any:
-    return "" if share is None else _markup(svg.bar(float(share), share.low, share.high, colour))
-
-
-def _curve(found: Curve | LeftOut) -> Any:
+def _curve(found: Curve | LeftOut, written: Mapping[float, str]) -> Any:
+    """The accuracy over eps as a chart; `written` are the eps that are told as they were given."""
     if isinstance(found, LeftOut):
         return found
-    drawn = svg.curves([found], "eps", "accuracy", title=f"accuracy over eps: {found.name}")
-    return {"svg": _markup(drawn), "caption": f"{found.note} Band: 95 % Wilson.".strip()}
+    drawn = svg.curves([found], "eps", "accuracy", title=f"accuracy over eps: {found.name}", ticks=written)
+    return {"svg": markup(drawn), "caption": f"{found.note} Band: 95 % Wilson.".strip()}
 
 
 def _classes(record: RunRecord) -> dict[str, Any]:
@@ -191,7 +155,13 @@ def _classes(record: RunRecord) -> dict[str, Any]:
         shown = sorted(rows, key=lambda row: 1.0 if row.robust is None else float(row.robust))[:CLASSES]
     return {
         "classes": [
-            {"label": row.label, "n": row.clean.n, "clean": row.clean, "robust": row.robust, "bar": _bar(row.robust)}
+            {
+                "label": record.about.named(row.label),
+                "n": row.clean.n,
+                "clean": row.clean,
+                "robust": row.robust,
+                "bar": bar(row.robust),
+            }
             for row in shown
         ],
         "classes_left": len(rows) - len(shown),
@@ -205,12 +175,14 @@ def _confusion(record: RunRecord) -> Any:
     note = f" {found.left} samples are in no cell: undecided, or broken at a smaller eps." if found.left else ""
     rows = []
     if len(found.classes) <= MATRIX:
-        for i, name in enumerate(found.classes):
+        for i, label in enumerate(found.classes):
             counts = found.counts[i].tolist()
             total = max(1, sum(counts))
             cells = [{"count": count, "share": count / total, "own": i == j} for j, count in enumerate(counts)]
-            rows.append({"name": name, "cells": cells})
-    return {"names": found.classes, "rows": rows, "pairs": found.pairs(PAIRS), "note": note}
+            rows.append({"name": record.about.named(label), "cells": cells})
+    names = [record.about.named(label) for label in found.classes]
+    pairs = [(record.about.named(one), record.about.named(other), count) for one, other, count in found.pairs(PAIRS)]
+    return {"names": names, "rows": rows, "pairs": pairs, "note": note}
 
 
 def _costs(record: RunRecord) -> list[dict[str, Any]]:
@@ -219,7 +191,7 @@ def _costs(record: RunRecord) -> list[dict[str, Any]]:
     most = [max([1e-12, *(getattr(cost, what) for cost in found)]) for what in ("forwards", "backwards", "seconds")]
     for cost in found:
         values = zip((cost.forwards, cost.backwards, cost.seconds), most, strict=True)
-        bars = [(f"{value:,.1f}", _markup(svg.bar(value / top, place=2))) for value, top in values]
+        bars = [(f"{value:,.1f}", markup(svg.bar(value / top, place=2))) for value, top in values]
         rows.append({"name": cost.name, "bars": bars})
     return rows
 
@@ -235,10 +207,13 @@ def _total(record: RunRecord) -> str:
 
 
 def _audit(record: RunRecord) -> dict[str, Any] | None:
-    if record.audit is None:
-        return None
+    return None if record.audit is None else audit_parts(record.audit)
+
+
+def audit_parts(audit: Mapping[str, Any]) -> dict[str, Any]:
+    """The reasons, checks and charts of an audit's JSON data, for a page."""
     checks, charts = [], []
-    for check in record.audit["checks"]:
+    for check in audit["checks"]:
         outcome = str(check["outcome"])
         checks.append(
             {
@@ -253,11 +228,14 @@ def _audit(record: RunRecord) -> dict[str, Any] | None:
         points = facts.series(check)
         if points and len(points[0]) > 1:
             labels = str(check["series"]["x_label"]), str(check["series"]["y_label"])
-            drawn = svg.line(*points, *labels, title=str(check["name"]))
-            charts.append(
-                {"svg": _markup(drawn), "caption": f"{check['name']} ({outcome}): {labels[1]} over {labels[0]}"}
-            )
-    return {"reasons": [str(reason) for reason in record.audit["reasons"]], "checks": checks, "charts": charts}
+            limit = (
+                None if check["name"] == "step-convergence" else check.get("limit")
+            )  # whose limit is of a difference
+            drawn = svg.line(*points, *labels, title=str(check["name"]), limit=limit)
+            dashed = "; dashed: its limit" if 'class="limit"' in drawn else ""
+            caption = f"{check['name']} ({outcome}): {labels[1]} over {labels[0]}{dashed}"
+            charts.append({"svg": markup(drawn), "caption": caption})
+    return {"reasons": [str(reason) for reason in audit["reasons"]], "checks": checks, "charts": charts}
 
 
 def _number(value: Any) -> str:
@@ -273,15 +251,16 @@ def _gallery(record: RunRecord) -> Any:
     if not with_original:
         columns = "Adversarials only: this older run did not keep the originals."
     note = f"{columns} Rounded to 8 bits for display. {len(found)} of the {record.counts['BROKEN']} broken samples."
-    return {"note": note, "shown": [_shown(item, record.job["norm"]) for item in found]}
+    return {"note": note, "shown": [_shown(item, record) for item in found]}
 
 
-def _shown(item: gallery.Shown, norm: str) -> dict[str, Any]:
-    attacked = f" → under attack {item.decided}" if item.decided >= 0 else ""
-    predicted = f"decided as {item.predicted}{attacked}" if item.predicted >= 0 else ""
+def _shown(item: gallery.Shown, record: RunRecord) -> dict[str, Any]:
+    named = record.about.named
+    attacked = f" → under attack {named(item.decided)}" if item.decided >= 0 else ""
+    predicted = f"decided as {named(item.predicted)}{attacked}" if item.predicted >= 0 else ""
     added = f"added × {item.factor:.3g}" if item.added else ""
-    what = f"sample {item.index}", f"true class {item.label}"
-    parts = [*what, predicted, f"{norm} {item.distance:.4g}", added, item.attack]
+    what = f"sample {item.index}", f"true class {named(item.label)}"
+    parts = [*what, predicted, f"{record.job['norm']} {item.distance:.4g}", added, item.attack]
     return {
         "index": item.index,
         "clean": item.clean,

@@ -3,13 +3,14 @@
 import html
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from robustkit.report.facts import Curve
+from robustkit.report.facts import Curve, spaced
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 420, 240, 68, 14, 10, 42
-COLOURS = 4  # classes .c0 … of the style sheet
+COLOURS, DASHES = 4, 3  # classes .c0 … and .d0 … of the style sheet
+APART = 40  # pixels between two ticks that have room for their texts
 TICKS = 5
 
 
@@ -23,32 +24,43 @@ class Axis(NamedTuple):
     text: Callable[[float], str]
 
 
-def curves(found: Sequence[Curve], x_label: str, y_label: str, *, title: str, marks: bool = True) -> str:
-    """Shares in [0,1] over x, each with its interval as a band."""
+def curves(
+    found: Sequence[Curve], x_label: str, y_label: str, *, title: str, ticks: Mapping[float, str] | None = None,
+    bands: bool = True,
+) -> str:  # fmt: skip
+    """Shares in [0,1] over x, each with its interval as a band if `bands`; lines beyond the colours are dashed.
+
+    `ticks` are values of x with how they are written, of which as many are shown as fit; else round numbers.
+    """
     xs = [x for curve in found for x in curve.x]
     x_axis = _axis(x_label, min(xs), max(xs))
+    if ticks:
+        x_axis = _ticked(x_axis, ticks)
     y_axis = Axis(y_label, 0.0, 1.0, (0.0, 0.25, 0.5, 0.75, 1.0), lambda value: f"{100 * value:.0f} %")
     parts = []
     for place, curve in enumerate(found):
         upper = _line(curve.x, [share.high for share in curve.y], curve.steps)
         lower = _line(curve.x, [share.low for share in curve.y], curve.steps)
         middle = _line(curve.x, [float(share) for share in curve.y], curve.steps)
-        parts.append(f'<g class="c{place % COLOURS}">')
-        parts.append(f'<polygon class="band" points="{_points([*upper, *reversed(lower)], x_axis, y_axis)}"/>')
+        parts.append(f'<g class="c{place % COLOURS} d{place // COLOURS % DASHES}">')
+        if bands:
+            parts.append(f'<polygon class="band" points="{_points([*upper, *reversed(lower)], x_axis, y_axis)}"/>')
         parts.append(f'<polyline class="line" points="{_points(middle, x_axis, y_axis)}"/>')
-        if marks and not curve.steps:
+        if not curve.steps:
             parts += [
                 f'<circle class="mark" cx="{_place_x(x, x_axis):.1f}" cy="{_place_y(float(y), y_axis):.1f}" r="3">'
-                f"<title>{_short(x)}: {html.escape(str(y))}</title></circle>"
+                f"<title>{html.escape((ticks or {}).get(x) or _short(x))}: {html.escape(str(y))}</title></circle>"
                 for x, y in zip(curve.x, curve.y, strict=True)
             ]
         parts.append("</g>")
     return _chart(parts, x_axis, y_axis, title)
 
 
-def line(x: Sequence[float], y: Sequence[float], x_label: str, y_label: str, *, title: str) -> str:
-    """One line through points."""
-    x_axis, y_axis = _axis(x_label, min(x), max(x)), _axis(y_label, min(y), max(y))
+def line(
+    x: Sequence[float], y: Sequence[float], x_label: str, y_label: str, *, title: str, limit: float | None = None
+) -> str:
+    """One line through points, over a range of y that has 0 and 1 in it; with a `limit`, that as a dashed one."""
+    x_axis, y_axis = _axis(x_label, min(x), max(x)), _axis(y_label, min(0.0, *y), max(1.0, *y))
     points = list(zip(x, y, strict=True))
     parts = [f'<g class="c0"><polyline class="line" points="{_points(points, x_axis, y_axis)}"/>']
     parts += [
@@ -56,7 +68,11 @@ def line(x: Sequence[float], y: Sequence[float], x_label: str, y_label: str, *, 
         f"<title>{_short(a)}: {_short(b)}</title></circle>"
         for a, b in points
     ]
-    return _chart([*parts, "</g>"], x_axis, y_axis, title)
+    parts.append("</g>")
+    if limit is not None and y_axis.low <= limit <= y_axis.high:
+        at, ends = _place_y(limit, y_axis), (LEFT, WIDTH - RIGHT)
+        parts.append(f'<line class="limit" x1="{ends[0]}" x2="{ends[1]}" y1="{at:.1f}" y2="{at:.1f}"/>')
+    return _chart(parts, x_axis, y_axis, title)
 
 
 def bar(share: float, low: float | None = None, high: float | None = None, place: int = 0) -> str:
@@ -94,6 +110,12 @@ def _axis(label: str, low: float, high: float) -> Axis:
     step *= next(factor for factor in (1, 2, 5, 10, 20) if (high - low) / (factor * step) <= TICKS)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return Axis(label, low, high, [i * step for i in range(first, last + 1)], _short)
+
+
+def _ticked(axis: Axis, written: Mapping[float, str]) -> Axis:
+    """The axis with ticks at these values, as many as have room, the last among them."""
+    kept = spaced(written, axis.low, axis.high, APART / (WIDTH - LEFT - RIGHT))
+    return axis if len(kept) < 2 else axis._replace(ticks=kept, text=lambda value: written[value])
 
 
 def _short(value: float) -> str:

@@ -49,8 +49,9 @@ def _lines(record: RunRecord) -> Iterator[list[str]]:
         costs = [row.attacked, row.broken, row.violated, row.forwards, row.backwards, row.seconds]
         yield csv_line("after attack", row.name, row.robust)[:7] + [str(cost) for cost in costs]
     for found in facts.classes(record):
-        yield csv_line("clean, by class", str(found.label), found.clean)
-        yield csv_line("robust, by class", str(found.label), found.robust)
+        name = record.about.named(found.label)
+        yield csv_line("clean, by class", name, found.clean)
+        yield csv_line("robust, by class", name, found.robust)
     curve = facts.distance_curve(record)
     if isinstance(curve, facts.Curve):
         for x, y in zip(curve.x, curve.y, strict=True):
@@ -84,8 +85,15 @@ def latex(record: RunRecord) -> str:
     tables = [latex_table(f"{what}; passes an attacked image{note}.", "lrrrrrr", head, rows)]
     found = facts.classes(record)
     if len(found) <= CLASSES:
-        lines = [[str(row.label), str(row.clean.n), latex_share(row.clean), latex_share(row.robust, mark)]
-                 for row in found]  # fmt: skip
+        lines = [
+            [
+                tex(record.about.named(row.label)),
+                str(row.clean.n),
+                latex_share(row.clean),
+                latex_share(row.robust, mark),
+            ]
+            for row in found
+        ]
         columns = ["class", "n", "clean accuracy", "robust accuracy"]
         tables.append(latex_table(f"{what}; by class.", "lrrr", columns, lines))
     return "\n".join(tables)

@@ -19,6 +19,7 @@ def markdown(record: RunRecord) -> str:
     notes = [f"- {cell(flag['message'])}" for flag in record.flags]
     notes += [f"- {cell(e['attack'])}: {cell(e['message'])} ({len(e['indices'])} samples)" for e in record.errors]
     facts = {
+        **record.about.told(),
         "job": job["id"],
         "model sha256": job["model_sha256"],
         "data sha256": job["data_sha256"],

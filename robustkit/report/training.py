@@ -28,6 +28,7 @@ class TrainingProgress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.bar.live.transient = kind is None  # what stood when it was stopped stays to be read
         self.bar.stop()
 
     def __call__(self, event: events.TrainingEvent) -> None:

@@ -2,9 +2,11 @@
 
 import csv
 import io
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from robustkit.errors import UsageError
 from robustkit.records.text import percent
 from robustkit.records.transfer import Cell, Of, TransferRecord
 from robustkit.records.transfer_text import WHITE_BOX, denominator, heading, unsettled
@@ -35,6 +37,7 @@ def markdown(record: TransferRecord) -> str:
     if notes:
         parts.append("\n".join(f"- {markdown_cell(text)}" for text in notes))
     facts = {
+        **record.about.told(),
         "job": job["id"],
         "data sha256": job["data_sha256"],
         "device": f"{job['device']}, {job['threads']} threads, tiles of {job['tile']}",
@@ -113,29 +116,93 @@ def heatmap(record: TransferRecord, path: Path, of: Of = "all") -> None:
         style.save(heatmap_figure(record, of), path)
 
 
-def heatmap_figure(record: TransferRecord, of: Of = "all", inches: float | None = None) -> "Figure":
-    """One matrix as a figure, drawn inside `style.paper()`; `inches` is its width, by default what its cells need."""
+SMALLEST, LARGEST = 5.5, 8.0  # points of a cell's text; what is smaller is not read in print
+POINTS = 72  # an inch
+WORD = 0.56  # of a letter's height is its width, about
+
+
+def heatmap_figure(record: TransferRecord, of: Of = "all", width: style.Width | None = None) -> "Figure":
+    """One matrix as a figure, drawn inside `style.paper()`: as wide as a column of a paper, or two.
+
+    Without a `width` it is one column's, as long as cells of that many models can be read in it. A cell has its number
+    in whole percent; its shade goes from white to dark blue, so that it is told in grey print too. Rows of one
+    surrogate set stand together. The caption's words (threat model, n) belong into the paper's caption; `report.md` and
+    the .tex have them.
+
+    Raises:
+        UsageError: if one column is asked for, and its cells could not be read.
+    """
     from matplotlib.figure import Figure
 
     rows, columns = record.rows, record.columns
-    cells = [[record.cells[(*row, name)] for name in columns] for row in rows]
-    values = [[_percent(found.rate(of)) for found in line] for line in cells]
-    figure = Figure(figsize=(inches or 3.5 + 0.75 * len(columns), 2.5 + 0.32 * len(rows)), layout="constrained")
-    axes = figure.add_subplot()
+    several = len(record.job["surrogates"]) > 1
+    names = [style.label(f"{name} · {attack}" if several else attack) for name, attack in rows]
+    names = [_cut(name, 30) for name in names]
+    longest, heads = max(map(len, names)), [_cut(style.label(name), 24) for name in columns]
+    for chosen in (width,) if width else ("one", "two"):
+        inches = style.INCHES[chosen or "one"]
+        left = min(0.45 * inches, longest * WORD * 7 / POINTS + 0.12)
+        # What the last head, slanted, reaches beyond the middle of its column.
+        right = max(
+            0.06, (len(heads[-1]) * WORD * 7 / POINTS * 0.71 - 0.5 * (inches - left) / (len(columns) + 1)) + 0.08
+        )
+        cell = (inches - left - right) / len(columns)
+        size = min(LARGEST, cell * POINTS / (4 * WORD))
+        if size >= SMALLEST:
+            break
+    if width == "one" and size < SMALLEST:
+        raise UsageError(f"{len(columns)} models in one column of a paper would not be readable; add --width two")
+    top = max(map(len, heads)) * WORD * 7 / POINTS * 0.71 + 0.22
+    line = max(0.15, 1.55 * size / POINTS)
+    height = top + line * len(rows) + 0.24
+    figure = Figure(figsize=(inches, height))
+    wide, tall = 1 - (left + right) / inches, line * len(rows) / height
+    axes = figure.add_axes((left / inches, 0.24 / height, wide, tall))
     axes.grid(visible=False)
-    image = axes.imshow(values, vmin=0, vmax=100, cmap="viridis", aspect="auto")
-    axes.set_xticks(range(len(columns)), columns, rotation=40, ha="right")
-    axes.set_yticks(range(len(rows)), [" · ".join(row) for row in rows])
-    for i, line in enumerate(cells):
-        for j, found in enumerate(line):
+    values = [[_percent(record.cells[(*row, name)].rate(of)) for name in columns] for row in rows]
+    shades = _shades()
+    axes.imshow(values, vmin=0, vmax=100, cmap=shades, aspect="auto")
+    axes.set_xticks(
+        range(len(columns)), heads, rotation=45, ha="left", rotation_mode="anchor", size=7, parse_math=False
+    )
+    axes.xaxis.tick_top()
+    axes.set_yticks(range(len(rows)), names, size=7, parse_math=False)
+    axes.tick_params(length=0, pad=2)
+    for side in axes.spines.values():
+        side.set_visible(False)
+    for i, row in enumerate(rows):
+        for j, name in enumerate(columns):
+            found, value = record.cells[(*row, name)], values[i][j]
             known = found.rate(of) is not None
-            text = f"{values[i][j]:.0f}{WHITE_BOX if found.white_box else ''}" if known else "–"
-            colour = "white" if known and values[i][j] < 60 else "black"
-            axes.text(j, i, text, ha="center", va="center", size=8, color=colour)
+            text = f"{value:.0f}{WHITE_BOX if found.white_box else ''}" if known else "–"
+            ink = _ink(shades(value / 100)) if known else "black"
+            axes.text(j, i, text, ha="center", va="center", size=size, color=ink)
+    for place in range(1, len(rows)):
+        if rows[place][0] != rows[place - 1][0]:
+            axes.axhline(place - 0.5, color="white", linewidth=2.5)
     share = "all" if of == "all" else "initially correct"
-    figure.suptitle(f"{heading(record)}\nsuccess rate, % of {share} images; {WHITE_BOX} white-box", size=8, wrap=True)
-    figure.colorbar(image, ax=axes)
+    about = f"success, % of {share} images (n = {record.n})"
+    white = f"; {WHITE_BOX} white-box" if any(cell.white_box for cell in record.cells.values()) else ""
+    figure.text(0.5, 0.06 / height, f"{about}{white}", ha="center", va="bottom", size=7)
     return figure
+
+
+def _shades() -> Any:
+    """From white to dark blue, evenly darker, so that it reads in grey too, and every cell's text has contrast."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    return LinearSegmentedColormap.from_list("success", ["#ffffff", "#c6dbef", "#5a9bd0", "#1f5fa8", "#08306b"])
+
+
+def _ink(shade: Sequence[float]) -> str:
+    """Black or white, whichever has more contrast with a shade (WCAG 2.2): never less than 4.5."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in shade[:3]]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return "black" if (luminance + 0.05) / 0.05 >= 1.05 / (luminance + 0.05) else "white"
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def _percent(value: Proportion | None) -> float:

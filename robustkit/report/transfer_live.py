@@ -8,7 +8,7 @@ from rich.live import Live
 from rich.text import Text
 
 from robustkit import events
-from robustkit.report.live import clock
+from robustkit.report.live import about, clock
 
 PLAIN_EVERY_S = 15.0
 
@@ -29,6 +29,9 @@ class Line:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self.live is not None:
+            self.live.transient = (
+                self.live.transient and kind is None
+            )  # what stood when it was stopped stays to be read
             self.live.stop()
 
     def __call__(self, event: events.TransferEvent) -> None:
@@ -49,7 +52,8 @@ class Line:
         """How far the whole run is; what the journal had already does not count for the time that is left."""
         self.first = fraction if self.first is None else self.first
         elapsed, fresh = time.monotonic() - self.began, fraction - self.first
-        left = f", ETA {clock(elapsed * (1 - fraction) / fresh)}" if fresh > 0.001 and fraction < 1 else ""
+        seen = fresh > 0.01 and elapsed > 1 and fraction < 1  # earlier the speed is not known
+        left = f", about {about(elapsed * (1 - fraction) / fresh)} left" if seen else ""
         return f"{100 * fraction:.1f} % of the run · {clock(elapsed)}{left}"
 
     def _say(self, text: str) -> None:

@@ -1,5 +1,6 @@
 """Curves of robust accuracy over eps, a figure for each norm and attack, if matplotlib is installed. No torch."""
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from robustkit.report.facts import Curve
@@ -19,14 +20,22 @@ def draw(tables: Tables, folder: Path) -> list[str]:
         old.unlink()
     if not style.ready() or not tables.cells:
         return []
-    drawn = []
+    return [_drawn(found, columns, folder) for found, columns in curves(tables)]
+
+
+def curves(tables: Tables) -> Iterator[tuple[list[Curve], list[Column]]]:
+    """The lines of each chart, with the columns that they go over: of each norm with several radii and each attack."""
     for norm in dict.fromkeys(column.norm for column in tables.columns):
         for attack in tables.attacks:
             columns = [column for column in tables.columns if (column.norm, column.attack) == (norm, attack)]
             found = [curve for subject in tables.subjects if (curve := _curve(tables, columns, subject))]
             if len(columns) > 1 and found:
-                drawn.append(_drawn(found, columns, folder))
-    return drawn
+                yield found, columns
+
+
+def ticks(columns: Sequence[Column]) -> dict[float, str]:
+    """The radii as they are written."""
+    return {0.0: "0", **{number(column.eps): column.eps for column in columns}}
 
 
 def _curve(tables: Tables, columns: list[Column], subject: Subject) -> Curve | None:
@@ -46,9 +55,8 @@ def _drawn(found: list[Curve], columns: list[Column], folder: Path) -> str:
     with style.paper():
         figure, axes = style.new("two")
         style.curves(axes, found)
-        ticks = {"0": 0.0, **{column.eps: number(column.eps) for column in columns}}
-        axes.set_xticks(list(ticks.values()), list(ticks), parse_math=False)
         axes.set_xlim(left=0)
+        style.written(axes, ticks(columns))
         axes.set_xlabel(f"eps ({norm})")
         axes.set_title(f"{attack}, n = {found[0].y[0].n}", parse_math=False)
         style.percent(axes, "y", "robust accuracy")

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from robustkit import events
-from robustkit.report.live import clock
+from robustkit.report.live import about
 from robustkit.study.events import CellDone, CellStarted, Event, Started, Within
 
 
@@ -29,6 +29,7 @@ class Display:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self.progress is not None:
+            self.progress.live.transient = kind is None  # what stood when it was stopped stays to be read
             self.progress.stop()
 
     def __call__(self, event: Event) -> None:
@@ -75,7 +76,7 @@ class Display:
         if event.computed:
             self.fresh, self.spent = self.fresh + 1, self.spent + time.monotonic() - self.cell_began
         left = self.total - event.number
-        eta = f"about {clock(left * self.spent / self.fresh)} left" if self.fresh and left else ""
+        eta = f"about {about(left * self.spent / self.fresh)} left" if self.fresh and left else ""
         if self.progress is not None:
             self.progress.update(self.whole, completed=event.number, left=eta)
             self.progress.stop()

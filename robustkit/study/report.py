@@ -7,22 +7,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from robustkit.records import findings
-from robustkit.records.files import write_text
 from robustkit.records.schema import ROBUST, WRONG
 from robustkit.records.text import percent
 from robustkit.report.tex import latex_table, tex
 from robustkit.report.text import cell as safe
 from robustkit.spec import Spec, parse
 from robustkit.stats import Proportion
-from robustkit.study import figures, transfers
+from robustkit.study import transfers
 from robustkit.study.plan import NO_DEFENSE, Study
 from robustkit.study.results import Results, share
 from robustkit.study.tables import ALL, LEVEL, Column, Entry, Subject, Tables, latex_cell
 
-AS_GOOD, DOUBTED = "†", "‡"
+AS_GOOD, DOUBT = "†", "‡"
 LEGEND = (
     f"In percent, with 95 % Wilson intervals. **Bold**: the best of a column; {AS_GOOD}: not significantly worse than "
-    f"the best (exact McNemar test on the same images, two-sided, Holm-corrected, p ≥ {LEVEL}); {DOUBTED}: the audit "
+    f"the best (exact McNemar test on the same images, two-sided, Holm-corrected, p ≥ {LEVEL}); {DOUBT}: the audit "
     "calls it suspect or invalid, so that it does not compete (see Notes); –: not established."
 )
 
@@ -33,16 +32,6 @@ class Block(NamedTuple):
     title: str
     columns: tuple[Column, ...]
     heads: tuple[str, ...]
-
-
-def write(results: Results, folder: Path) -> dict[str, str]:
-    """Write the report's files into the study's folder; returns their paths by name."""
-    tables = Tables(results)
-    drawn = figures.draw(tables, folder)
-    texts = {"report.md": markdown(tables, drawn), "tables.csv": csv_text(tables), "tables.tex": latex(tables)}
-    for name, text in texts.items():
-        write_text(folder / name, text)
-    return {name: str(folder / name) for name in (*texts, *drawn)}
 
 
 def blocks(tables: Tables) -> Iterator[Block]:
@@ -71,7 +60,7 @@ def markdown(tables: Tables, drawn: Sequence[str]) -> str:
     parts = [f"# {safe(study.title)}"]
     if study.provenance:
         parts.append(f"Settings: {safe(study.provenance)}")
-    parts.append("\n".join(f"- {name}: {safe(text)}" for name, text in _asked(tables).items()))
+    parts.append("\n".join(f"- {name}: {safe(text)}" for name, text in asked(tables).items()))
     failed = [outcome for outcome in results.outcomes if outcome.failed]
     if failed:
         rows = [f"| {safe(str(each.cell))} | {safe(each.failed)} |" for each in failed]
@@ -84,13 +73,14 @@ def markdown(tables: Tables, drawn: Sequence[str]) -> str:
         parts += [f"### {safe(block.title)}\n\n{_table(tables, block)}" for block in blocks(tables)]
         parts += [f"![{safe(name)}]({name})" for name in drawn]
     parts += transfers.markdown(results)
-    if notes := _notes(tables):
-        parts.append("## Notes\n\n" + "\n".join(f"- {safe(note)}" for note in notes))
-    parts.append("## What ran\n\n" + "\n".join(f"- {safe(name)}: {safe(text)}" for name, text in _named(study)))
+    if found := notes(tables):
+        parts.append("## Notes\n\n" + "\n".join(f"- {safe(note)}" for note in found))
+    parts.append("## What ran\n\n" + "\n".join(f"- {safe(name)}: {safe(text)}" for name, text in named(study)))
     return "\n\n".join(parts) + "\n"
 
 
-def _asked(tables: Tables) -> dict[str, str]:
+def asked(tables: Tables) -> dict[str, str]:
+    """What the study asked, on which machine, with which versions."""
     study = tables.results.study
     jobs = [facts.job for facts in tables.results.facts.values()]
     jobs += [record.job for record in tables.results.transfers.values()]
@@ -108,7 +98,7 @@ def _asked(tables: Tables) -> dict[str, str]:
         versions = [job.get("versions") or job["code"]["versions"] for job in jobs]
         found["computed on"] = "; ".join(sorted(places))
         found["versions"] = "; ".join(
-            dict.fromkeys(", ".join(f"{k} {v}" for k, v in each.items()) for each in versions)
+            dict.fromkeys(", ".join(f"{k} {v}" for k, v in sorted(each.items())) for each in versions)
         )
     if facts := tables.results.facts.values():
         found["rule"] = "; ".join(dict.fromkeys(each.rule for each in facts))
@@ -124,7 +114,8 @@ def published(data: str) -> str:
     return str(Spec(parsed.source, name, {key: text for key, text in parsed.options.items() if key != "path"}))
 
 
-def _named(study: Study) -> list[tuple[str, str]]:
+def named(study: Study) -> list[tuple[str, str]]:
+    """What each label of the study stands for."""
     rows = [(f"model {label}", text) for label, text in study.models.items()]
     rows += [(f"defense {label}", " + ".join(texts)) for label, texts in study.defenses.items() if label != NO_DEFENSE]
     rows += [(f"attack {label}", text) for label, text in study.attacks.items()]
@@ -137,7 +128,7 @@ def _named(study: Study) -> list[tuple[str, str]]:
     return rows
 
 
-def _notes(tables: Tables) -> list[str]:
+def notes(tables: Tables) -> list[str]:
     """What the runs note, each once with the cells it is of; and the verdicts that are not fine."""
     found: dict[str, list[str]] = {}
     for cell, facts in tables.results.facts.items():
@@ -184,7 +175,7 @@ def _marked(entry: Entry) -> str:
 def _sign(entry: Entry) -> str:
     """What stands behind a number that is not the best."""
     if entry.doubted:
-        return DOUBTED
+        return DOUBT
     return AS_GOOD if entry.mark and entry.mark.as_good else ""
 
 
@@ -279,7 +270,7 @@ def summary(results: Results) -> str:
                 lines.append(f"{subject!s:<{width}}  {clean:>20}{cells}".rstrip())
     if tables.cells:
         lines += ["", f"95 % Wilson intervals; * best of its column, {AS_GOOD} not significantly worse (p ≥ {LEVEL})"]
-        lines += [f"{DOUBTED} the audit doubts it: {why}" for why in _doubts(tables)]
+        lines += [f"{DOUBT} the audit doubts it: {why}" for why in _doubts(tables)]
     for cell, record in results.transfers.items():
         lines += ["", f"{cell}: {len(record.cells)} success rates, in the report"]
     lines += [f"not established: {each.cell}: {each.failed}" for each in results.outcomes if each.failed]

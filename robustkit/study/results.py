@@ -14,7 +14,7 @@ from robustkit.records import consistency, seal
 from robustkit.records.files import dumps, read_json, write_text
 from robustkit.records.folder import load_run
 from robustkit.records.run import RunRecord
-from robustkit.records.schema import BROKEN, UNKNOWN, WRONG
+from robustkit.records.schema import BROKEN, STUDY, UNKNOWN, WRONG
 from robustkit.records.transfer import TransferRecord
 from robustkit.records.transfer_folder import load_transfer
 from robustkit.spec import canonical
@@ -22,7 +22,7 @@ from robustkit.stats import Proportion
 from robustkit.study import grammar
 from robustkit.study.plan import Cell, Study, TransferCell
 
-SCHEMA = "robustkit/study/1"
+SCHEMA = STUDY
 FILE = "study.json"
 
 
@@ -59,6 +59,7 @@ class Facts:
     forwards: int
     backwards: int
     seconds: float
+    finished: str = ""  # when the run was, as `About` has it
 
     @classmethod
     def of(cls, record: RunRecord) -> "Facts":
@@ -77,6 +78,7 @@ class Facts:
             forwards=int(record.attacks["forwards"].sum()),
             backwards=int(record.attacks["backwards"].sum()),
             seconds=float(sum(record.seconds.values())),
+            finished=record.about.finished,
         )
 
 

@@ -15,7 +15,7 @@ from robustkit.records.run import RunRecord
 from robustkit.records.text import share
 from robustkit.records.transfer import TransferRecord
 from robustkit.spec import Job
-from robustkit.study import report
+from robustkit.study import files
 from robustkit.study.check import check
 from robustkit.study.events import CellDone, CellStarted, Event, Finished, Started, Within
 from robustkit.study.plan import Cell, Study, TransferCell
@@ -50,10 +50,10 @@ def run(study: Study, folder: Path, *, fresh: bool = False, on_event: Callable[[
             results = _computed(study, folder, note, fresh=fresh, tell=on_event or (lambda event: None))
         finally:
             torch.set_num_threads(threads)
-        files = report.write(results, folder)
+        written = files.write(results, folder)
         results.save(folder)  # last, so that its presence means the rest is there
     if on_event is not None:
-        on_event(Finished(files))
+        on_event(Finished(written))
     return results
 
 

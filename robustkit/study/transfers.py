@@ -19,7 +19,7 @@ def markdown(results: Results) -> list[str]:
     """The parts of `report.md` that are about transfer; none without transfer runs."""
     parts = []
     for cell, record in results.transfers.items():
-        found = _marks(record)
+        found = best(record)
         names = record.columns
         lines = [
             f"| surrogates | attack | {' | '.join(safe(name) for name in names)} |",
@@ -41,7 +41,7 @@ def latex(results: Results) -> list[str]:
     """The tables of `tables.tex` that are about transfer."""
     tables = []
     for cell, record in results.transfers.items():
-        found = _marks(record)
+        found = best(record)
         body: list[list[str] | str] = []
         for place, row in enumerate(record.rows):
             if place and record.rows[place - 1][0] != row[0]:
@@ -59,7 +59,7 @@ def latex(results: Results) -> list[str]:
     return tables
 
 
-def _marks(record: TransferRecord) -> dict[str, dict[Row, Mark]]:
+def best(record: TransferRecord) -> dict[str, dict[Row, Mark]]:
     """The marks of the rows, for each victim; a white-box row is no competitor."""
     success = _successes(record)
     found = {}

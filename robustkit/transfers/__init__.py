@@ -27,7 +27,7 @@ def transfer(
     target: int | str | None = None, n: int | None = None, indices: str | Sequence[int] | None = None,
     trust: bool = False, device: str = "auto", batch_size: int | Literal["auto"] = "auto", shard_size: int = SHARD,
     tile: int | None = None, out: Out = None, fresh: bool = False,
-    on_event: Callable[[events.TransferEvent], None] | None = None,
+    on_event: Callable[[events.TransferEvent], None] | None = None, label: str = "",
 ) -> TransferRecord:  # fmt: skip
     """Measure how adversarials that are made on surrogates transfer to victims.
 
@@ -59,13 +59,14 @@ def transfer(
             identifies them to a folder; what it holds of adversarials and answers is not computed again.
         fresh: forget what `out` holds.
         on_event: told of progress, see `robustkit.events`.
+        label: what the run is called in its record and reports; it decides nothing.
 
     Raises:
         UsageError: for anything that cannot be run as given, before any adversarial is made.
     """
     threat = threat_of(norm, eps)
     check_counts(tile=tile, draws=draws)
-    execution = Execution(batch_size, shard_size, fresh=fresh)
+    execution = Execution(batch_size, shard_size, fresh=fresh, label=label)
     tell = on_event or (lambda event: None)
     sources, named_victims = plan.name_models(surrogates, "surrogate"), plan.name_models(victims, "victim")
     defenses = defended.resolve(defense)

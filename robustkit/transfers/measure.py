@@ -9,6 +9,7 @@ import numpy as np
 
 from robustkit import events
 from robustkit.datasets.choice import Samples
+from robustkit.datasets.names import names_of
 from robustkit.engine.costs import cost_of
 from robustkit.engine.identity import source_hashes
 from robustkit.engine.memory import samples_in_flight
@@ -16,6 +17,7 @@ from robustkit.engine.plan import Named, environment, parse_target
 from robustkit.engine.request import Execution
 from robustkit.locks import at_work
 from robustkit.models.opening import Opened, accelerated
+from robustkit.records.about import About, now
 from robustkit.records.transfer import TransferRecord
 from robustkit.records.transfer_folder import Part as Kind
 from robustkit.records.transfer_folder import TransferFolder
@@ -53,14 +55,15 @@ def _measured(
     execution: Execution, jobs: tuple[dict[str, Any], dict[str, Any]], path: Path | None, tell: Tell,
 ) -> TransferRecord:  # fmt: skip
     """The same in the folder at `path`; `jobs` are what every command of that folder shares, and this command's own."""
-    one, (common, job) = next(iter(models.values())), jobs
+    (one, (common, job)), started = (next(iter(models.values())), jobs), now()
     width = one.subject.reference.tile
     folder, shard_size = None, -(-(execution.shard_size or SHARD) // width) * width
     if path is not None:
         folder = TransferFolder(path)
         shard_size = folder.open(common, shard_size, fresh=execution.fresh)
     threat = request.threat
-    title = f"transfer from {' | '.join(request.sets)} · {request.data} · {threat.norm} {request.eps or threat.eps}"
+    eps = About(eps=request.eps).written(threat.eps)
+    title = f"transfer from {' | '.join(request.sets)} · {request.data} · {threat.norm} {eps}"
     title += accelerated(one.device)
     resumed = folder is not None and folder.has_parts()
     tell(events.Started(title, len(samples), tuple(each.label for each in request.attacks), resumed))
@@ -82,6 +85,7 @@ def _measured(
         flags=[*assemble.flags(bench), *assemble.idle(found)],
         errors=assemble.errors(bench, found),
         folder=str(path) if path else None,
+        about=About(execution.label, request.eps, started, now(), names_of(samples.dataset)),
     )
     if folder is not None:
         folder.save(record, files.of_transfer(record))

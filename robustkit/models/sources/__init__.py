@@ -67,10 +67,10 @@ def _card(spec: str) -> ModelCard | None:
     return source.card(parsed.name, own_options(parsed.options)) if isinstance(source, CardSource) else None
 
 
-def listing(only: str = "") -> list[tuple[str, str]]:
+def listing(only: str = "", *, counted: bool = False) -> list[tuple[str, str]]:
     """The spec of each model of the source `only`, with a line on it, without making any.
 
-    Without `only`: the bundled networks, and a line for each other source, which is not imported.
+    Without `only`: the bundled networks, then a line for each other source, which is imported only to be `counted`.
 
     Raises:
         UsageError: for an unknown source, or one whose packages are not installed.
@@ -79,11 +79,10 @@ def listing(only: str = "") -> list[tuple[str, str]]:
     if only and only not in sources:
         raise UsageError(suggest(only, sources, "model source"))
     rows = []
-    for name in [only] if only else sources:
+    for name in [only] if only else sorted(sources, key=lambda name: name != "zoo"):
         entry = sources[name].entry
         if name != "zoo" and not only:
-            more = f" (pip install '{entry.install}'; list models --source {name})" if entry.install else ""
-            rows.append((f"{name}/…", entry.summary + more))
+            rows.append((f"{name}/…", entry.summary + _more(name, entry, counted=counted)))
             continue
         source = plugins.source("sources", name)
         if name == "zoo":
@@ -92,6 +91,18 @@ def listing(only: str = "") -> list[tuple[str, str]]:
             rows.extend((f"{name}/{model}", _line(f"{name}/{model}")) for model in source.names())
             rows.extend([] if rows else [(f"{name}/…", entry.summary)])
     return rows
+
+
+def _more(name: str, entry: plugins.Entry, *, counted: bool) -> str:
+    """How many models a source has that can be named, and how to list them; or what to install first."""
+    install = f"pip install '{entry.install}'"
+    if not counted:
+        return f" ({install}; list models --source {name})" if entry.install else ""
+    try:
+        count = len(plugins.load("sources", name)().names())
+    except UsageError:  # nothing is loaded where its packages are not installed
+        return f" (not installed: {install})" if entry.install else ""
+    return f" ({count:,} models; list models --source {name})" if count else ""
 
 
 def _line(spec: str) -> str:

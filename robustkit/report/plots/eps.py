@@ -46,9 +46,7 @@ def found(sources: Sequence[source.Source]) -> list[Curve]:
         records = sorted((record for _, record in rows), key=lambda record: float(record.job["eps"]))
         for one, other in itertools.pairwise(records):
             if one.job["eps"] == other.job["eps"]:
-                raise UsageError(
-                    f"{name}: two runs at eps {one.job['eps']:.6g} would be one line's; leave one of them out"
-                )
+                raise UsageError(f"{name}: two runs at eps {one.eps} would be one line's; leave one of them out")
         called = ", ".join([key[0], *filter(None, (_told(_SAME[place], key[place]) for place in differ))])
         curves.append(_named(facts.sweep_curve(records), source.marked(called, *records)))
     return curves
@@ -75,6 +73,7 @@ def draw(sources: Sequence[source.Source], width: style.Width) -> "Figure":
     norms = sorted({str(source.job_of(stored)["norm"]) for _, stored in sources})
     axes.set_xlabel(f"eps ({', '.join(norms)})")
     axes.set_xlim(left=0)
+    style.written(axes, {0.0: "0", **{float(each.job["eps"]): each.eps for _, each in source.runs(sources, "eps")}})
     style.percent(axes, "y", "robust accuracy")
     records = [record for _, record in source.runs(sources, "eps")]
     style.legend(axes, len(curves), doubted=any(record.warning for record in records))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from robustkit.errors import UsageError
+from robustkit.report import facts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -96,6 +97,14 @@ def percent(axes: "Axes", axis: Literal["x", "y"], label: str) -> None:
     which.set_major_formatter(PercentFormatter(1.0, decimals=0))
     which.set_label_text(label)
     (axes.set_xlim if axis == "x" else axes.set_ylim)(0, 1.02)
+
+
+def written(axes: "Axes", values: Mapping[float, str]) -> None:
+    """Ticks of x at these values, as they are written, as far as they have room; with fewer than two, x stays."""
+    low, high = axes.get_xlim()
+    kept = facts.spaced(values, low, high, 0.11)
+    if len(kept) > 1:
+        axes.set_xticks(kept, [values[value] for value in kept], parse_math=False)
 
 
 def logarithmic(axes: "Axes", at: Sequence[float] = ()) -> None:

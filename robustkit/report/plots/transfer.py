@@ -21,4 +21,4 @@ def draw(sources: Sequence[source.Source], width: style.Width) -> "Figure":
     if len(sources) != 1 or not isinstance(sources[0].found, TransferRecord):
         given = " and ".join(f"a {source.word(each.found)}" for each in sources[:3])
         raise UsageError(f"plot transfer draws one transfer run; give the folder of one, not of {given}")
-    return heatmap_figure(sources[0].found, "all", style.INCHES[width])
+    return heatmap_figure(sources[0].found, "all", width)
