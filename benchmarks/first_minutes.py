@@ -31,6 +31,7 @@ LACKING = {
     "cifar10": r"cifar|CIFAR",
     "timm": r"robustkit-bench\[zoo\]",
     "torchattacks": r"robustkit-bench\[attacks\]",
+    "corruptions": r"robustkit-bench\[data\]",
     "plot eps": r"robustkit-bench\[plots\]",
     "folder/": r"robustkit-bench\[(zoo|data)\]",
 }

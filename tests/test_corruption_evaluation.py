@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -356,3 +357,11 @@ def test_draws_vote_on_a_randomised_model_and_a_tie_is_wrong():
     assert still.job["draws"] == 0
     with pytest.raises(UsageError, match="draws must be a whole number of at least 1"):
         evaluate_corruptions(noisy, data, ["brightness"], draws=0)
+
+
+def test_a_package_that_a_later_kind_lacks_is_told_before_anything_is_computed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "kornia.filters", None)
+    asked = ["corruptions", "--model", "digits-cnn", "--dataset", "digits", "-n", "8", "--severity", "1"]
+    done = CliRunner().invoke(main, [*asked, "--kind", "contrast,gaussian-blur"])
+    assert done.exit_code == 2
+    assert re.fullmatch(r"Error: gaussian-blur needs 'kornia.filters'.*'robustkit-bench\[data\]'\n", done.stderr)

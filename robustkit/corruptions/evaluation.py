@@ -117,6 +117,9 @@ def evaluate_corruptions(
     clean_name = corrupted.clean.name if corrupted.clean is not None else corrupted.name.removesuffix("-c")
     loaded = load(model, clean_name, "corruptions", outputs=outputs, trust=trust, device=device)
     samples = choose_samples(_images(corrupted, *todo[0]), n, indices)
+    if not isinstance(base, CorruptionSet):  # a package that one kind lacks is told now, not after the kinds before it
+        for kind in dict.fromkeys(kind for kind, _ in todo if kind):
+            _images(corrupted, kind, severities[0]).batch(samples.indices[:1])
     if isinstance(known, CorruptionRecord):
         known.check_comparable(samples.indices, [])
     cells: list[Cell] = []
