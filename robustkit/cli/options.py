@@ -217,8 +217,9 @@ def draws(about: str = "Of a randomised model, how many fresh draws vote on a sa
 
 def device(*, default: str | None = "auto", about: str | None = None) -> Option:
     """The option --device."""
-    return click.option("--device", default=default, show_default=default is not None, help=about,
-                        metavar="auto|cpu|cuda[:N]|mps|xpu", shell_complete=completion.device)  # fmt: skip
+    return click.option("--device", default=default, show_default=default is not None,
+                        metavar="auto|cpu|cuda[:N]|mps|xpu", shell_complete=completion.device,
+                        help=about)  # fmt: skip
 
 
 def shard_size(default: int | None = None) -> Option:
