@@ -28,12 +28,15 @@ return found;
 CUT = """
 const found = [];
 for (const cell of document.querySelectorAll('th, td')) {
-  const words = cell.innerText.split(/[\\s\\-\\/]+/), style = getComputedStyle(cell);
+  const outer = getComputedStyle(cell), walker = document.createTreeWalker(cell, NodeFilter.SHOW_TEXT);
+  const inner = cell.clientWidth - parseFloat(outer.paddingLeft) - parseFloat(outer.paddingRight);
   const pen = document.createElement('canvas').getContext('2d');
-  pen.font = `${style.fontWeight} ${style.fontSize} ${style.fontFamily}`;
-  const inner = cell.clientWidth - parseFloat(style.paddingLeft) - parseFloat(style.paddingRight);
-  for (const word of words)
-    if (word.length <= 12 && pen.measureText(word).width > inner + 2) found.push([word, inner]);
+  while (walker.nextNode()) {
+    const style = getComputedStyle(walker.currentNode.parentElement);
+    pen.font = `${style.fontWeight} ${style.fontSize} ${style.fontFamily}`;
+    for (const word of walker.currentNode.textContent.split(/[\\s\\-\\/]+/))
+      if (word.length <= 12 && pen.measureText(word).width > inner + 2) found.push([word, inner]);
+  }
 }
 return found;
 """

@@ -42,6 +42,8 @@ def test_the_command_prints_stores_and_shows_one_record(tmp_path, monkeypatch):
     shown = json.loads(done.stdout)
     (folder,) = Path("robustkit-runs").iterdir()
     stored = json.loads((folder / "transfer.json").read_text())
+    envelope = {key: shown.pop(key) for key in ("robustkit", "command", "label")}
+    assert envelope["command"].endswith("transfer")
     assert {**shown, "files": stored["files"], "digest": stored["digest"]} == stored
     assert shown["schema"] == "robustkit/transfer/1"
     assert shown["job"]["attacks"] == {"strong": "pgd:steps=10", "fgsm": "fgsm", "apgd:steps=5": "apgd:steps=5"}
@@ -52,7 +54,7 @@ def test_the_command_prints_stores_and_shows_one_record(tmp_path, monkeypatch):
     assert rates["strong", "cnn"] > rates["strong", "at"]
     assert {p.name for p in folder.iterdir()} == {
         "job.json", "journal", "transfer.json", "samples.parquet", "attacks.parquet", "transfer.parquet", "report.md",
-        "matrix.csv", "matrix.tex",
+        "report.html", "matrix.csv", "matrix.tex",
     }  # fmt: skip
     assert Path("map.png").stat().st_size > 1000
     show = CliRunner().invoke(main, ["show", str(folder)])
