@@ -156,8 +156,8 @@ def lent(module: nn.Module) -> Iterator[None]:
             setattr(cudnn, switch, wanted)
         stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
         torch.set_float32_matmul_precision("highest")
-        if "xpu" in devices.there():
-            stack.callback(setattr, torch.backends.mkldnn, "allow_tf32", torch.backends.mkldnn.allow_tf32)
+        if (tf32 := torch.backends.mkldnn.allow_tf32) is not None:  # of an XPU; None where torch is built without
+            stack.callback(setattr, torch.backends.mkldnn, "allow_tf32", tf32)
             setattr(torch.backends.mkldnn, "allow_tf32", False)  # noqa: B010 - whose type torch does not declare
         stack.callback(torch.set_rng_state, torch.get_rng_state())
         for device in {parameter.device for parameter in module.parameters()}:
