@@ -157,6 +157,10 @@ class Oracle(Protocol):
         """Differentiable stand-ins that the model declares (mean logits, early probes …)."""
 
     @property
+    def refusal(self) -> "Oracle":
+        """Of a model that may refuse (`ModelFacts.rejects`): a classifier of two classes, 1 for what it refuses."""
+
+    @property
     def module(self) -> nn.Module:
         """The network itself; calls through it are not counted."""
 
@@ -166,6 +170,10 @@ class Oracle(Protocol):
 
     def counted_module(self) -> nn.Module:
         """The network as a foreign library may have it: its passes are counted, its weights and mode out of reach."""
+
+
+def _unheard(rows: Tensor, text: str) -> None:
+    """Nobody listens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,13 +188,14 @@ class Case:
     draws: Draws
     judge: Callable[[Tensor, Images], Mask]
     rows: Int[Tensor, " batch"]
+    notes: Callable[[Tensor, str], None] = _unheard
 
     def select(self, rows: Tensor) -> "Case":
         """The case of some of the samples (a mask or indices): counters and draws follow them."""
         target = None if self.target is None else self.target[rows]
         return Case(
             self.oracle.select(rows), self.x[rows], self.y[rows], target,
-            self.threat, self.draws.select(rows), self.judge, self.rows[rows],
+            self.threat, self.draws.select(rows), self.judge, self.rows[rows], self.notes,
         )  # fmt: skip
 
     def submit(self, adv: Images) -> Mask:
@@ -196,6 +205,14 @@ class Case:
         submitted counts: an image outside the threat model is a violation, unless `goal` is "minimal".
         """
         return self.judge(self.rows, adv)
+
+    def say(self, text: str) -> None:
+        """Note a few words on what was tried on each sample of the case; the record keeps them, and nothing reads them.
+
+        A search says so which of its trials led on. They must not depend on what else is in the batch.
+        """
+        if len(self.rows):
+            self.notes(self.rows, text)
 
     def reached(self, logits: Logits) -> Mask:
         """Whether the model's decision is what the attack wants."""
@@ -279,7 +296,8 @@ class ModelFacts(NamedTuple):
     `zero_gradient` and `misleading_gradient` are shares of the first images: the gradient of the cross-entropy or of
     the margin is exactly zero there; a small step against the gradient of the margin does not lower the margin.
     `blind_members` are the numbers of the members that pass no gradient. `no_gradient` says why none flows through the
-    model, where that is so.
+    model, where that is so. `views` are stand-ins that the harness made itself, for a suite that `looks_inside`: the
+    oracle has them among its surrogates, beside those that the model declares. `rejects`: it may refuse to decide.
     """
 
     classes: int
@@ -291,13 +309,16 @@ class ModelFacts(NamedTuple):
     misleading_gradient: float = 0.0
     blind_members: tuple[int, ...] = ()
     no_gradient: str = ""
+    views: tuple[str, ...] = ()
+    rejects: bool = False
 
 
 @runtime_checkable
 class Suite(Protocol):
     """Settings that name attacks; the harness runs each on what is left standing.
 
-    One that is too weak to establish a robust accuracy by itself may say why in a property `never_alone`.
+    One that is too weak to establish a robust accuracy by itself may say why in a property `never_alone`. One that has
+    `looks_inside = True` is told of stand-ins that the harness makes of the model (`ModelFacts.views`).
     """
 
     def attacks(self, threat: ThreatModel, facts: ModelFacts) -> Sequence[Attack]:

@@ -29,6 +29,13 @@ PLUGIN = Plugin(
         "autoattack": Entry(
             "robustkit_attacks.autoattack:AutoAttack", "APGD-CE, APGD-T, FAB-T, Square (arXiv:2003.01690)"
         ),
+        "accepted": Entry(
+            "robustkit_attacks.accepted:Accepted", "wrong and accepted, of models that may refuse (arXiv:2106.15023)"
+        ),
+        "search": Entry(
+            "robustkit_attacks.search:Search",
+            "halving over stand-ins and losses, each sample alone (arXiv:2102.11860)",
+        ),
         "nes": Entry("robustkit_attacks.nes:NES", "gradients estimated from scores (arXiv:1804.08598)"),
         "adaptive": Entry(
             "robustkit_attacks.adaptive:Adaptive", "all that the model and its gradients call for (arXiv:2002.08347)"

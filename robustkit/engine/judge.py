@@ -118,10 +118,12 @@ class Judge:
     def _decide(self, samples: Tensor, adv: Images, distance: Tensor, near: Mask, allowed: Mask) -> Mask:
         """Ask the model about the candidates that are allowed, and keep the best; true where it is a valid break."""
         target = None if self.target is None else self.target[samples]
-        logits = self.reference.logits(torch.where(rows.spread(allowed, adv), adv, self.x[samples]))
+        images = torch.where(rows.spread(allowed, adv), adv, self.x[samples])
+        logits = self.reference.logits(images)
         sound = torch.isfinite(rows.flat(logits)).all(1)
         self.violate(samples[allowed & ~sound], "the model's outputs are not finite")
         fooled = allowed & sound & self.task.reached(logits, self.y[samples], target)
+        fooled &= ~self.reference.refused(images)  # what is refused is no mistake, whatever it would have been
         margin = self.task.margin(logits, self.y[samples], target).double()
         self._keep(samples, adv, distance, margin, self.task.decision(logits), allowed & sound, fooled)
         valid = fooled & near
@@ -165,6 +167,7 @@ class Judge:
             logits = self.reference.logits(self.adv[at])
             target = None if self.target is None else self.target[at]
             fooled = torch.isfinite(logits).all(1) & self.task.reached(logits, self.y[at], target)
+            fooled &= ~self.reference.refused(self.adv[at])
             lost = at[~(near[at] & fooled)]
             self.broken[lost] = False
             self.fooled[lost] = False

@@ -159,6 +159,11 @@ def never_alone(attack: Any) -> str:
     return str(reasons[0]) if all(reasons) else ""
 
 
+def looks_inside(attack: Any) -> bool:
+    """Whether a suite among these attacks wants to be told of stand-ins that the harness makes."""
+    return any(getattr(item, "looks_inside", False) is True for item in _settings(attack))
+
+
 def attack_text(attack: Any) -> str:
     """What the caller named, as text."""
     return attack if isinstance(attack, str) else "+".join(f"({name_of(item)})" for item in _settings(attack))

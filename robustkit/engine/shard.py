@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from robustkit.api import ForeignAttack, Goal, Images, Labels, ThreatModel
-from robustkit.engine.attempt import Batch, attempt, in_batches, oracle_for
+from robustkit.engine.attempt import Batch, Notes, attempt, in_batches, oracle_for
 from robustkit.engine.judge import BROKEN, SURVIVED, VIOLATED, Judge
 from robustkit.engine.plan import Named, targets_for
 from robustkit.engine.progress import Progress
@@ -153,6 +153,8 @@ def _clean(bench: Bench, start: int, x: Images, y: Labels, indices: Tensor) -> F
         "margin": seen.margin.cpu().numpy(),
         "target": (torch.full_like(indices, -1) if target is None else target).cpu().numpy(),
         **({"draws": np.array(seen.draws, dtype=np.str_)} if bench.draws else {}),
+        **({"expected": seen.expected.cpu().numpy()} if bench.draws else {}),
+        **({"refused": seen.refused.cpu().numpy()} if bench.opened.subject.facts.rejects else {}),
     }
 
 
@@ -253,7 +255,7 @@ def _batch(bench: Bench, named: Named, batch: Batch, watch: Progress) -> Facts:
         bench.opened, bench.network(place, first), batch, watch.guard, lambda counts: watch.at_work(counts, judge),
         saw=(lambda *seen: judge.saw(*seen)) if isinstance(judge, VotingJudge) else None, climb=climb,
     )  # fmt: skip
-    counts = oracle.counts  # the attack can reach the oracle's
+    counts, notes = oracle.counts, Notes(len(batch.x))  # the attack can reach the oracle's
 
     def conclude(adv: object) -> None:
         rows = ~judge.broken if attack.goal == "bounded" else torch.ones_like(judge.broken)
@@ -261,7 +263,7 @@ def _batch(bench: Bench, named: Named, batch: Batch, watch: Progress) -> Facts:
 
     done = attempt(
         attack, bench.opened, batch, oracle, threat=bench.threat, key=key_of(bench.seed, place), submit=judge.submit,
-        conclude=conclude, guard=watch.guard,
+        conclude=conclude, guard=watch.guard, notes=notes,
     )  # fmt: skip
     for failure in done.failures:
         judge.violate(everyone, failure)
@@ -273,10 +275,10 @@ def _batch(bench: Bench, named: Named, batch: Batch, watch: Progress) -> Facts:
         judge.settle(lambda draw: bench.network("vote", place, first, draw))
     else:
         judge.confirm_again()
-    return _facts(bench, judge, counts, climb, _quantized(bench, judge, place, first))
+    return _facts(bench, judge, counts, climb, notes, _quantized(bench, judge, place, first))
 
 
-def _facts(bench: Bench, judge: Judge, counts: Counts, climb: Climb, quantized: Tensor) -> Facts:
+def _facts(bench: Bench, judge: Judge, counts: Counts, climb: Climb, notes: Notes, quantized: Tensor) -> Facts:
     """The facts of a judged batch, a row a sample."""
     verdicts = judge.verdicts()
     found = {
@@ -289,12 +291,14 @@ def _facts(bench: Bench, judge: Judge, counts: Counts, climb: Climb, quantized: 
         "flat": climb.share.cpu().numpy(),
         "first_loss": climb.first.cpu().numpy(),
         "last_loss": climb.last.cpu().numpy(),
+        "log": np.array(notes.texts, dtype=np.str_),
         "quantized": quantized.cpu().numpy(),
         "reason": np.array(judge.why(), dtype=np.str_),
     }
     if isinstance(judge, VotingJudge):
         found["draws"] = np.array(judge.patterns(), dtype=np.str_)
         found["ever"] = judge.ever.cpu().numpy()
+        found["expected"] = judge.expected.cpu().numpy()
     if bench.keep_adversarial:
         found["adv"] = verdicts.adv[judge.broken].cpu().numpy()
         found["adv_row"] = judge.broken.nonzero()[:, 0].cpu().numpy()
