@@ -160,6 +160,10 @@ class Oracle(Protocol):
         """Differentiable stand-ins that the model declares (mean logits, early probes …)."""
 
     @property
+    def refusal(self) -> "Oracle":
+        """Of a model that may refuse (`ModelFacts.rejects`): a classifier of two classes, 1 for what it refuses."""
+
+    @property
     def module(self) -> nn.Module:
         """The network itself; calls through it are not counted."""
 
@@ -187,6 +191,10 @@ class Handed(NamedTuple):
         return Handed(self.clean[rows], self.margin[rows], self.point[rows])
 
 
+def _unheard(rows: Tensor, text: str) -> None:
+    """Nobody listens."""
+
+
 @dataclass(frozen=True, slots=True)
 class Case:
     """What an attack receives, one row a sample. `target` is None in an untargeted evaluation.
@@ -203,6 +211,7 @@ class Case:
     judge: Callable[[Tensor, Images], Mask]
     rows: Int[Tensor, " batch"]
     handed: Handed | None = None
+    notes: Callable[[Tensor, str], None] = _unheard
 
     def select(self, rows: Tensor) -> "Case":
         """The case of some of the samples (a mask or indices; one may come twice): counters and draws follow them."""
@@ -211,7 +220,7 @@ class Case:
         return Case(
             self.oracle.select(rows), self.x[rows], self.y[rows], target,
             self.threat, self.draws.select(rows), self.judge, self.rows[rows],
-            None if self.handed is None else self.handed.select(rows),
+            None if self.handed is None else self.handed.select(rows), self.notes,
         )  # fmt: skip
 
     def submit(self, adv: Images) -> Mask:
@@ -221,6 +230,14 @@ class Case:
         submitted counts: an image outside the threat model is a violation, unless `goal` is "minimal".
         """
         return self.judge(self.rows, adv)
+
+    def say(self, text: str) -> None:
+        """Note a few words on what was tried on each sample of the case; the record keeps them, and nothing reads them.
+
+        A search says so which of its trials led on. They must not depend on what else is in the batch.
+        """
+        if len(self.rows):
+            self.notes(self.rows, text)
 
     def reached(self, logits: Logits) -> Mask:
         """Whether the model's decision is what the attack wants."""
@@ -322,7 +339,8 @@ class ModelFacts(NamedTuple):
     `zero_gradient` and `misleading_gradient` are shares of the first images: the gradient of the cross-entropy or of
     the margin is exactly zero there; a small step against the gradient of the margin does not lower the margin.
     `blind_members` are the numbers of the members that pass no gradient. `no_gradient` says why none flows through the
-    model, where that is so.
+    model, where that is so. `views` are stand-ins that the harness made itself, for a suite that `looks_inside`: the
+    oracle has them among its surrogates, beside those that the model declares. `rejects`: it may refuse to decide.
     """
 
     classes: int
@@ -334,6 +352,8 @@ class ModelFacts(NamedTuple):
     misleading_gradient: float = 0.0
     blind_members: tuple[int, ...] = ()
     no_gradient: str = ""
+    views: tuple[str, ...] = ()
+    rejects: bool = False
 
 
 @runtime_checkable
@@ -341,7 +361,8 @@ class Suite(Protocol):
     """Settings that name attacks; the harness runs each on what is left standing.
 
     One that is too weak to establish a robust accuracy by itself may say why in a property `never_alone`. One whose
-    number is not that of a well-known suite may say so in a property `caution`: every record of it does.
+    number is not that of a well-known suite may say so in a property `caution`: every record of it does. One that has
+    `looks_inside = True` is told of stand-ins that the harness makes of the model (`ModelFacts.views`).
     """
 
     def attacks(self, threat: ThreatModel, facts: ModelFacts) -> Sequence[Attack]:

@@ -17,6 +17,7 @@ from robustkit.engine.plan import Named, check_attack, parse_target
 from robustkit.engine.request import Execution, Request, check_counts, threat_of
 from robustkit.errors import UsageError
 from robustkit.models import defended
+from robustkit.models.cost import cost_of
 from robustkit.models.opening import Model, Opened, check_model, load, open_model
 from robustkit.models.turns import one_at_a_time
 from robustkit.records.run import RunRecord
@@ -94,7 +95,9 @@ def evaluate(
     samples = choose_samples(dataset, n, indices, wanted)
     opening = open_model(loaded, samples, defenses=defenses, tile=tile, seed=request.seed)
     with opening as opened, begin(opened, request, execution) as begun:
-        record = begun.finished or _complete(begun, _doctor_flags(opened, carry, execution.tell) if doctor else ())
+        record = begun.finished or _complete(
+            begun, opened, _doctor_flags(opened, carry, execution.tell) if doctor else ()
+        )
         if label and record.about.label != label:  # of a run that was finished before
             record = replace(record, about=replace(record.about, label=label))
         if audit and record.audit is None:
@@ -116,13 +119,21 @@ def check_audit(norm: str, target: str) -> None:
         raise UsageError("the audit is of untargeted evaluations; leave out target, or audit")
 
 
-def _complete(begun: Begun, doctor: Sequence[Mapping[str, Any]]) -> RunRecord:
+def _complete(begun: Begun, opened: Opened, doctor: Sequence[Mapping[str, Any]]) -> RunRecord:
     """The record of a measurement, with what the doctor found and what must be said of its attacks."""
     record = complete(begun, doctor)
-    doubts = evidence.flags(bench_of(begun, 1), record)
+    doubts = [*evidence.flags(bench_of(begun, 1), record), *_dear(opened)]
     for doubt in doubts:
         begun.execution.tell(events.Noted(doubt["message"]))
     return replace(record, flags=[*record.flags, *doubts])
+
+
+def _dear(opened: Opened) -> list[Mapping[str, Any]]:
+    """What must be said of a model whose every answer takes several passes of the network inside it."""
+    subject, first = opened.subject, opened.samples.first()[0].to(opened.device)
+    network = subject.reference.seeded("cost") if subject.facts.randomised else subject.reference
+    found = cost_of(network, first, subject.facts.classes)
+    return [{"kind": "cost", "message": found.message}] if found and found.message else []
 
 
 def _audited(

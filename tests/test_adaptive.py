@@ -135,7 +135,7 @@ def test_every_attack_of_it_has_a_name_that_makes_it_again(budget, norm):
 
 
 def test_parts_can_be_chosen():
-    everything = PLAIN._replace(members=2, surrogates=("mean",), zero_gradient=1.0)
+    everything = PLAIN._replace(members=2, surrogates=("mean",), zero_gradient=1.0, views=("rewritten",), rejects=True)
     whole = names(everything)
     chosen = [names(everything, Adaptive(only=(part,))) for part in PARTS]
     assert sorted(name for part in chosen for name in part) == sorted(whole)

@@ -36,6 +36,13 @@ PLUGIN = Plugin(
         "descent": Entry("robustkit_attacks.descent:Descent", "a stage of fast: short runs on the nearest"),
         "fab-walk": Entry("robustkit_attacks.fab_walk:FabWalk", "a stage of fast: FAB-T down a ranking of margins"),
         "square-walk": Entry("robustkit_attacks.square_walk:SquareWalk", "a stage of fast: Square down a ranking"),
+        "accepted": Entry(
+            "robustkit_attacks.accepted:Accepted", "wrong and accepted, of models that may refuse (arXiv:2106.15023)"
+        ),
+        "search": Entry(
+            "robustkit_attacks.search:Search",
+            "halving over stand-ins and losses, each sample alone (arXiv:2102.11860)",
+        ),
         "nes": Entry("robustkit_attacks.nes:NES", "gradients estimated from scores (arXiv:1804.08598)"),
         "adaptive": Entry(
             "robustkit_attacks.adaptive:Adaptive", "all that the model and its gradients call for (arXiv:2002.08347)"

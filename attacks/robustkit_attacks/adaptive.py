@@ -7,21 +7,26 @@ Carlini, Tramèr 2024, arXiv:2411.14834, section 4, for stand-ins with a warm st
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 from robustkit.api import Attack, Expected, ModelFacts, ThreatModel
 from robustkit.errors import UsageError
 from robustkit.spec import suggest
+from robustkit_attacks.accepted import Accepted
 from robustkit_attacks.apgd import APGD
 from robustkit_attacks.autoattack import AutoAttack
 from robustkit_attacks.mora import MORA
 from robustkit_attacks.nes import NES
 from robustkit_attacks.pgd import PGD
+from robustkit_attacks.search import Search
 from robustkit_attacks.square import Square
 from robustkit_attacks.surrogate_swap import SurrogateSwap
 
-Part = Literal["autoattack", "surrogates", "members", "mora", "losses", "long", "query"]
-PARTS: tuple[Part, ...] = ("autoattack", "surrogates", "members", "mora", "losses", "long", "query")
+Part = Literal["autoattack", "surrogates", "members", "views", "mora", "losses", "long", "detector", "search", "query"]
+PARTS: tuple[Part, ...] = (
+    "autoattack", "surrogates", "members", "views", "mora", "losses", "long", "detector", "search", "query",
+)  # fmt: skip
+_SMOOTHED = "smoothed"  # the harness makes such a view of every model that gradients flow through
 _MISLED = 0.1  # share of images on which a gradient that misleads calls for estimated ones; honest networks have none
 
 
@@ -38,12 +43,15 @@ class _Budget(NamedTuple):
     long: int
     restarts: int
     estimated: int
+    view: int  # steps on each view of the harness's
+    search: int  # steps of a trial at first
+    trials: int
 
 
 _BUDGETS = {
-    "quick": _Budget(50, 3, 1000, 5, 100, 50, 1, 100, 1, 30),
-    "standard": _Budget(100, 9, 5000, 20, 300, 100, 1, 500, 5, 100),
-    "thorough": _Budget(200, 9, 20000, 50, 500, 300, 5, 1000, 10, 300),
+    "quick": _Budget(50, 3, 1000, 5, 100, 50, 1, 100, 1, 30, 50, 10, 8),
+    "standard": _Budget(100, 9, 5000, 20, 300, 100, 1, 500, 5, 100, 100, 20, 16),
+    "thorough": _Budget(200, 9, 20000, 50, 500, 300, 5, 1000, 10, 300, 200, 20, 48),
 }
 
 
@@ -55,9 +63,14 @@ class Adaptive:
     * `surrogates`: PGD on each declared stand-in, then on the model from there, inside the original ball.
     * `members`: the same on the mean of the members and on each of them, unless they are among the stand-ins already,
       by the names `mean-logits` and `member-1`, `member-2` …
+    * `views`: the same on what the harness makes of the model: a network inside it, the model without its steps on
+      images, its backward pass rewritten; and smoothed, or by its features, where these or its gradients call for it.
     * `mora`: of ensembles, members reweighed.
     * `losses`: where gradients vanish or mislead, cross-entropy rescaled and in float64, margin and DLR.
     * `long`: PGD on the margin, 500 steps, 5 restarts.
+    * `detector`: of models that may refuse, steps on the margin and on the score of refusal in turn.
+    * `search`: where anything calls for it, or `search=true`: which stand-in and which loss leads on, each sample by
+      itself, each trial from the worst point so far; its log is in the record.
     * `query`: Square; and NES where gradients are missing, vanish or mislead.
 
     `standard` is never weaker than `autoattack` on a model that is not randomised, for it holds its four attacks.
@@ -66,6 +79,9 @@ class Adaptive:
 
     budget: Literal["quick", "standard", "thorough"] = "standard"
     only: tuple[str, ...] = ()
+    search: bool = False
+
+    looks_inside: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for part in self.only:
@@ -100,11 +116,16 @@ class Adaptive:
         first, *others = self._autoattack(threat, facts, budget)
         masked = facts.zero_gradient > 0 or facts.misleading_gradient > _MISLED
         through_others = masked or bool(facts.surrogates)
+        called_for = through_others or any(not name.startswith(_SMOOTHED) for name in self._views(facts, masked=False))
         if facts.differentiable and not through_others:
             yield "autoattack", eot(first)
         yield from self._stand_ins(facts, budget)
+        if through_others:
+            yield from self._through_views(facts, budget, called_for)
         if facts.differentiable and through_others:
             yield "autoattack", eot(first)
+        if not through_others:
+            yield from self._through_views(facts, budget, called_for)
         if facts.members > 1 and (facts.differentiable or facts.surrogates):
             yield "mora", eot(MORA(steps=budget.steps, targets=min(budget.targets, facts.classes - 1)))
         if facts.differentiable:
@@ -114,9 +135,26 @@ class Adaptive:
             for attack in others:
                 yield "autoattack", eot(attack)
             yield "long", eot(PGD(budget.long, budget.restarts, loss="margin"))
+        if facts.rejects and facts.differentiable:
+            yield "detector", eot(Accepted(budget.long, budget.swaps + 1))
+        able = facts.differentiable or facts.surrogates or facts.views
+        if able and (self.search or called_for or "search" in self.only):
+            yield "search", eot(Search(budget.search, budget.trials, long=budget.view))
         if masked or not facts.differentiable:
             yield "query", NES(steps=budget.estimated)
         yield "query", Square(queries=budget.queries)
+
+    def _views(self, facts: ModelFacts, *, masked: bool) -> list[str]:
+        """The harness's stand-ins that are worth an attack; features, and smoothing in `quick`, only of what hides."""
+        seen = [name for name in facts.views if name != "features" and not name.startswith(_SMOOTHED)]
+        if masked or seen:
+            return list(facts.views)
+        return [] if self.budget == "quick" else [name for name in facts.views if name == _SMOOTHED]
+
+    def _through_views(self, facts: ModelFacts, budget: _Budget, masked: bool) -> Iterator[tuple[Part, Attack]]:
+        for name in self._views(facts, masked=masked):
+            made = SurrogateSwap(name, "surrogates", budget.view, budget.view // 2)
+            yield "views", Expected(made, budget.eot) if facts.randomised else made
 
     def _autoattack(self, threat: ThreatModel, facts: ModelFacts, budget: _Budget) -> list[Attack]:
         """AutoAttack without Square, which comes last; without FAB, whose boundary a randomised model does not have."""

@@ -52,6 +52,11 @@ class MeanOfMembers:
         return self.base.surrogates
 
     @property
+    def refusal(self) -> Oracle:
+        """The ensemble's."""
+        return self.base.refusal
+
+    @property
     def module(self) -> nn.Module:
         """The ensemble's network."""
         return self.base.module

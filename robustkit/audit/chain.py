@@ -36,6 +36,7 @@ class Chain:
     steps: list[Named]
     targeted: list[Named]
     restarts: list[Named]
+    accepted: list[Named]
     more_draws: list[Named]
     boundary: list[Named]
     stand_ins: list[Named]
@@ -46,7 +47,7 @@ class Chain:
     @classmethod
     def of(cls, facts: ModelFacts, settings: Settings, inside: Iterable[str]) -> "Chain":
         """What applies to this model; `inside` are the stand-ins that it does not declare."""
-        empty = cls([], [], [], [], [], [], [], [], [], settings.eot)
+        empty = cls([], [], [], [], [], [], [], [], [], [], settings.eot)
         labels = list(dict.fromkeys((*facts.surrogates, *inside)))
         stand_ins = [empty.swap(name, "surrogates", settings) for name in labels]
         if facts.members > 1:
@@ -63,6 +64,7 @@ class Chain:
             steps=[empty.named(f"apgd:steps={steps}") for steps in settings.steps],
             targeted=[empty.named(f"apgd:loss=dlr-targeted,steps={middle},targets={targets}")],
             restarts=[empty.named(f"apgd:loss=margin,steps={middle},restarts={settings.restarts}")],
+            accepted=[empty.named(f"accepted:steps={middle}")] if facts.rejects else [],
             more_draws=[empty.eot_of(f"apgd:loss=margin,steps={middle}", 4 * settings.eot)] if facts.randomised else [],
             # A randomised model has no one boundary to follow.
             boundary=[] if facts.randomised else [
@@ -81,7 +83,7 @@ class Chain:
     @property
     def all(self) -> list[Named]:
         """All of them."""
-        return [*self.direct, *self.more_draws, *self.boundary, *self.stand_ins, *self.queries]
+        return [*self.direct, *self.accepted, *self.more_draws, *self.boundary, *self.stand_ins, *self.queries]
 
     def before(self, group: Sequence[Named]) -> list[Named]:
         """What runs before the first of a group."""

@@ -217,6 +217,12 @@ def steps(counts: Sequence[int], standing: Sequence[float], late: float, n: int,
     return _shared("step-convergence", late, n, limits.steps, seen, "the attack has not converged", series=series)
 
 
+def refusals(late: float, n: int, limits: Limits) -> Check:
+    """Of a model that may refuse: whether images that are wrong and accepted are found by asking for that alone."""
+    seen = f"steps on the score of refusal break {percent(late)} more than steps on the margin alone"
+    return _shared("reject-rate", late, n, limits.gap, seen, "what was refused was only what nobody made acceptable")
+
+
 def draws(k: int, late: float, n: int, limits: Limits) -> Check:
     """Of a randomised model: whether more draws still help. `late`: broken only by an average over 4·k."""
     why = "its gradients need more draws than they had"

@@ -286,6 +286,8 @@ class _Audit:
             standing = [float((right & ~broken(chain.steps[: k + 1])).sum()) / n for k in range(len(counts))]
             yield rules.steps(counts, standing, share(broken(chain.steps[-1:])), n, limits)
             yield rules.restarts(share(broken(chain.restarts)), n, limits)
+            if chain.accepted:
+                yield rules.refusals(share(broken(chain.accepted)), n, limits)
             if chain.more_draws:
                 yield rules.draws(settings.eot, share(broken(chain.more_draws)), n, limits)
             yield from self._sweep(watched, chain, standing[1])

@@ -55,8 +55,10 @@ def columns(bench: Bench, parts: Parts) -> tuple[dict[str, np.ndarray], dict[str
                     "backwards": facts["backwards"],
                     "prediction": facts["decision"],
                     **{name: facts[name] for name in ("flat", "first_loss", "last_loss")},
+                    "log": facts["log"].astype(np.object_),
                     **({"quantized": _OUTCOMES[facts["quantized"].astype(np.int64)]} if bench.quantize else {}),
-                    **({"draws": facts["draws"].astype(np.object_), "ever": facts["ever"]} if bench.draws else {}),
+                    **({"draws": facts["draws"].astype(np.object_)} if bench.draws else {}),
+                    **({name: facts[name] for name in ("ever", "expected")} if bench.draws else {}),
                 }
             )
             seconds[named.name] = seconds.get(named.name, 0.0) + float(facts["seconds"].sum())
@@ -77,8 +79,11 @@ def columns(bench: Bench, parts: Parts) -> tuple[dict[str, np.ndarray], dict[str
     if bench.draws:
         votes = [parts[shard, CLEAN]["draws"] for shard in sorted(starts)]
         samples["draws"] = np.concatenate(votes).astype(np.str_)
+        samples["expected"] = np.concatenate([parts[shard, CLEAN]["expected"] for shard in sorted(starts)])
+    if bench.opened.subject.facts.rejects:
+        samples["refused"] = np.concatenate([parts[shard, CLEAN]["refused"] for shard in sorted(starts)])
     joined = {name: np.concatenate([part[name] for part in rows]) for name in rows[0]}
-    for name in {"attack", "outcome", "draws"} & joined.keys():
+    for name in {"attack", "outcome", "draws", "log"} & joined.keys():
         joined[name] = joined[name].astype(np.str_)
     return samples, joined, seconds
 

@@ -45,6 +45,18 @@ class Batch(NamedTuple):
         return Batch(self.indices.clone(), self.x.clone(), self.y.clone(), target, handed)
 
 
+class Notes:
+    """What an attack says of what it tried, a line of words a sample of a batch."""
+
+    def __init__(self, n: int) -> None:
+        self.texts = [""] * n
+
+    def hear(self, rows: Tensor, text: str) -> None:
+        """Words on some samples."""
+        for row in bare(rows).tolist():
+            self.texts[row] += f"; {text}" if self.texts[row] else str(text)
+
+
 class Attempt(NamedTuple, Generic[Result]):
     """What was concluded from an attack's answer, None after a crash; why it does not count, in the order found.
 
@@ -81,11 +93,12 @@ def oracle_for(
 
 def attempt(
     attack: Attack, opened: Opened, batch: Batch, oracle: ModelOracle, *, threat: ThreatModel, key: tuple[int, int],
-    submit: Callable[[Tensor, Any], Mask], conclude: Callable[[Any], Result], guard: Guard,
+    submit: Callable[[Tensor, Any], Mask], conclude: Callable[[Any], Result], guard: Guard, notes: Notes | None = None,
 ) -> Attempt[Result]:  # fmt: skip
     """Run an attack on a batch of the model that its oracle is of; `key` is that of its random numbers.
 
-    `submit` answers `Case.submit`, `conclude` takes what the attack returns, `guard` knows the caller's own errors.
+    `notes` hears what it says, `submit` answers `Case.submit`,
+    `conclude` takes what the attack returns, `guard` knows the caller's own errors.
 
     Raises:
         UsageError: of the attack, which is for the caller to read.
@@ -97,7 +110,7 @@ def attempt(
     # A function in between, for a method of the judge's would lead to the judge.
     case = Case(
         oracle, lent.x, lent.y, lent.target, replace(threat), draws, lambda *offer: submit(*map(bare, offer)),
-        batch.rows, lent.handed,
+        batch.rows, lent.handed, (notes or Notes(len(batch.x))).hear,
     )  # fmt: skip
     counts, world = oracle.counts, World(opened.module, opened.device).put_back
     result: Result | None = None

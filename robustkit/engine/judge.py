@@ -150,10 +150,12 @@ class Judge:
     def _decide(self, samples: Tensor, adv: Images, distance: Tensor, near: Mask, allowed: Mask) -> Mask:
         """Ask the model about the candidates that are allowed, and keep the best; true where it is a valid break."""
         target = None if self.target is None else self.target[samples]
-        logits = self.reference.logits(torch.where(rows.spread(allowed, adv), adv, self.x[samples]))
+        images = torch.where(rows.spread(allowed, adv), adv, self.x[samples])
+        logits = self.reference.logits(images)
         sound = torch.isfinite(rows.flat(logits)).all(1)
         self._note(samples, allowed & ~sound, "the model's outputs are not finite")
         fooled = allowed & sound & self.task.reached(logits, self.y[samples], target)
+        fooled &= ~self.reference.refused(images)  # what is refused is no mistake, whatever it would have been
         margin = self.task.margin(logits, self.y[samples], target).to(self.margin)
         self._keep(samples, adv, distance, margin, self.task.decision(logits), allowed & sound, fooled)
         valid = fooled & near
@@ -225,6 +227,7 @@ class Judge:
             logits = self.reference.logits(self.adv[at])
             target = None if self.target is None else self.target[at]
             fooled = torch.isfinite(logits).all(1) & self.task.reached(logits, self.y[at], target)
+            fooled &= ~self.reference.refused(self.adv[at])
             rounding = logits.abs().amax(1) * ROUNDING + ROUNDING / 10
             clear = self.task.margin(logits, self.y[at], target).abs() > rounding
             gone = ~(near[at] & fooled)

@@ -14,7 +14,7 @@ from robustkit.datasets.names import names_of
 from robustkit.engine import assemble
 from robustkit.engine.costs import predict
 from robustkit.engine.memory import samples_in_flight
-from robustkit.engine.plan import Plan, environment, plan
+from robustkit.engine.plan import Plan, environment, looks_inside, plan
 from robustkit.engine.progress import Progress
 from robustkit.engine.request import Execution, Request
 from robustkit.engine.shard import CLEAN, Bench, Carried, Facts, Known, attack_shards, decided
@@ -23,7 +23,9 @@ from robustkit.errors import UsageError
 from robustkit.locks import at_work
 from robustkit.models import defended
 from robustkit.models.opening import Opened, accelerated, load, open_model
+from robustkit.models.standins import Watched
 from robustkit.models.state import restore
+from robustkit.models.views import Views
 from robustkit.records.about import About, now
 from robustkit.records.folder import RunFolder, load_run
 from robustkit.records.run import RunRecord
@@ -67,10 +69,21 @@ def begin(opened: Opened, request: Request, execution: Execution) -> Iterator[Be
     Raises:
         UsageError: for what this model cannot be asked, or a folder that holds something else or is at work.
     """
+    opened = _seen_into(opened, request)
     planned = plan(opened, request)
     path = _path(execution, planned.job)
     with at_work(path):
         yield _begun(opened, request, execution, planned, path)
+
+
+def _seen_into(opened: Opened, request: Request) -> Opened:
+    """The model with the stand-ins that the harness can make of it, if a suite of the request wants them."""
+    if request.threat.norm == "l0" or not looks_inside(request.attack):
+        return opened
+    subject = opened.subject
+    views = Views(subject.reference, opened.samples.first()[0].to(opened.device), subject.facts, request.threat)
+    found = views.found(rough=True, hidden_head=True)
+    return opened.offering(Watched(opened.module, found), found) if found else opened
 
 
 def _begun(opened: Opened, request: Request, execution: Execution, planned: Plan, path: Path | None) -> Begun:

@@ -168,6 +168,11 @@ def cautions(attack: Any) -> list[str]:
     return list(dict.fromkeys(found)) if all(found) else []
 
 
+def looks_inside(attack: Any) -> bool:
+    """Whether a suite among these attacks wants to be told of stand-ins that the harness makes."""
+    return any(getattr(item, "looks_inside", False) is True for item in _settings(attack))
+
+
 def attack_text(attack: Any) -> str:
     """What the caller named, as text."""
     return attack if isinstance(attack, str) else "+".join(f"({name_of(item)})" for item in _settings(attack))

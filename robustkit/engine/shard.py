@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from robustkit.api import CohortAttack, ForeignAttack, Goal, Handed, Images, Labels, ThreatModel
-from robustkit.engine.attempt import Batch, attempt, in_batches, oracle_for, whole
+from robustkit.engine.attempt import Batch, Notes, attempt, in_batches, oracle_for, whole
 from robustkit.engine.judge import BROKEN, SURVIVED, VIOLATED, Judge
 from robustkit.engine.plan import Named, targets_for
 from robustkit.engine.progress import Progress
@@ -175,6 +175,8 @@ def _clean(bench: Bench, start: int, x: Images, y: Labels, indices: Tensor) -> F
         "margin": _numbers(seen.margin),
         "target": (torch.full_like(indices, -1) if target is None else target).cpu().numpy(),
         **({"draws": np.array(seen.draws, dtype=np.str_)} if bench.draws else {}),
+        **({"expected": seen.expected.cpu().numpy()} if bench.draws else {}),
+        **({"refused": seen.refused.cpu().numpy()} if bench.opened.subject.facts.rejects else {}),
     }
 
 
@@ -303,7 +305,7 @@ def _batch(bench: Bench, named: Named, batch: Batch, watch: Progress, keep: bool
         bench.opened, bench.network(place, first), batch, watch.guard, lambda counts: watch.at_work(counts, judge),
         saw=(lambda *seen: judge.saw(*seen)) if isinstance(judge, VotingJudge) else None, climb=climb,
     )  # fmt: skip
-    counts = oracle.counts  # the attack can reach the oracle's
+    counts, notes = oracle.counts, Notes(len(batch.x))  # the attack can reach the oracle's
 
     def conclude(adv: object) -> None:
         rows = ~judge.broken if attack.goal == "bounded" else torch.ones_like(judge.broken)
@@ -311,7 +313,7 @@ def _batch(bench: Bench, named: Named, batch: Batch, watch: Progress, keep: bool
 
     done = attempt(
         attack, bench.opened, batch, oracle, threat=bench.threat, key=key_of(bench.seed, place), submit=judge.submit,
-        conclude=conclude, guard=watch.guard,
+        conclude=conclude, guard=watch.guard, notes=notes,
     )  # fmt: skip
     for failure in done.failures:
         judge.violate(everyone, failure)
@@ -323,10 +325,12 @@ def _batch(bench: Bench, named: Named, batch: Batch, watch: Progress, keep: bool
         judge.settle(lambda draw: bench.network("vote", place, first, draw))
     else:
         judge.confirm_again()
-    return _facts(bench, judge, counts, climb, _quantized(bench, judge, place, first), keep)
+    return _facts(bench, judge, counts, climb, notes, _quantized(bench, judge, place, first), keep)
 
 
-def _facts(bench: Bench, judge: Judge, counts: Counts, climb: Climb, quantized: Tensor, keep: bool) -> Facts:
+def _facts(
+    bench: Bench, judge: Judge, counts: Counts, climb: Climb, notes: Notes, quantized: Tensor, keep: bool
+) -> Facts:
     """The facts of a judged batch, a row a sample."""
     verdicts = judge.verdicts()
     found = {
@@ -339,12 +343,14 @@ def _facts(bench: Bench, judge: Judge, counts: Counts, climb: Climb, quantized: 
         "flat": _numbers(climb.share),
         "first_loss": _numbers(climb.first),
         "last_loss": _numbers(climb.last),
+        "log": np.array(notes.texts, dtype=np.str_),
         "quantized": quantized.cpu().numpy(),
         "reason": np.array(judge.why(), dtype=np.str_),
     }
     if isinstance(judge, VotingJudge):
         found["draws"] = np.array(judge.patterns(), dtype=np.str_)
         found["ever"] = judge.ever.cpu().numpy()
+        found["expected"] = judge.expected.cpu().numpy()
     if bench.keep_adversarial:
         found["adv"] = verdicts.adv[judge.broken].cpu().numpy()
         found["adv_row"] = judge.broken.nonzero()[:, 0].cpu().numpy()

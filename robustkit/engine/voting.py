@@ -12,6 +12,7 @@ from torch import Tensor
 
 from robustkit.api import Goal, Images, Labels, Mask, ThreatModel
 from robustkit.engine.judge import Judge
+from robustkit.models import capabilities
 from robustkit.models.oracle import Network
 from robustkit.numerics import devices, rows
 from robustkit.numerics.bare import bare
@@ -56,6 +57,8 @@ class Clean(NamedTuple):
     logits: Tensor
     sound: Mask
     draws: list[str]
+    refused: Mask
+    expected: Tensor  # of a mixture, the probability of a right answer; NaN of any other
 
 
 def clean(network: Network, x: Images, y: Labels, task: Task) -> Clean:
@@ -63,7 +66,10 @@ def clean(network: Network, x: Images, y: Labels, task: Task) -> Clean:
     logits = network.logits(x)
     sound = torch.isfinite(rows.flat(logits)).all(1)
     margin = task.margin(logits, y, None).to(devices.widest(x.device))
-    return Clean(~task.reached(logits, y, None), task.decision(logits), margin, logits, sound, [])
+    refused = network.refused(x)
+    correct = ~task.reached(logits, y, None) & ~refused
+    none = torch.full_like(margin, torch.nan)
+    return Clean(correct, task.decision(logits), margin, logits, sound, [], refused, none)
 
 
 def clean_by_vote(networks: Callable[[int], Network], draws: int, x: Images, y: Labels, task: Task) -> Clean:
@@ -71,7 +77,23 @@ def clean_by_vote(networks: Callable[[int], Network], draws: int, x: Images, y: 
     answers, logits = ask(networks, reevaluations(draws), x, y, None, task)
     correct = ~lost(answers.wrong[:draws].sum(0), draws)
     prediction = task.decision(logits[:draws]).mode(0).values
-    return Clean(correct, prediction, answers.margin, logits.mean(0), answers.sound, as_text(answers.wrong))
+    exact = expected(networks(0), x, y, None, task)
+    refused = torch.zeros_like(correct)
+    return Clean(
+        correct, prediction, answers.margin, logits.mean(0), answers.sound, as_text(answers.wrong), refused, exact
+    )
+
+
+def expected(network: Network, x: Images, y: Labels, target: Labels | None, task: Task) -> Tensor:
+    """The probability of an answer that is not what an attack wants, of a mixture exactly; NaN of any other model.
+
+    The members' weights times whether each of them is right: no draw is taken. ARC, Dbouk & Shanbhag, ICML 2022.
+    """
+    weights = capabilities.weights(network.module)
+    if not weights:
+        return torch.full((len(x),), torch.nan, dtype=torch.float64, device=x.device)
+    right = torch.stack([~task.reached(each, y, target) for each in network.members(x)]).double()
+    return (right * torch.tensor(weights, dtype=torch.float64, device=x.device)[:, None]).sum(0)
 
 
 class VotingJudge(Judge):
@@ -91,6 +113,8 @@ class VotingJudge(Judge):
         self.draws = draws
         self.share = torch.full_like(self.margin, -1)  # how often the candidate kept was wrong; −1: there is none
         self.ever = torch.zeros_like(self.broken)  # wrong in any pass, of the attack or of the judge, inside the ball
+        self.expected = torch.full_like(self.margin, torch.nan)
+        self.mixture = bool(capabilities.weights(reference.module))
         self.wrong = torch.zeros(reevaluations(draws), len(y), dtype=torch.bool, device=x.device)
 
     def saw(self, samples: Tensor, x: Images, logits: Tensor) -> None:
@@ -114,6 +138,8 @@ class VotingJudge(Judge):
                 valid[part] = self._decide(samples[part], adv[part], distance[part], near[part], allowed[part])
             return valid
         images = torch.where(rows.spread(allowed, adv), adv, self.x[samples])
+        if self.mixture:
+            return self._decide_exactly(samples, images, distance, near, allowed)
         first = self._ask(samples, images, FIRST)
         wrong, tried, sound = first.wrong.sum(0), torch.full_like(samples, FIRST), first.sound
         margin = first.margin
@@ -129,6 +155,19 @@ class VotingJudge(Judge):
         fooled = allowed & sound & (tried > FIRST) & (wrong >= SURE * tried)
         share = (wrong + 1.0) / (tried + 2.0)  # Laplace's estimate, so that 4 of 4 does not outrank 13 of 14
         self._keep_by_share(samples, adv, distance, margin, share.to(self.share), allowed & sound, fooled)
+        valid = fooled & near
+        self.broken[samples] |= valid
+        return valid
+
+    def _decide_exactly(self, samples: Tensor, images: Images, distance: Tensor, near: Mask, allowed: Mask) -> Mask:
+        """Of a mixture: the candidate that most of its weight gets wrong is kept; true where all of it does."""
+        target = None if self.target is None else self.target[samples]
+        y, one = self.y[samples], self._ask(samples, images, 1)
+        share = 1 - expected(self.reference, images, y, target, self.task)
+        self.violate(samples[allowed & ~one.sound], "the model's outputs are not finite")
+        self.ever[samples] |= near & one.sound & (share > 0)
+        fooled = allowed & one.sound & (share > 1 - 1e-9)
+        self._keep_by_share(samples, images, distance, one.margin, share, allowed & one.sound, fooled)
         valid = fooled & near
         self.broken[samples] |= valid
         return valid
@@ -173,6 +212,10 @@ class VotingJudge(Judge):
         said = self.task.decision(logits[: self.draws]).mode(0).values  # what the draws that vote say most often
         self.decision = torch.where(kept & answers.sound, said, self.decision)
         voted = lost(self.wrong[: self.draws].sum(0), self.draws)
+        if self.mixture:
+            exact = expected(self.reference, self.adv, self.y, self.target, self.task)
+            self.expected = torch.where(near, exact, self.expected)
+            voted = self.expected <= 0.5  # NaN compares false
         self.fooled = voted & kept
         self.broken = voted & near
         self.ever |= near & self.wrong.any(0)
@@ -182,6 +225,7 @@ class VotingJudge(Judge):
         super().revoke(reason)
         self.ever.zero_()
         self.wrong.zero_()
+        self.expected.fill_(torch.nan)
 
     def patterns(self) -> list[str]:
         """Of each sample, one character a fresh draw: 1 wrong, 0 right; empty where no candidate was judged."""

@@ -63,6 +63,49 @@ class AnswersFirstMembers(Protocol):
         """The outputs of the first n members (members, batch, classes)."""
 
 
+@runtime_checkable
+class Resets(Protocol):
+    """Keeps a state that its answers depend on, and can forget it: it is asked to before every call."""
+
+    def reset(self) -> None:
+        """Forget all that calls have left."""
+
+
+@runtime_checkable
+class HasWeights(Protocol):
+    """A mixture: each answer is that of one member, drawn with these probabilities. It has `members()` too."""
+
+    def weights(self) -> Sequence[float]:
+        """The members' probabilities, in their order; they sum to 1."""
+
+
+@runtime_checkable
+class HasCost(Protocol):
+    """Says what an answer of it takes, where that is more than a pass of the network inside."""
+
+    def cost(self) -> tuple[float, float]:
+        """Passes of the network inside that one answer takes, and one gradient, of which a backward pass is two."""
+
+
+@runtime_checkable
+class Purifies(Protocol):
+    """Changes its images in steps before it classifies them."""
+
+    def purify(self, x: Images) -> Sequence[Images]:
+        """The images after each step; the last are those that are classified."""
+
+    def classify(self, x: Images) -> Logits:
+        """The logits of images as they are."""
+
+
+@runtime_checkable
+class Rejects(Protocol):
+    """May refuse to decide. A threshold is in the score, and fixed before any attack."""
+
+    def rejects(self, x: Images) -> Tensor:
+        """A score for each image, (batch,): above zero where it is refused. Gradients may flow through it."""
+
+
 def randomised(module: nn.Module) -> bool:
     """Whether a module says that it is randomised."""
     return getattr(module, "randomised", False) is True
@@ -85,6 +128,48 @@ def surrogates(module: nn.Module) -> dict[str, nn.Module]:
     found = _answer(module, HasSurrogates.surrogates)
     named = dict(found.items()) if isinstance(found, Mapping | nn.ModuleDict) else {}
     return named if _all_modules(named.values()) and all(isinstance(name, str) for name in named) else {}
+
+
+def reset(module: nn.Module) -> None:
+    """Let a module forget all that calls have left, if it offers that."""
+    _answer(module, Resets.reset)
+
+
+def weights(module: nn.Module) -> list[float]:
+    """The probabilities of a mixture's members; empty for any other module."""
+    found = _answer(module, HasWeights.weights)
+    listed = [float(one) for one in found] if isinstance(found, Sequence | Tensor) else []
+    sound = all(one >= 0 for one in listed) and abs(sum(listed) - 1) < 1e-6
+    return listed if listed and sound and len(listed) == len(members(module)) else []
+
+
+def cost(module: nn.Module) -> tuple[float, float] | None:
+    """What a module says that an answer and a gradient of it take, in passes of the network inside."""
+    match _answer(module, HasCost.cost):
+        case (int() | float() as answering, int() | float() as climbing) if answering >= 1 and climbing >= 1:
+            return float(answering), float(climbing)
+    return None
+
+
+def purify(module: nn.Module, x: Images) -> list[Images]:
+    """The images after each step of a module that purifies them; empty for any other."""
+    if not callable(getattr(module, Purifies.classify.__name__, None)):
+        return []
+    found = _answer(module, Purifies.purify, x)
+    listed = list(found) if isinstance(found, Sequence | Tensor) else []
+    return listed if all(isinstance(one, Tensor) and one.shape == x.shape for one in listed) else []
+
+
+def classify(module: nn.Module, x: Images) -> Logits:
+    """The logits of a module that purifies, of images as they are."""
+    logits: Logits = _answer(module, Purifies.classify, x)
+    return logits
+
+
+def rejects(module: nn.Module, x: Images) -> Tensor | None:
+    """The score of each image, above zero where it is refused; None of a module that refuses nothing."""
+    found = _answer(module, Rejects.rejects, x)
+    return found if isinstance(found, Tensor) and found.shape == x.shape[:1] else None
 
 
 def answer(module: nn.Module, x: Images) -> Logits:

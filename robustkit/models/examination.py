@@ -226,6 +226,8 @@ def examine(
         network = replace(network, noise=Noise(seed, "examine"))
     else:
         _check_rows_are_independent(network, x, probes)
+    refuses = capabilities.rejects(module, network.tiles(x)[0]) is not None
+    network = replace(network, refuses=refuses)
     gradient = probed_gradient(network, x[:PROBES])
     zero, misleading = (0.0, 0.0) if gradient.flow == "none" else gradient_faults(network, x)
     members = capabilities.members(module)
@@ -240,6 +242,7 @@ def examine(
         misleading_gradient=misleading,
         blind_members=tuple(number for number, flow in enumerate(flows) if flow == "none"),
         no_gradient=gradient.why,
+        rejects=refuses,
     )
     logits = network.logits(probes)
     kept_training = frozenset(part for part, training in modes(module) if training)

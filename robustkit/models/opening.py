@@ -88,8 +88,7 @@ class Opened:
 
     def offering(self, module: nn.Module, stand_ins: Mapping[str, nn.Module]) -> "Opened":
         """The same model within `module`, which computes the same and offers `stand_ins` to attacks besides."""
-        facts = self.subject.facts
-        known = facts._replace(surrogates=tuple(dict.fromkeys((*facts.surrogates, *stand_ins))))
+        known = self.subject.facts._replace(views=tuple(stand_ins))
         weights, picture = snapshot(module), self.picture.again(module)
         own = self.subject.volatile
         volatile = frozenset(name for name in weights if any(f".{name}".endswith(f".{each}") for each in own))

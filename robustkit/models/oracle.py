@@ -20,6 +20,7 @@ from robustkit.errors import NoGradientError
 from robustkit.models import capabilities
 from robustkit.models.backward import Tile, pulled_back
 from robustkit.models.evidence import Climb
+from robustkit.models.standins import Refusal
 from robustkit.numerics import generators, rows
 from robustkit.numerics.streams import key_of
 
@@ -49,7 +50,10 @@ class Noise:
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """A module called in tiles. `probabilities`: its outputs are softmaxed, and their logarithm serves as logits."""
+    """A module called in tiles. `probabilities`: its outputs are softmaxed, and their logarithm serves as logits.
+
+    `refuses`: it offers `rejects(x)`, and is asked for that too.
+    """
 
     module: nn.Module
     tile: int
@@ -57,6 +61,7 @@ class Network:
     dtype: torch.dtype = torch.float32
     probabilities: bool = False
     noise: Noise | None = None
+    refuses: bool = False
 
     def seeded(self, *key: object) -> "Network":
         """The same randomised network with fresh noise of its own."""
@@ -120,6 +125,20 @@ class Network:
         x = torch.cat([x, x[:1].detach().expand(missing, *x.shape[1:])])
         return torch.split(x, self.tile)
 
+    def members(self, x: Images) -> Tensor:
+        """The outputs of each member of an ensemble, (members, batch, classes), without gradients."""
+        with torch.no_grad():
+            return torch.cat([capabilities.member_outputs(self.module, tile) for tile in self.tiles(x)], 1)[:, : len(x)]
+
+    def refused(self, x: Images) -> Tensor:
+        """Which images the model refuses to decide; none of a model that refuses nothing."""
+        none = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        if not self.refuses or not len(x):
+            return none
+        with torch.no_grad():
+            scores = [capabilities.rejects(self.module, tile.clone()) for tile in self.tiles(x)]
+        return torch.cat([score for score in scores if score is not None])[: len(x)] > 0
+
     def call(self, tile: Tensor) -> Outputs:
         """The outputs for some rows as they are, recorded for a backward pass where that is wanted."""
         if self.noise is not None:
@@ -128,6 +147,7 @@ class Network:
         return self._plain_call(tile)
 
     def _plain_call(self, tile: Tensor) -> Outputs:
+        capabilities.reset(self.module)
         # A tile that gradients are asked for is a leaf or a view, which a model could not write into.
         logits, members = capabilities.forward_with_members(self.module, tile.clone() if tile.requires_grad else tile)
         logits = logits.clone()
@@ -261,6 +281,11 @@ class ModelOracle:
         """Width of the network's batches."""
         return self.network.tile
 
+    @property
+    def refusal(self) -> Oracle:
+        """What a model that `rejects` refuses, as a classifier of two classes: 1 is refused."""
+        return self._of(Refusal(self.network.module))
+
     def counted_module(self) -> nn.Module:
         """The network for a foreign library; see `CountedModule`."""
         return CountedModule(self)
@@ -375,6 +400,11 @@ class ExpectedOracle:
         """The network for a foreign library, each call the mean of k."""
         module: nn.Module = self.base.counted_module()
         return _Averaged(module, self.k)
+
+    @property
+    def refusal(self) -> Oracle:
+        """What the model refuses, in expectation."""
+        return ExpectedOracle(self.base.refusal, self.k)
 
     def select(self, rows: Tensor) -> "ExpectedOracle":
         """The same for some of the samples."""

@@ -47,6 +47,18 @@ class Watched(nn.Module):
         """What the model declares, and the stand-ins besides."""
         return {**capabilities.surrogates(self.model), **self._stand_ins}
 
+    def weights(self) -> Sequence[float]:
+        """The probabilities of the model's members."""
+        return capabilities.weights(self.model)
+
+    def rejects(self, x: Images) -> Tensor | None:
+        """What the model refuses."""
+        return capabilities.rejects(self.model, x)
+
+    def reset(self) -> None:
+        """Let the model forget, if it offers that."""
+        capabilities.reset(self.model)
+
     def reseed(self, seed: int) -> None:
         """Reseed the model, if it offers that."""
         capabilities.reseed(self.model, seed)
@@ -92,6 +104,38 @@ class Without(nn.Module):
         finally:
             for handle in handles:
                 handle.remove()
+
+
+class Purified(nn.Module):
+    """A model that purifies, by the mean over its steps, each with gradients as if it were the image (BPDA).
+
+    The gradient is then averaged over the whole course of the purification: Croce et al. 2022, arXiv:2202.13711.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Images) -> Logits:
+        """The mean logits over the steps."""
+        with torch.no_grad():
+            steps = [one.detach().clone() for one in capabilities.purify(self.model, x.clone())]
+        return rows.average([capabilities.classify(self.model, x + (one - x.detach())) for one in steps])
+
+
+class Refusal(nn.Module):
+    """What a model refuses, as a decision between accepting (0) and refusing (1); nothing, of one that never does."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Images) -> Logits:
+        """Two logits an image, whose difference is the score."""
+        score = capabilities.rejects(self.model, x.clone())
+        if score is None:
+            score = 0 * rows.flat(x).sum(1) - 1
+        return torch.stack([torch.zeros_like(score), score], 1)
 
 
 class Smoothed(nn.Module):

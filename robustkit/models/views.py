@@ -71,6 +71,8 @@ class Views:
             yield f"plain {name}", self._module.get_submodule(name)
         if steps := standins.steps_inside(self._module, self._tile):
             yield f"without {' and '.join(steps)}", standins.Without(self._module, steps)
+        if capabilities.purify(self._module, self._tile):
+            yield "purified", standins.Purified(self._module)
         if self.operators.hides or not self.facts.differentiable:
             yield "rewritten", Rewritten(self._module, self.operators.written)
 

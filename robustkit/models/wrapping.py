@@ -38,6 +38,19 @@ class Prepared(nn.Module):
         found = capabilities.surrogates(self.network)
         return {name: Prepared(self.step, module).eval() for name, module in found.items()}
 
+    def weights(self) -> Sequence[float]:
+        """The probabilities of the network's members."""
+        return capabilities.weights(self.network)
+
+    def rejects(self, x: Images) -> Tensor | None:
+        """What the network refuses of the prepared images."""
+        return capabilities.rejects(self.network, self.step(x))
+
+    def reset(self) -> None:
+        """Let the step and the network forget, if they offer it."""
+        for part in (self.step, self.network):
+            capabilities.reset(part)
+
     def reseed(self, seed: int) -> None:
         """Reseed the step and the network, if they offer it."""
         for part in (self.step, self.network):

@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from robustkit import spec
 from robustkit.records import text
 from robustkit.records import votes as randomised
 from robustkit.records.about import About
 from robustkit.records.findings import NOT_AUDITED, UNDECIDED, VALID
-from robustkit.records.schema import BROKE, ROBUST, RUN, STATUSES, UNKNOWN, VIOLATED, WRONG, Columns
+from robustkit.records.schema import BROKE, BROKEN, ROBUST, RUN, STATUSES, UNKNOWN, VIOLATED, WRONG, Columns
 from robustkit.records.shown import Shown, facts_digest
 from robustkit.stats import MeanShare, Proportion
 
@@ -130,6 +132,38 @@ class RunRecord(Shown):
         return randomised.mean_accuracy(self.samples, self.attacks, self.draws, limit) if has else None
 
     @property
+    def expected_accuracy(self) -> MeanShare | None:
+        """Of a mixture with known weights, exactly: the mean over samples of the least chance of a right answer."""
+        least = self._of_a_mixture
+        return None if least is None else MeanShare(float(least.mean()), 0.0, 0, self.n)
+
+    @property
+    def any_draw_accuracy(self) -> Proportion | None:
+        """Of a mixture with known weights: the share of samples that every member gets right, whatever was tried."""
+        least = self._of_a_mixture
+        return None if least is None else Proportion(int((least > 1 - 1e-9).sum()), self.n)
+
+    @property
+    def _of_a_mixture(self) -> Any:
+        has = self._has_draws and not self.carried
+        return randomised.of_a_mixture(self.samples, self.attacks, spec.limit(self.job["eps"])) if has else None
+
+    @property
+    def rejection(self) -> dict[str, Proportion] | None:
+        """Of a model that may refuse: the shares of clean images that it refuses, and both accuracies as if it did not.
+
+        `clean_accuracy` and `robust_accuracy` count as right what is accepted and right, and as broken only what is
+        accepted and wrong: a perturbed image that is refused is no mistake, a clean one is.
+        """
+        if "refused" not in self.samples or self.unknown:
+            return None
+        right = self.samples["prediction"] == self.samples["label"]
+        fooled = np.isin(self.samples["index"], self.attacks["index"][self.attacks["margin"] < 0])
+        stands = right & ~fooled & (self.samples["status"] != BROKEN)
+        counted = {"clean_refused": self.samples["refused"], "plain_clean": right, "plain_robust": stands}
+        return {name: Proportion(int(which.sum()), self.n) for name, which in counted.items()}
+
+    @property
     def _has_draws(self) -> bool:
         return "draws" in self.samples and not self.unknown and not self.insufficient
 
@@ -243,6 +277,11 @@ class RunRecord(Shown):
                 "mean": mean.to_json() if mean else None,
                 "majority": robust.to_json() if robust else None,
             }
+            exact, whole = self.expected_accuracy, self.any_draw_accuracy
+            if exact and whole:
+                summary["mixture"] = {"expected": exact.to_json(), "any_draw": whole.to_json()}
+        if self.rejection:
+            summary["rejection"] = {name: share.to_json() for name, share in self.rejection.items()}
         if "quantized_status" in self.samples:
             summary["quantized_robust_accuracy"] = quantized.to_json() if quantized else None
         return {

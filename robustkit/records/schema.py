@@ -31,14 +31,15 @@ OUTCOMES = SURVIVED, BROKE, VIOLATED = "survived", "broken", "violated"
 SURVIVED_CODE, BROKE_CODE, VIOLATED_CODE = range(len(OUTCOMES))
 
 Columns = Mapping[str, np.ndarray]
-Where = Literal["always", "quantize", "draws"]
+Where = Literal["always", "quantize", "draws", "rejects"]
 INT, FLOAT, BOOL, TEXT = np.int64, np.float64, np.bool_, np.str_
 
 
 class Column(NamedTuple):
     """A fact of each row of a table, or of a part of the journal.
 
-    `where` says of which runs: of all, of those asked to quantize, or of those of a randomised model.
+    `where` says of which runs: of all, of those asked to quantize, of those of a randomised model, or of one that may
+    refuse to decide.
     """
 
     name: str
@@ -65,6 +66,8 @@ SAMPLES = (
     Column("broken_at", FLOAT, "the eps of the run that broke it, in a sweep maybe a smaller one; NaN if none did"),
     Column("quantized_status", TEXT, "its status if each adversarial is first rounded", "quantize"),
     Column("draws", TEXT, "a pattern of the unattacked image's fresh draws, see `records.votes`", "draws"),
+    Column("expected", FLOAT, "of a mixture with known weights: the chance that the clean image is right", "draws"),
+    Column("refused", BOOL, "whether the model refuses the unattacked image", "rejects"),
 )
 # `attacks.parquet`: one row a (sample, attack) that met.
 ATTACKS = (
@@ -84,9 +87,11 @@ ATTACKS = (
     ),
     Column("first_loss", FLOAT, "what it climbed, where it began; NaN if it has no one loss a sample"),
     Column("last_loss", FLOAT, "the same, where it ended"),
+    Column("log", TEXT, "what the attack says of what it tried on the sample, empty if it says nothing"),
     Column("quantized", TEXT, "the outcome after rounding, one of OUTCOMES", "quantize"),
     Column("draws", TEXT, "a pattern of the candidate's fresh draws, empty if there is none", "draws"),
     Column("ever", BOOL, "whether any pass over a valid candidate misclassified it", "draws"),
+    Column("expected", FLOAT, "of a mixture with known weights: the chance that its candidate is right", "draws"),
 )
 # What a baseline keeps of a sample, and then of each attack that it met.
 BASELINE_SAMPLES = _some(SAMPLES, "index", "label", "status", "broken_by", "sha256")
@@ -95,7 +100,7 @@ BASELINE_COSTS = _some(ATTACKS, "forwards", "backwards")
 # A part of the journal: the clean pass over one shard, one row a sample …
 CLEAN_FACTS = (
     Column("correct", BOOL, "whether the model, or the vote of its draws, is right"),
-    *_some(SAMPLES, "prediction", "margin", "target", "draws"),
+    *_some(SAMPLES, "prediction", "margin", "target", "draws", "expected", "refused"),
 )
 # … or one attack on one shard, one row a sample that it met; beside these `seconds`, one number a batch, and the
 # images kept, `adv`, with the `adv_position` of each.
@@ -104,8 +109,8 @@ ATTACK_FACTS = (
     Column("outcome", INT, "the code of one of OUTCOMES"),
     *_some(ATTACKS, "distance", "margin"),
     Column("decision", INT, "what the column `prediction` will hold"),
-    *_some(ATTACKS, "forwards", "backwards", "flat", "first_loss", "last_loss"),
+    *_some(ATTACKS, "forwards", "backwards", "flat", "first_loss", "last_loss", "log"),
     Column("quantized", INT, "the code of the outcome after rounding; as survived if that was not asked"),
     Column("reason", TEXT, "which rules the attack broke, a line each; empty of a sample that is broken all the same"),
-    *_some(ATTACKS, "draws", "ever"),
+    *_some(ATTACKS, "draws", "ever", "expected"),
 )

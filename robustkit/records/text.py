@@ -74,6 +74,13 @@ def summary(record: "RunRecord") -> str:
     if record.why_no_robust_accuracy:
         lines.append(f"  because {record.why_no_robust_accuracy}")
     lines += [f"  {label:<34} {share(value)}" for label, value in labelled(record)]
+    if record.rejection:
+        words = {
+            "clean_refused": "clean images refused",
+            "plain_clean": "clean accuracy without refusing",
+            "plain_robust": "robust accuracy without refusing",
+        }
+        lines += [f"  {words[name]:<34} {share(value)}" for name, value in record.rejection.items()]
     if record.quantized_robust_accuracy is not None:
         lines.append(f"  after rounding to {record.job['quantize']}: {share(record.quantized_robust_accuracy)}")
     lines.append(f"95 % Wilson intervals; {audited(record)}")
@@ -104,5 +111,7 @@ def labelled(record: "RunRecord") -> list[tuple[str, Proportion | MeanShare]]:
         (f"majority vote of {record.draws} fresh draws", record.robust_accuracy),
         (f"mean ± std of {MEAN} fresh draws", record.mean_accuracy),
         ("worst case over all passes", record.worst_case_accuracy),
+        ("expected, by the members' weights", record.expected_accuracy),
+        ("every member right, any draw", record.any_draw_accuracy),
     ]
     return [(label, value) for label, value in found if value is not None]

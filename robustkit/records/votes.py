@@ -68,5 +68,19 @@ def mean_accuracy(samples: Columns, attacks: Columns, draws: int, limit: float) 
     return MeanShare.of((right / n).tolist(), n)
 
 
+def of_a_mixture(samples: Columns, attacks: Columns, limit: float) -> np.ndarray | None:
+    """Of a mixture with known weights: each sample's least chance of a right answer, over its image and all candidates.
+
+    None for any other model.
+    """
+    if "expected" not in samples or np.isnan(samples["expected"]).any():
+        return None
+    least = dict(_rows(samples, "index", "expected"))
+    for i, chance, distance in _rows(attacks, "index", "expected", "distance"):
+        if distance <= limit and chance < least[i]:
+            least[i] = chance
+    return np.array([least[i] for i in samples["index"].tolist()])
+
+
 def _rows(columns: Columns, *names: str) -> Sequence[tuple[Any, ...]]:
     return list(zip(*(columns[name].tolist() for name in names), strict=True))

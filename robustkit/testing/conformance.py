@@ -17,6 +17,7 @@ from robustkit import spec
 from robustkit.api import NORMS, Attack, Case, CohortAttack, Images, Labels, Norm, ThreatModel
 from robustkit.engine.judge import BROKEN, VIOLATED, Judge, Verdicts
 from robustkit.errors import first_line
+from robustkit.models import capabilities
 from robustkit.models.oracle import Counts, ModelOracle, Network
 from robustkit.numerics import rows
 from robustkit.numerics.streams import SampleDraws, key_of
@@ -55,7 +56,8 @@ def attack_batch(
     everyone = torch.arange(len(x), device=x.device)
     indices = everyone if indices is None else indices.to(x.device)
     dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
-    network = Network(module, tile, x.device, dtype)
+    refuses = capabilities.rejects(module, x[:1].to(dtype)) is not None
+    network = Network(module, tile, x.device, dtype, refuses=refuses)
     classes = int(network.logits(x[:1]).shape[1])
     counts = Counts(len(x), x.device, on_call)
     judge = Judge(network, threat, x, y, target, attack.goal)
