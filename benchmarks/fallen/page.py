@@ -18,7 +18,7 @@ def write(out: Path, rows: Sequence[Row]) -> None:
     """`README.md` between its marks, and `fallen.csv` with every row."""
     out.mkdir(parents=True, exist_ok=True)
     found = {(row["name"], row["dress"], row["run"]): row for row in rows if row["name"] in CASES}
-    whole = [name for name in CASES if (name, "declared", "adaptive") in found]
+    whole = [name for name in CASES if (name, "declared", "by-hand") in found]
     parts = [outcome(found, whole), summary(found, whole), details(found, whole)]
     readme = out / "README.md"
     if not readme.exists():

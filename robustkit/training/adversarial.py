@@ -33,7 +33,7 @@ def pgd(
     adv = x if start is None else (x + start).clamp(low, high)
     for _ in range(steps):
         adv = adv.detach().requires_grad_(True)
-        (grad,) = torch.autograd.grad(loss(network(adv)), adv)
+        (grad,) = torch.autograd.grad(loss(network(adv)), adv, materialize_grads=True)  # zeros where nothing flows
         adv = (adv.detach() + step_size * grad.sign()).clamp(low, high)
     return adv.detach()
 
