@@ -112,6 +112,10 @@ doctor = click.option(
     "--doctor/--no-doctor", default=True,
     help="Look first whether the model gets the input it expects (mean/std, 0–255, BGR …).",
 )  # fmt: skip
+certificates = click.option(
+    "--certify", default="", metavar="ibp|crown|alpha-crown",
+    help="Prove samples robust by bounds, each with the cheapest that suffices; :order=first|last says when.",
+)  # fmt: skip
 quiet = click.option("--quiet", is_flag=True, help="No progress.")
 fresh = click.option("--fresh", is_flag=True, help="Forget what the folder holds of this and compute it again.")
 
@@ -210,7 +214,7 @@ def evaluation(*, model_required: bool, sweeps: bool) -> Option:
     """The options that say what is evaluated, and how; see `model` and `threat`."""
     return _together(
         model(required=model_required), dataset(), attack(), defense(), threat(sweeps=sweeps), target, samples(),
-        outputs, draws(), trust, execution(), offline, doctor, quiet,
+        outputs, draws(), trust, certificates, execution(), offline, doctor, quiet,
     )  # fmt: skip
 
 

@@ -1,4 +1,7 @@
-"""The record of a certification: facts of each image in, certified accuracy over radii out. Needs no torch."""
+"""The records of certifications: facts of each image in, certified accuracy out. Needs no torch.
+
+`CertifiedRecord` is of randomised smoothing, `BoundsRecord` of bounds of the network itself.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -9,7 +12,7 @@ from typing import Any
 from robustkit.errors import UsageError
 from robustkit.records import seal
 from robustkit.records.files import dumps, write_text
-from robustkit.records.schema import CERTIFIED
+from robustkit.records.schema import BOUNDS, CERTIFIED
 from robustkit.spec import number
 from robustkit.stats import Proportion
 
@@ -81,6 +84,73 @@ class CertifiedRecord:
                 f"{job['alpha']:g}",
                 "of the smoothed network, not of the network itself; "
                 f"{job['draws']} copies of an image can certify at most {ceiling:.4g}",
+            ]
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Proved:
+    """One image: its index and label, whether it is classified right and proved, by which rung, the margin's bound."""
+
+    index: int
+    label: int
+    right: bool
+    proved: bool
+    rung: str
+    bound: float
+
+
+@dataclass(frozen=True, slots=True)
+class BoundsRecord:
+    """What bounds of a network prove, image by image. `job` is all that decides it: model, data, ball, method."""
+
+    job: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    images: tuple[Proved, ...]
+
+    @property
+    def certified_accuracy(self) -> Proportion:
+        """The share of images that are classified right and proved robust."""
+        return Proportion(sum(image.proved for image in self.images), len(self.images))
+
+    @property
+    def clean_accuracy(self) -> Proportion:
+        """The share of images that are classified right."""
+        return Proportion(sum(image.right for image in self.images), len(self.images))
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON data: the job, the accuracies, and the facts behind them."""
+        images = [asdict(image) | {"bound": image.bound if image.right else None} for image in self.images]
+        return {
+            "schema": BOUNDS,
+            "job": dict(self.job),
+            "environment": dict(self.environment),
+            "clean_accuracy": self.clean_accuracy.to_json(),
+            "certified_accuracy": self.certified_accuracy.to_json(),
+            "images": images,
+        }
+
+    def save(self, file: Path) -> None:
+        """Write the record as JSON, whole or not at all."""
+        write_text(file, dumps(seal.sealed(self.to_json())))
+
+    def summary(self) -> str:
+        """The result in a few lines."""
+        job = self.job
+        behind = f" behind {job['defense']}" if job["defense"] else ""
+        rungs = {image.rung: 0 for image in self.images if image.proved}
+        for image in self.images:
+            if image.proved:
+                rungs[image.rung] += 1
+        by = ", ".join(f"{count} by {rung}" for rung, count in rungs.items())
+        return "\n".join(
+            [
+                f"{job['model']}{behind} on {job['data']} (n = {len(self.images)}), {job['norm']} eps "
+                f"{job['eps']:.6g}, bounds up to {job['method']}",
+                f"clean accuracy      {self.clean_accuracy}",
+                f"certified accuracy  {self.certified_accuracy}" + (f" ({by})" if by else ""),
+                "95 % Wilson intervals; a lower bound of the robust accuracy against any attack. What is not proved "
+                "may be robust or not: robustkit eval --certify shows both bounds",
             ]
         )
 

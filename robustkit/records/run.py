@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from robustkit import spec
 from robustkit.records import text
 from robustkit.records import votes as randomised
@@ -19,6 +21,7 @@ from robustkit.stats import MeanShare, Proportion
 if TYPE_CHECKING:
     import pandas as pd
 
+NOT_CERTIFIABLE = "not certifiable"  # the kind of flag that says why nothing is proved where that was asked
 INSUFFICIENT = "insufficient"  # the kind of flag that says that what attacked is no measure by itself
 
 
@@ -56,7 +59,9 @@ class RunRecord:
     `seconds` maps an attack's name to its wall time, `goals` to its goal (empty in old records). `predicted` has the
     passes and seconds that the attacks were said to take at most, before they began. `audit` is what `robustkit.audit`
     found, if it was asked. `adversarial` has the images of broken samples: `index`, `adv` and, but for old records,
-    `clean`. `notes` is what came up when the record was read from its folder; it is stored nowhere.
+    `clean`. `notes` is what came up when the record was read from its folder; it is stored nowhere. `certificates` is
+    how samples were proved, if they were: the method, after how many of the attacks, what it took, and how many proved
+    samples were attacked all the same.
     """
 
     job: Mapping[str, Any]
@@ -72,6 +77,7 @@ class RunRecord:
     adversarial: Mapping[str, Any] | None = field(default=None, repr=False)
     folder: str | None = None
     notes: tuple[str, ...] = ()
+    certificates: Mapping[str, Any] | None = None
 
     @property
     def n(self) -> int:
@@ -143,6 +149,32 @@ class RunRecord:
         if self.unknown or self.unvoted or self.insufficient:
             return None
         return Proportion(self.counts[ROBUST], self.n)
+
+    @cached_property
+    def certified_accuracy(self) -> Proportion | None:
+        """The share of samples that are classified correctly and proved robust; None where nothing was to be proved.
+
+        It is a lower bound of what `robust_accuracy` is an upper bound of: the robust accuracy against any attack.
+        """
+        column = self.samples.get("certified")
+        return None if column is None else Proportion(int(column.sum()), self.n)
+
+    @property
+    def certified(self) -> np.ndarray:
+        """Which samples are proved robust; none where nothing was to be proved."""
+        found: np.ndarray = self.samples.get("certified", np.zeros(self.n, dtype=np.bool_))
+        return found
+
+    @property
+    def unproved(self) -> np.ndarray:
+        """Which samples are robust by attacks alone."""
+        found: np.ndarray = (self.samples["status"] == ROBUST) & ~self.certified
+        return found
+
+    @property
+    def open(self) -> int:
+        """How many samples are neither proved nor broken nor wrong."""
+        return self.counts[ROBUST] + self.counts[UNKNOWN] - int(self.certified.sum())
 
     @property
     def unvoted(self) -> bool:
@@ -238,6 +270,8 @@ class RunRecord:
                 "mean": mean.to_json() if mean else None,
                 "majority": robust.to_json() if robust else None,
             }
+        if self.certified_accuracy is not None:
+            summary["certified_accuracy"] = self.certified_accuracy.to_json()
         if "quantized_status" in self.samples:
             summary["quantized_robust_accuracy"] = quantized.to_json() if quantized else None
         return {
@@ -248,6 +282,7 @@ class RunRecord:
             "predicted": dict(self.predicted) if self.predicted else None,
             **({"goals": dict(self.goals)} if self.goals else {}),
             **({"audit": dict(self.audit)} if self.audit else {}),
+            **({"certificates": dict(self.certificates)} if self.certificates else {}),
             "summary": summary,
             "flags": list(self.flags),
             "errors": list(self.errors),

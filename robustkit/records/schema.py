@@ -15,6 +15,7 @@ SWEEP = "robustkit/sweep/1"
 TRANSFER = "robustkit/transfer/1"
 CORRUPTIONS = "robustkit/corruptions/1"
 CERTIFIED = "robustkit/certified/1"
+BOUNDS = "robustkit/bounds/1"
 BASELINE = "robustkit/baseline/1"
 AUDIT = "robustkit/audit/1"
 COMPARISON = "robustkit/comparison/1"
@@ -28,14 +29,14 @@ OUTCOMES = SURVIVED, BROKE, VIOLATED = "survived", "broken", "violated"
 SURVIVED_CODE, BROKE_CODE, VIOLATED_CODE = range(len(OUTCOMES))
 
 Columns = Mapping[str, np.ndarray]
-Where = Literal["always", "quantize", "draws"]
+Where = Literal["always", "quantize", "draws", "certify"]
 INT, FLOAT, BOOL, TEXT = np.int64, np.float64, np.bool_, np.str_
 
 
 class Column(NamedTuple):
     """A fact of each row of a table, or of a part of the journal.
 
-    `where` says of which runs: of all, of those asked to quantize, or of those of a randomised model.
+    `where` says of which runs: of all, of those asked to quantize or to certify, or of those of a randomised model.
     """
 
     name: str
@@ -62,6 +63,12 @@ SAMPLES = (
     Column("broken_at", FLOAT, "the eps of the run that broke it, in a sweep maybe a smaller one; NaN if none did"),
     Column("quantized_status", TEXT, "its status if each adversarial is first rounded", "quantize"),
     Column("draws", TEXT, "a pattern of the unattacked image's fresh draws, see `records.votes`", "draws"),
+    Column("certified", BOOL, "whether no image of ball and box is misclassified, by proof", "certify"),
+    Column("rung", TEXT, "the bound that proved it, or the last one that was tried; empty if none was", "certify"),
+    Column("bound", FLOAT, "of the smallest margin in the ball, from below; NaN without a rung", "certify"),
+    Column("needed", FLOAT, "what `bound` must be above to count as proved, for rounding", "certify"),
+    Column("bound_passes", FLOAT, "what the bounds cost, in passes of the network", "certify"),
+    Column("checked", BOOL, "whether it was attacked all the same after it was proved", "certify"),
 )
 # `attacks.parquet`: one row a (sample, attack) that met.
 ATTACKS = (
@@ -94,6 +101,8 @@ CLEAN_FACTS = (
     Column("correct", BOOL, "whether the model, or the vote of its draws, is right"),
     *_some(SAMPLES, "prediction", "margin", "target", "draws"),
 )
+# … the certificates of one shard, one row a sample, and `seconds`, one number …
+CERTIFICATE_FACTS = _some(SAMPLES, "certified", "rung", "bound", "needed", "bound_passes")
 # … or one attack on one shard, one row a sample that it met; beside these `seconds`, one number a batch, and the
 # images kept, `adv`, with the `adv_position` of each.
 ATTACK_FACTS = (
