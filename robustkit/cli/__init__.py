@@ -26,6 +26,7 @@ from robustkit.cli import (
     listing,
     options,
     plot,
+    prove,
     report,
     run,
     show,
@@ -88,8 +89,8 @@ def main() -> None:
 
 for command in (
     evaluate.evaluate, audit.audit, certify.certify, corruptions.corruptions, transfer.transfer, run.run, gate.gate,
-    compare.compare, show.show, report.report, plot.plot, leaderboard.leaderboard, train.train, doctor.doctor,
-    listing.listing, cache.data, cache.models, completion.completion,
+    compare.compare, show.show, report.report, plot.plot, leaderboard.leaderboard, prove.prove, train.train,
+    doctor.doctor, listing.listing, cache.data, cache.models, completion.completion,
 ):  # fmt: skip
     main.add_command(command)
 options.debug(main)
