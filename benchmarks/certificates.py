@@ -2,6 +2,7 @@
 
 python -m benchmarks.certificates measure mnist_kw_01 --eps 0.1 --method crown --out FILE.jsonl [--indices sdp]
 python -m benchmarks.certificates table FILE.jsonl …
+python -m benchmarks.certificates cost cifar10_kw_base_2px --eps 2/255 -n 64 [--attack autoattack] [--certify ""]
 """
 
 import argparse
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+import robustkit
 from benchmarks import kit
 from robustkit import spec
 from robustkit.certificates import graph, ladder, regions
@@ -56,6 +58,20 @@ def table(files: list[Path]) -> None:
         print(f"| {file.stem} | {len(rows)} | {' | '.join(cells)} | {spent:.4f} |")
 
 
+def cost(name: str, eps: float, n: int, attack: str, certify: str) -> None:
+    """CPU seconds and passes of an evaluation of the first images, with certificates or without."""
+    images = kit.cifar10 if name.startswith("cifar10") else kit.mnist
+    network, (x, y) = kit.model(name), images(range(n))
+    began = time.process_time()
+    record = robustkit.evaluate(network, (x, y), attack, eps=eps, certify=certify, doctor=False)
+    seconds = time.process_time() - began
+    passes = int(record.attacks["forwards"].sum() + record.attacks["backwards"].sum())
+    told = {"network": name, "n": n, "attack": attack, "certify": certify, "cpu_seconds": round(seconds, 2),
+            "attack_passes": passes, "clean": record.clean_accuracy.k, "robust": record.counts["ROBUST"],
+            "certified": int(record.certified.sum()), "certificates": record.certificates}  # fmt: skip
+    print(json.dumps(told))
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser()
@@ -67,16 +83,25 @@ def main() -> None:
     one.add_argument("--method", default="alpha-crown")
     one.add_argument("--indices", default="all", help="all, sdp, or a number: the first so many")
     one.add_argument("--out", type=Path, required=True)
+    other = commands.add_parser("cost")
+    other.add_argument("network")
+    other.add_argument("--eps", type=spec.number, required=True)
+    other.add_argument("-n", type=int, default=64)
+    other.add_argument("--attack", default="autoattack")
+    other.add_argument("--certify", default="alpha-crown")
     commands.add_parser("table").add_argument("files", type=Path, nargs="+")
     asked = parser.parse_args()
     if asked.command == "table":
         table(asked.files)
         return
+    torch.set_num_threads(1)
+    if asked.command == "cost":
+        cost(asked.network, asked.eps, asked.n, asked.attack, asked.certify)
+        return
     if asked.indices == "sdp":
         indices = json.loads((kit.ROOT / "oracle/sdp200_indices.json").read_text())[asked.network.split("_")[0]]
     else:
         indices = list(range(10_000 if asked.indices == "all" else int(asked.indices)))
-    torch.set_num_threads(1)
     measure(asked.network, asked.eps, asked.norm, asked.method, indices, asked.out)
 
 

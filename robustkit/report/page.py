@@ -45,6 +45,8 @@ def run_page(record: RunRecord) -> str:
             "rule": record.rule,
             "quantized": record.quantized_robust_accuracy,
             "quantize": f"each adversarial rounded to {job['quantize']}",
+            "certified": record.certified_accuracy,
+            "bracket": _bracket(record),
             "counts": ", ".join(f"{count} {status}" for status, count in record.counts.items()) + ".",
             "labelled": [(label, text.share(value)) for label, value in text.labelled(record)],
             "waterfall": _waterfall(record),
@@ -171,6 +173,15 @@ def _waterfall(record: RunRecord) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _bracket(record: RunRecord) -> dict[str, Any] | None:
+    parts = facts.bracket(record)
+    if not parts:
+        return None
+    said = text.bracket(record)
+    named = [(f"c{place}", part.name, part.samples) for place, part in enumerate(parts)]
+    return {"svg": _markup(svg.split([part.samples / record.n for part in parts])), "parts": named, "how": said[0]}
 
 
 def _bar(share: Proportion | None, colour: int = 0) -> Any:
