@@ -2,12 +2,14 @@
 
 python -m benchmarks.certificates measure mnist_kw_01 --eps 0.1 --method crown --out FILE.jsonl [--indices sdp]
 python -m benchmarks.certificates table FILE.jsonl …
+python -m benchmarks.certificates instances [--method crown]
 python -m benchmarks.certificates cost cifar10_kw_base_2px --eps 2/255 -n 64 [--attack autoattack] [--certify ""]
 """
 
 import argparse
 import json
 import time
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -44,6 +46,25 @@ def measure(name: str, eps: float, norm: str, method: str, indices: list[int], o
                                 "threshold": threshold, "passes": passes, "seconds": seconds}  # fmt: skip
             file.write("".join(json.dumps(row) + "\n" for row in rows.values()))
             file.flush()
+
+
+def instances(method: str, most: int | None = None) -> Counter[tuple[str, str, bool]]:
+    """How many of the kit's competition instances, at most so many of a network, are proved, by network and status."""
+    rows = json.loads((kit.ROOT / "oracle/vnncomp_instances.json").read_text())
+    found: Counter[tuple[str, str, bool]] = Counter()
+    for name in sorted({row["model"] for row in rows}):
+        network, own = kit.model(name), [row for row in rows if row["model"] == name]
+        own = sorted(own, key=lambda row: row["status"] != "unsafe")[:most]  # those that must not be proved first
+        try:
+            traced = graph.trace(network, kit.cifar10(range(8))[0])
+        except graph.NotCertifiableError as error:
+            found[f"{name}: {error}", "any", False] += len(own)
+            continue
+        for row in own:
+            x, y = kit.cifar10([row["index"]])
+            proofs = ladder.prove(traced, regions.region(x, "linf", row["eps"]), y, method)
+            found[name, row["status"], bool(proofs.proved)] += 1
+    return found
 
 
 def table(files: list[Path]) -> None:
@@ -89,12 +110,17 @@ def main() -> None:
     other.add_argument("-n", type=int, default=64)
     other.add_argument("--attack", default="autoattack")
     other.add_argument("--certify", default="alpha-crown")
+    commands.add_parser("instances").add_argument("--method", default="alpha-crown")
     commands.add_parser("table").add_argument("files", type=Path, nargs="+")
     asked = parser.parse_args()
     if asked.command == "table":
         table(asked.files)
         return
     torch.set_num_threads(1)
+    if asked.command == "instances":
+        for (name, status, proved), count in sorted(instances(asked.method).items()):
+            print(f"{name}: {status}, {'proved' if proved else 'open'}: {count}")
+        return
     if asked.command == "cost":
         cost(asked.network, asked.eps, asked.n, asked.attack, asked.certify)
         return

@@ -140,13 +140,19 @@ def onnx_program(file: Path) -> tuple[Program, int | None]:
 
 
 def _settle_reshapes(model: Any) -> None:
-    """Say allowzero=0 in reshapes to constant shapes without a zero: it means the same there, and can be converted."""
+    """Say allowzero=0 in reshapes to constant shapes without a zero: it means the same there, and can be converted.
+
+    One to (1, n), of a network for batches of one, is a Flatten: then it can be traced, and called on each of several.
+    """
     from onnx import numpy_helper
 
     shapes = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     for node in model.graph.node:
         shape = shapes.get(node.input[1]) if node.op_type == "Reshape" else None
-        if shape is not None and (shape != 0).all():
+        if shape is not None and len(shape) == 2 and shape[0] == 1:
+            node.op_type = "Flatten"
+            del node.input[1:], node.attribute[:]
+        elif shape is not None and (shape != 0).all():
             for attribute in [a for a in node.attribute if a.name == "allowzero"]:
                 node.attribute.remove(attribute)
 
