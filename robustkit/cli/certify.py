@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from robustkit.certificates.smoothing import ImageDone
 
 
-METHODS = ("ibp", "crown", "alpha-crown")
 _SMOOTHING = ("sigma", "first", "draws", "alpha", "radii", "seed")  # options of randomised smoothing alone
 
 
@@ -21,8 +20,7 @@ _SMOOTHING = ("sigma", "first", "draws", "alpha", "radii", "seed")  # options of
 @options.model(about="The bare network: digits-cnn, ./net.safetensors:arch=…")
 @options.dataset()
 @options.defense("What stands before the model (jpeg), not its noise.")
-@click.option("--method", type=click.Choice(METHODS),
-              help="Bounds of the network itself, up to this one, in place of smoothing.")  # fmt: skip
+@options.method(about="Bounds of the network itself, up to this one, in place of smoothing.")
 @options.norm(("linf", "l2", "l1"), about="With --method: of the ball.")
 @options.eps("With --method: its radius, pixels in [0,1]; by default the norm's.")
 @click.option("--sigma", type=float, default=0.25, show_default=True, help="Of the Gaussian noise, pixels in [0,1].")

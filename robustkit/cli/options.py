@@ -17,6 +17,7 @@ from robustkit.errors import UsageError
 from robustkit.spec import DEFAULT_DRAWS, DEFAULT_EPS
 
 NORMS = tuple(DEFAULT_EPS)
+BOUNDS = ("ibp", "crown", "alpha-crown")
 Command = Callable[..., Any]
 Option = Callable[[Command], Command]
 
@@ -134,12 +135,18 @@ def dataset(about: str = "digits, cifar10:path=…, ./images.npz; by default wha
                         help=about)  # fmt: skip
 
 
-def attack(*, several: bool = False) -> Option:
+def attack(*, several: bool = False, default: str = "autoattack") -> Option:
     """The option --attack: one with a default, or several that may have labels."""
     about = "mi-cwa, pgd:steps=10; repeat it, or (a)+(b)." if several else "pgd:steps=40,restarts=5; (a)+(b) runs both."
-    return click.option("--attack", multiple=several, default=() if several else "autoattack",
+    return click.option("--attack", multiple=several, default=() if several else default,
                         show_default=not several, metavar="[LABEL=]SPEC" if several else "SPEC",
                         shell_complete=completion.attack, help=about)  # fmt: skip
+
+
+def method(*, default: str | None = None, about: str) -> Option:
+    """The option --method: the last bound that is climbed to."""
+    return click.option("--method", type=click.Choice(BOUNDS), default=default, show_default=default is not None,
+                        help=about)  # fmt: skip
 
 
 def defense(about: str = "jpeg:quality=50; several stand one before the other, the last one outermost.") -> Option:

@@ -5,7 +5,6 @@ from pathlib import Path
 import click
 
 from robustkit.cli import options, output
-from robustkit.cli.certify import METHODS
 from robustkit.cli.endings import end
 from robustkit.errors import ExitCode
 
@@ -13,16 +12,15 @@ from robustkit.errors import ExitCode
 @click.command()
 @click.argument("instance", type=click.Path(path_type=Path))
 @click.option("--onnx", required=True, type=click.Path(path_type=Path), metavar="FILE", help="The network.")
-@click.option("--method", type=click.Choice(METHODS), default="alpha-crown", show_default=True,
-              help="The last bound that is tried.")  # fmt: skip
-@click.option("--attack", metavar="SPEC", help="What looks for a counterexample; by default APGD on the margin.")
+@options.method(default="alpha-crown", about="The last bound that is tried.")
+@options.attack(default="apgd:loss=margin,steps=100,restarts=5")
 @options.seed()
 @options.threads
 @options.out("The competition's result file: sat with the counterexample, unsat or unknown.", "result", file=True)
 @options.json_to("the answer")
 @options.quiet
 def prove(
-    instance: Path, onnx: Path, method: str, attack: str | None, seed: int, threads: int | None, result: Path | None,
+    instance: Path, onnx: Path, method: str, attack: str, seed: int, threads: int | None, result: Path | None,
     json_to: str | None, quiet: bool,
 ) -> None:  # fmt: skip
     """Answer a VNN-LIB INSTANCE of a classifier: holds, violated or unknown.
@@ -40,7 +38,7 @@ def prove(
     asked = vnnlib.read(instance)
     with output.computing(threads=threads, quiet=quiet):
         network, shape = instances.read_network(onnx)
-        proof = instances.prove(network, shape, asked, method=method, attack=attack or instances.ATTACK, seed=seed)
+        proof = instances.prove(network, shape, asked, method=method, attack=attack, seed=seed)
     if result is not None:
         result.write_text(proof.result(), encoding="utf-8")
     output.tell(proof.to_json(), f"{proof.answer} ({instances.WORDS[proof.answer]}) by {proof.by}", json_to)
