@@ -83,7 +83,7 @@ def test_no_point_of_a_region_lies_below_its_bound(seed: int, norm: str) -> None
         traced = graph.trace(network, x)
         with torch.no_grad():
             y = network(x).argmax(1)
-            for eps in (0.02, 0.3):
+            for eps in (0.05, 0.3):
                 region = regions.region(x, norm, eps)
                 known = bounds.intervals(traced, region)
                 found = {
@@ -212,7 +212,7 @@ def test_a_layer_beyond_the_budget_keeps_its_intervals(monkeypatch: pytest.Monke
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(
     not torch.cuda.is_available(), reason="needs CUDA"))])  # fmt: skip
 def test_float32_is_within_the_margin_of_float64(device: str) -> None:
-    for network in networks(3):
+    for network in networks(3)[:3]:
         network = network.to(device)
         x = torch.rand(6, *SHAPE, device=device)
         with torch.no_grad():

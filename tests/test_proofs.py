@@ -21,7 +21,7 @@ from robustkit.records.folder import load_run
 from robustkit.report import files
 from robustkit.report.plots import source
 
-ATTACK, EPS, N = "(fgsm)+(apgd:steps=10)+(square:queries=200)", 0.12, 48
+ATTACK, EPS, N = "(fgsm)+(apgd:steps=5)+(square:queries=50)", 0.12, 40
 
 
 def run(order: str = "", **more):
@@ -208,3 +208,15 @@ def test_plots_have_a_row_for_what_is_proved(first) -> None:
 
     figure = attacks.draw([source.Source("run", first[0])], "one")
     assert "certified" in [label.get_text() for label in figure.axes[0].get_yticklabels()]
+
+
+def test_a_sweep_shows_what_is_proved_at_each_eps(first) -> None:
+    from robustkit.records.sweep import Sweep
+
+    record, _ = first
+    made = Sweep(("0.12",), (record,))
+    pages = files.of_sweep(made, ["md", "tex", "csv"])
+    assert f"{record.certified_accuracy} certified" in made.summary()
+    assert "| eps | accuracy | certified | carried | audit |" in pages["report.md"]
+    assert f"certified,0.12,{float(record.certified_accuracy)!r}" in pages["tables.csv"]
+    assert "certified" in pages["tables.tex"]

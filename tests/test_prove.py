@@ -19,6 +19,7 @@ def text(low: float, high: float, inputs: int, claim: str, outputs: int = 3) -> 
     return "; an instance\n" + "\n".join([*lines, f"(assert {claim})"])
 
 
+ATTACK = "apgd:loss=margin,steps=10"
 ANY = "(or (and (>= Y_1 Y_0)) (and (<= Y_0 Y_2)))"
 
 
@@ -30,8 +31,8 @@ class Sum(nn.Module):
         return torch.cat([s, 0 * s + 1, 0 * s + 0.5], 1)
 
 
-def ask(low: float, high: float, claim: str = ANY, **more) -> instances.Proof:
-    return instances.prove(Sum().eval(), (1, 1, 2), vnnlib.parse(text(low, high, 2, claim)), **more)
+def ask(low: float, high: float, claim: str = ANY) -> instances.Proof:
+    return instances.prove(Sum().eval(), (1, 1, 2), vnnlib.parse(text(low, high, 2, claim)), attack=ATTACK)
 
 
 def test_an_instance_is_read(tmp_path) -> None:
@@ -94,7 +95,7 @@ def test_what_can_be_neither_is_unknown() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return super().forward(x).softmax(1)
 
-    found = instances.prove(Softmax().eval(), (1, 1, 2), vnnlib.parse(text(0.6, 0.9, 2, ANY)))
+    found = instances.prove(Softmax().eval(), (1, 1, 2), vnnlib.parse(text(0.6, 0.9, 2, ANY)), attack=ATTACK)
     assert (found.answer, found.result()) == ("unknown", "unknown\n")
     assert "Softmax" in found.by
     with pytest.raises(UsageError, match="the instance has 3 inputs, the network 2"):
@@ -122,7 +123,17 @@ def test_the_command_ends_as_it_says(tmp_path, capsys) -> None:
         declared = text(0, 1, 0, f"(or {others})").replace("; an instance\n", "")
         names = "".join(f"(declare-const X_{i} Real)" for i in range(9))
         (tmp_path / "p.vnnlib").write_text(f"{names}{box}{declared}")
-        asked = [str(tmp_path / "p.vnnlib"), "--onnx", str(onnx), "--out", str(tmp_path / "r.txt"), "--json", "-"]
+        asked = [
+            str(tmp_path / "p.vnnlib"),
+            "--onnx",
+            str(onnx),
+            "--out",
+            str(tmp_path / "r.txt"),
+            "--json",
+            "-",
+            "--attack",
+            ATTACK,
+        ]
         with pytest.raises(SystemExit) as ended:
             main(["prove", *asked, "--quiet"])
         assert ended.value.code == code
