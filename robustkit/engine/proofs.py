@@ -29,7 +29,7 @@ CHECK = "pgd:steps=20"
 SHARE, FEWEST = 0.05, 32  # of the proved samples, attacked all the same
 TRIED = 8  # samples on which proofs are tried to see what they cost
 AT_ONCE = 64  # samples whose bounds are computed together
-ROW = 2.0  # passes of the network that one row of a bound takes the time of, measured: `reports/certificates`
+ROW = 1.0  # passes of the network that one row of a bound takes the time of, measured: `reports/certificates`
 BEFORE = (
     0.25  # of a proof's cost: what attacks cost no more than this in sum go first, for they break what is not robust
 )
