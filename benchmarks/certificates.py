@@ -79,15 +79,16 @@ def table(files: list[Path]) -> None:
         print(f"| {file.stem} | {len(rows)} | {' | '.join(cells)} | {spent:.4f} |")
 
 
-def cost(name: str, eps: float, indices: range, attack: str, certify: str) -> None:
+def cost(name: str, eps: float, indices: range, attack: str, certify: str, tile: int | None) -> None:
     """CPU seconds and passes of an evaluation of some images, with certificates or without."""
     images = kit.cifar10 if name.startswith("cifar10") else kit.mnist
     network, (x, y) = kit.model(name), images(indices)
     began = time.process_time()
-    record = robustkit.evaluate(network, (x, y), attack, eps=eps, certify=certify, doctor=False)
+    record = robustkit.evaluate(network, (x, y), attack, eps=eps, certify=certify, doctor=False, tile=tile)
     seconds = time.process_time() - began
     passes = int(record.attacks["forwards"].sum() + record.attacks["backwards"].sum())
-    told = {"network": name, "first": indices.start, "n": len(indices), "attack": attack, "certify": certify,
+    told = {"network": name, "first": indices.start, "n": len(indices), "attack": attack,
+            "tile": tile, "certify": certify,
             "cpu_seconds": round(seconds, 2),
             "attack_passes": passes, "clean": record.clean_accuracy.k, "robust": record.counts["ROBUST"],
             "certified": int(record.certified.sum()), "certificates": record.certificates}  # fmt: skip
@@ -109,6 +110,7 @@ def main() -> None:
     other.add_argument("network")
     other.add_argument("--eps", type=spec.number, required=True)
     other.add_argument("-n", type=int, default=64)
+    other.add_argument("--tile", type=int)
     other.add_argument("--start", type=int, default=6000)
     other.add_argument("--attack", default="autoattack")
     other.add_argument("--certify", default="alpha-crown")
@@ -124,7 +126,9 @@ def main() -> None:
             print(f"{name}: {status}, {'proved' if proved else 'open'}: {count}")
         return
     if asked.command == "cost":
-        cost(asked.network, asked.eps, range(asked.start, asked.start + asked.n), asked.attack, asked.certify)
+        cost(
+            asked.network, asked.eps, range(asked.start, asked.start + asked.n), asked.attack, asked.certify, asked.tile
+        )
         return
     if asked.indices == "sdp":
         indices = json.loads((kit.ROOT / "oracle/sdp200_indices.json").read_text())[asked.network.split("_")[0]]
