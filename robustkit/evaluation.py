@@ -14,6 +14,7 @@ from robustkit.doctor import KINDS, LEFT_OUT, enough, examine_input
 from robustkit.engine import evidence
 from robustkit.engine.measure import Begun, begin, bench_of, complete
 from robustkit.engine.plan import Named, check_attack, parse_target
+from robustkit.engine.proofs import parse as parse_certify
 from robustkit.engine.request import Execution, Request, check_counts, threat_of
 from robustkit.errors import UsageError
 from robustkit.models import defended
@@ -38,7 +39,7 @@ def evaluate(
     batch_size: int | Literal["auto"] = "auto", shard_size: int | None = None, tile: int | None = None,
     out: str | os.PathLike[str] | Callable[[spec.Job], Path] | None = None, fresh: bool = False,
     on_event: Callable[[events.Event], None] | None = None, carry: RunRecord | None = None,
-    draws: int = spec.DEFAULT_DRAWS, doctor: bool = True, audit: bool = False, label: str = "",
+    draws: int = spec.DEFAULT_DRAWS, doctor: bool = True, audit: bool = False, certify: str = "", label: str = "",
 ) -> RunRecord:  # fmt: skip
     """Measure the robust accuracy of a model, judged on every sample.
 
@@ -70,9 +71,12 @@ def evaluate(
         doctor: let `robustkit.doctor` look first whether the model gets the input it expects; a flag if not.
         label: what the run is called in its record and reports; it decides nothing.
         audit: let `robustkit.audit` find out whether the robust accuracy is real: `record.verdict`, `record.audit`.
+        certify: prove samples robust by bounds up to "ibp", "crown" or "alpha-crown" (`:order=first|last` says when,
+            instead of where it saves most): `record.certified_accuracy`. A model that has no bounds is flagged.
 
     Raises:
         UsageError: for anything that cannot be run as given, before anything is written.
+        NotEstablishedError: if a sample is both proved and broken: one of the two is a bug.
     """
     threat = threat_of(norm, eps)
     if quantize not in (None, "8bit"):
@@ -85,11 +89,12 @@ def evaluate(
     defenses = defended.resolve(defense)
     dataset = datasets.resolve(data)
     wanted = parse_target(target, dataset.classes or None)
+    parse_certify(certify, threat)
     if audit:
         check_audit(norm, wanted)
     request = Request(
         attack, threat, data if isinstance(data, str) else dataset.name, eps if isinstance(eps, str) else "", wanted,
-        seed, quantize or "", draws, carry,
+        seed, quantize or "", draws, carry, certify,
     )  # fmt: skip
     loaded = load(model, dataset.name, norm, outputs=outputs, trust=trust, device=device)
     samples = choose_samples(dataset, n, indices, wanted)

@@ -349,7 +349,8 @@ class Job:
     `carried` is the identity of the run at a smaller eps whose broken samples count as broken here, or empty. `draws`
     is how many vote on a sample of a randomised model; 0 of any other. `defense` names what stands before the model,
     `noisy_sha256` is the probe images' answer of a randomised model under fixed noise, `gradient_signs` where the
-    gradients point there. `streams` is how random numbers are keyed, see `STREAMS`.
+    gradients point there. `streams` is how random numbers are keyed, see `STREAMS`. `certify` says how samples are
+    proved; empty, it is left out of the JSON, so that a run without it is what it was before there were proofs.
 
     The batch size, the shard size and the folder are not part of it, since they change nothing.
     """
@@ -380,10 +381,13 @@ class Job:
     noisy_sha256: str = ""
     gradient_signs: str = ""
     streams: int = STREAMS
+    certify: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """As JSON data, with its own hash under `id`."""
         data: dict[str, Any] = json.loads(canonical(dataclasses.asdict(self)))
+        if not self.certify:
+            del data["certify"]
         return {**data, "id": digest(data)}
 
     @property

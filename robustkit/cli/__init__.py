@@ -26,6 +26,7 @@ from robustkit.cli import (
     listing,
     options,
     plot,
+    prove,
     report,
     run,
     runs,
@@ -80,7 +81,7 @@ def main() -> None:
 
 for command in (
     evaluate.evaluate, audit.audit, certify.certify, corruptions.corruptions, transfer.transfer, run.run, gate.gate,
-    compare.compare, show.show, runs.runs, report.report, plot.plot, leaderboard.leaderboard, train.train,
+    compare.compare, show.show, runs.runs, report.report, plot.plot, leaderboard.leaderboard, prove.prove, train.train,
     doctor.doctor, listing.listing, cache.data, cache.models, completion.completion,
 ):  # fmt: skip
     main.add_command(command)

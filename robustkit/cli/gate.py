@@ -21,6 +21,8 @@ _DECIDED = {"attack", "norm", "eps", "target", "n", "indices", "seed", "outputs"
 @click.option("--baseline", "file", required=True, type=click.Path(path_type=Path), help="The baseline's file.")
 @click.option("--max-drop", default="0.5pp", show_default=True, metavar="0.5pp|0.5%",
               help="Robust accuracy that other weights may lose; a drop shown to be larger fails.")  # fmt: skip
+@click.option("--min-robust", metavar="45%", help="Fail, too, if less of the samples is robust.")
+@click.option("--min-certified", metavar="40%", help="Fail, too, if less of the samples is proved; see --certify.")
 @options.stored_run("run", "Judge this stored run instead of evaluating.")
 @click.option("--time-budget", metavar="60s|2m",
               help="Only as many of the first samples as fit, by the baseline's counted costs.")  # fmt: skip
@@ -29,7 +31,8 @@ _DECIDED = {"attack", "norm", "eps", "target", "n", "indices", "seed", "outputs"
 @options.json_to("the verdict")
 @options.evaluation(model_required=False, sweeps=False)
 def gate(
-    file: Path, max_drop: str, run: Path | None, time_budget: str | None, update: bool, out: Path | None,
+    file: Path, max_drop: str, min_robust: str | None, min_certified: str | None, run: Path | None,
+    time_budget: str | None, update: bool, out: Path | None,
     json_to: str | None, **asked: Any,
 ) -> None:  # fmt: skip
     """Fail when a model got less robust than its baseline. What is not given is as in the baseline.
@@ -49,6 +52,7 @@ def gate(
 
     source = click.get_current_context().get_parameter_source
     given = {name for name in asked if source(name) is click.core.ParameterSource.COMMANDLINE} - {"quiet"}
+    least = [rule.parse_share(text) if text else None for text in (min_robust, min_certified)]
     allowed, budget = rule.parse_drop(max_drop), rule.parse_seconds(time_budget) if time_budget else None
     _check(given, file=file, run=run is not None, update=update, out=out is not None, budget=budget is not None)
     before = baseline.load(file) if file.exists() else None
@@ -74,8 +78,13 @@ def gate(
         output.tell(data, text, json_to)
         return
     found = rule.judge(before, record, allowed)
-    output.tell(found.to_json(), verdict(found, before, record), json_to)
-    if not found.passed:
+    below = rule.floors(record, *least)
+    data, said = found.to_json(), verdict(found, before, record)
+    if any(share is not None for share in least):
+        data["floors"] = {"robust": least[0], "certified": least[1], "below": below}
+        said = "\n".join([said, *(f"FAILED: {why}" for why in below)])
+    output.tell({**data, "passed": found.passed and not below}, said, json_to)
+    if below or not found.passed:
         end(ExitCode.GATE_FAILED)
 
 

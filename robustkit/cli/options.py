@@ -18,6 +18,7 @@ from robustkit.errors import UsageError
 from robustkit.spec import DEFAULT_DRAWS, DEFAULT_EPS, suggest
 
 NORMS = tuple(DEFAULT_EPS)
+BOUNDS = ("ibp", "crown", "alpha-crown")
 Command = Callable[..., Any]
 Option = Callable[[Command], Command]
 
@@ -139,6 +140,10 @@ doctor = click.option(
     "--doctor/--no-doctor", default=True,
     help="Look first whether the model gets the input it expects (mean/std, 0–255, BGR …).",
 )  # fmt: skip
+certificates = click.option(
+    "--certify", default="", metavar="ibp|crown|alpha-crown",
+    help="Prove samples robust by bounds, each with the cheapest that suffices; :order=first|last says when.",
+)  # fmt: skip
 quiet = click.option("--quiet", is_flag=True, help="No progress.")
 fresh = click.option("--fresh", is_flag=True, help="Forget what the folder holds of this and compute it again.")
 
@@ -157,12 +162,18 @@ def dataset(about: str = "digits, cifar10:path=…, ./images.npz; by default wha
                         help=about)  # fmt: skip
 
 
-def attack(*, several: bool = False) -> Option:
+def attack(*, several: bool = False, default: str = "autoattack") -> Option:
     """The option --attack: one with a default, or several that may have labels."""
     about = "mi-cwa, pgd:steps=10; repeat it, or (a)+(b)." if several else "pgd:steps=40,restarts=5; (a)+(b) runs both."
-    return click.option("--attack", multiple=several, default=() if several else "autoattack",
+    return click.option("--attack", multiple=several, default=() if several else default,
                         show_default=not several, metavar="[LABEL=]SPEC" if several else "SPEC",
                         shell_complete=completion.attack, help=about)  # fmt: skip
+
+
+def method(*, default: str | None = None, about: str) -> Option:
+    """The option --method: the last bound that is climbed to."""
+    return click.option("--method", type=click.Choice(BOUNDS), default=default, show_default=default is not None,
+                        help=about)  # fmt: skip
 
 
 def defense(about: str = "jpeg:quality=50; several stand one before the other, the last one outermost.") -> Option:
@@ -238,7 +249,7 @@ def evaluation(*, model_required: bool, sweeps: bool) -> Option:
     """The options that say what is evaluated, and how; see `model` and `threat`."""
     return _together(
         model(required=model_required), dataset(), attack(), defense(), threat(sweeps=sweeps), target, samples(),
-        outputs, draws(), trust, execution(), offline, doctor, quiet,
+        outputs, draws(), trust, certificates, execution(), offline, doctor, quiet,
     )  # fmt: skip
 
 

@@ -5,9 +5,12 @@ from typing import Any
 
 import numpy as np
 
+from robustkit.certificates import ladder
+from robustkit.engine import proofs
 from robustkit.engine.judge import BROKEN, VIOLATED, gathered
 from robustkit.engine.shard import CLEAN, Bench, Facts
 from robustkit.records import schema as record
+from robustkit.records.folder import CERTIFIED
 
 Parts = Mapping[tuple[int, int], Facts]  # by (shard, step)
 _OUTCOMES = np.array(record.OUTCOMES)  # by the judge's codes
@@ -88,6 +91,44 @@ def columns(bench: Bench, parts: Parts) -> tuple[dict[str, np.ndarray], dict[str
     return samples, joined, seconds
 
 
+def proved(bench: Bench, parts: Parts) -> dict[str, np.ndarray]:
+    """The certificates' columns, as far as the shards have them; empty without proofs."""
+    if bench.proving is None:
+        return {}
+    shards = sorted(shard for shard, step in parts if step == CERTIFIED)
+    names = [column.name for column in record.CERTIFICATE_FACTS]
+    return {name: np.concatenate([parts[shard, CERTIFIED][name] for shard in shards]) for name in names}
+
+
+def certificates(bench: Bench, parts: Parts, checked: Facts | None) -> dict[str, np.ndarray]:
+    """The certificates' columns and which of the proved samples were attacked all the same."""
+    found = proved(bench, parts)
+    if found:
+        met = np.zeros(len(found["certified"]), dtype=np.bool_)
+        if checked is not None:
+            met[checked["position"]] = True
+        found["checked"] = met
+    return found
+
+
+def how_proved(bench: Bench, parts: Parts, checked: Facts | None) -> dict[str, Any] | None:
+    """What a record says of its proofs besides the samples' columns."""
+    how = bench.proving
+    if how is None:
+        return None
+    spent = sum(float(facts["seconds"].sum()) for (_, step), facts in parts.items() if step == CERTIFIED)
+    return {
+        "method": how.asked.method, "order": how.asked.order, "after": how.after,
+        "tried": {"share": how.share, "passes": how.passes},
+        "margin": f"{ladder.SHARE:g} (1 + S), S what a bound was summed from; empirical",
+        "dtype": str(how.graph.dtype).removeprefix("torch."), "seconds": round(spent, 3),
+        "check": {
+            "attack": proofs.CHECK, "samples": 0 if checked is None else len(checked["position"]),
+            "passes": 0 if checked is None else int(checked["forwards"].sum() + checked["backwards"].sum()),
+        },
+    }  # fmt: skip
+
+
 def adversarial(bench: Bench, parts: Parts) -> Mapping[str, Any] | None:
     """The valid adversarial images of the broken samples, their indices and their originals, if they were kept."""
     if not bench.keep_adversarial:
@@ -95,7 +136,7 @@ def adversarial(bench: Bench, parts: Parts) -> Mapping[str, Any] | None:
     chosen = bench.opened.samples
     found: dict[int, np.ndarray] = {}
     for (shard, step), facts in sorted(parts.items()):
-        if step == CLEAN or "adv" not in facts:
+        if step <= CLEAN or "adv" not in facts:
             continue
         for position, adv in zip(facts["adv_position"], facts["adv"], strict=True):
             found[chosen.indices[int(position) + shard * bench.shard_size]] = adv
@@ -110,7 +151,7 @@ def errors(bench: Bench, parts: Parts) -> list[dict[str, Any]]:
     rows = (
         (bench.attacks[step - 1].name, reason, chosen[position + shard * bench.shard_size])
         for (shard, step), facts in sorted(parts.items(), key=lambda part: part[0])
-        if step != CLEAN
+        if step > CLEAN
         for position, reasons in zip(facts["position"].tolist(), facts["reason"].tolist(), strict=True)
         for reason in reasons.splitlines()
     )

@@ -20,7 +20,7 @@ from robustkit.numerics.streams import SampleDraws, key_of
 from robustkit.records import evidence
 from robustkit.records.evidence import MASKED, MISLED, OTHERS, Sign
 from robustkit.records.run import ESCALATE, INSUFFICIENT, RunRecord
-from robustkit.records.schema import BROKE, BROKEN, ROBUST, WRONG
+from robustkit.records.schema import BROKE, BROKEN, WRONG
 
 NOISE = 8  # random images of the ball
 STAND_INS = 4  # the most stand-ins that are tried
@@ -37,7 +37,7 @@ def flags(bench: Bench, record: RunRecord) -> list[Mapping[str, Any]]:
 
 def _doubts(bench: Bench, record: RunRecord) -> list[Mapping[str, Any]]:
     """Why what stands may only be hidden, or was never attacked."""
-    if not (record.samples["status"] == ROBUST).any():
+    if not record.unproved.any():
         return []
     flows = bench.opened.subject.facts.differentiable
     if k := evidence.not_attacked(record):
@@ -104,7 +104,7 @@ class _Tile(NamedTuple):
 
 def _look(bench: Bench, record: RunRecord) -> Iterator[Sign]:
     """What a few passes show of a tile of the samples that stand; not of a randomised model, of which none decides."""
-    standing = np.flatnonzero(record.samples["status"] == ROBUST)[: bench.opened.subject.reference.tile]
+    standing = np.flatnonzero(record.unproved)[: bench.opened.subject.reference.tile]
     samples, device = bench.opened.samples.at(standing.tolist()), bench.opened.device
     x, y = (t.to(device) for t in samples.batch(0, len(samples)))
     target = torch.from_numpy(record.samples["target"][standing]).to(device) if bench.target else None

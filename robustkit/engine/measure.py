@@ -3,21 +3,24 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from robustkit import datasets, events
 from robustkit.api import CohortAttack, ThreatModel
 from robustkit.datasets.choice import choose_samples
 from robustkit.datasets.names import names_of
-from robustkit.engine import assemble
+from robustkit.engine import assemble, proofs
 from robustkit.engine.costs import predict
 from robustkit.engine.memory import samples_in_flight
 from robustkit.engine.plan import Plan, environment, looks_inside, plan
 from robustkit.engine.progress import Progress
+from robustkit.engine.proofs import Proving, Refused, parse, proving
 from robustkit.engine.request import Execution, Request
-from robustkit.engine.shard import CLEAN, Bench, Carried, Facts, Known, attack_shards, decided
+from robustkit.engine.shard import CLEAN, Bench, Carried, Facts, Known, attack_shards, check_proofs, decided
 from robustkit.engine.units import Units, shard_size
 from robustkit.errors import UsageError
 from robustkit.locks import at_work
@@ -27,8 +30,9 @@ from robustkit.models.standins import Watched
 from robustkit.models.state import restore
 from robustkit.models.views import Views
 from robustkit.records.about import About, now
-from robustkit.records.folder import RunFolder, load_run
-from robustkit.records.run import RunRecord
+from robustkit.records.folder import CHECKED, RunFolder, load_run
+from robustkit.records.run import NOT_CERTIFIABLE, RunRecord
+from robustkit.records.schema import BROKE_CODE
 from robustkit.spec import DEFAULT_DRAWS, Job
 
 
@@ -135,32 +139,85 @@ def complete(begun: Begun, flags: Sequence[Mapping[str, Any]] = ()) -> RunRecord
     for flag in flags:
         tell(events.Noted(flag["message"]))
     in_flight = samples_in_flight(begun.execution.batch_size, opened.subject, first)
-    bench = bench_of(begun, in_flight)
+    how = _how_to_prove(begun)
+    bench = replace(bench_of(begun, in_flight), proving=how if isinstance(how, Proving) else None)
     if folder is not None:
         folder.begin()
     try:
         parts = _attacked(bench, begun)
+        checked = _check_proofs(bench, begun, parts)
     except UsageError:
         if folder is not None and not begun.resumed:
             folder.discard()
         raise
     samples, attacks, seconds = assemble.columns(bench, parts)
+    proved = assemble.certificates(bench, parts, checked)
     left_out = _left_out(begun.request.target, len(opened.samples), opened.samples.left_out)
     chosen = opened.samples.flags(opened.subject.facts.classes)
     return RunRecord(
         job=begun.plan.job.to_json(),
         environment=environment(opened.device),
-        samples=samples,
+        samples={**samples, **proved},
         attacks=attacks,
         seconds=seconds,
-        flags=[*opened.subject.flags, *left_out, *chosen, *begun.plan.flags, *flags],
+        flags=[*opened.subject.flags, *left_out, *chosen, *begun.plan.flags, *_refusal(how), *flags],
         errors=assemble.errors(bench, parts),
         predicted={name: value for name, value in asdict(predicted).items() if name != "least"},
         goals={named.name: named.attack.goal for named in begun.plan.attacks},
         adversarial=assemble.adversarial(bench, parts),
         folder=str(folder.path) if folder else None,
         about=_about(opened, begun.request, label=begun.execution.label, started=begun.started, finished=now()),
+        certificates=assemble.how_proved(bench, parts, checked),
     )
+
+
+def _how_to_prove(begun: Begun) -> Proving | Refused | None:
+    """How samples are proved, if that is asked; told, with what it was decided from."""
+    asked = parse(begun.request.certify, begun.request.threat)
+    if asked is None:
+        return None
+    how = proving(begun.opened, asked, begun.plan.attacks, begun.request.threat)
+    restore(begun.opened.module, begun.opened.weights)
+    if isinstance(how, Refused):
+        begun.execution.tell(events.Noted(how.reason))
+        return how
+    at = f"after {how.after} of {len(begun.plan.attacks)} attacks" if how.after else "before the attacks"
+    begun.execution.tell(
+        events.Noted(
+            f"certificates ({how.asked.method}) {at}: on the first samples they prove {100 * how.share:.0f} % for "
+            f"{how.passes:.0f} passes each"
+        )
+    )
+    return how
+
+
+def _refusal(how: Proving | Refused | None) -> list[dict[str, Any]]:
+    return [{"kind": NOT_CERTIFIABLE, "message": how.reason}] if isinstance(how, Refused) else []
+
+
+def _check_proofs(bench: Bench, begun: Begun, parts: Mapping[tuple[int, int], Facts]) -> Facts | None:
+    """Some of the proved samples attacked all the same, where proofs came before an attack.
+
+    Raises:
+        NotEstablishedError: if one breaks, for then a proof or the judge is wrong.
+    """
+    if bench.proving is None or bench.proving.after == len(bench.attacks):
+        return None
+    certified = assemble.proved(bench, parts)
+    facts = None if begun.folder is None else begun.folder.read_part(0, CHECKED)
+    if facts is None:
+        facts = check_proofs(bench, certified["certified"])
+        if begun.folder is not None:
+            begun.folder.write_part(0, CHECKED, facts)
+    for row in np.flatnonzero(facts["outcome"] == BROKE_CODE)[:1]:
+        position = int(facts["position"][row])
+        rung, bound = certified["rung"][position], certified["bound"][position]
+        raise proofs.contradiction(
+            bench.opened.samples.indices[position],
+            f"{rung} bounds its margin by {bound:.4g} from below",
+            f"{proofs.CHECK} reaches {facts['margin'][row]:.4g} at distance {facts['distance'][row]:.6g}",
+        )
+    return facts
 
 
 def _attacked(bench: Bench, begun: Begun) -> dict[tuple[int, int], Facts]:
@@ -184,7 +241,7 @@ def _known(begun: Begun) -> Known:
 
     def read(shard: int, step: int) -> Facts | None:
         facts = None if folder is None else folder.read_part(shard, step)
-        return facts if facts is None or not begun.retries or step == CLEAN else decided(facts)
+        return facts if facts is None or not begun.retries or step <= CLEAN else decided(facts)
 
     return read
 
@@ -225,10 +282,11 @@ def rebuilt(job: Mapping[str, Any], execution: Execution, *, trust: bool = False
         request = Request(
             job["attack"], ThreatModel(job["norm"], job["eps"]), job["data"], target=job["target"], seed=job["seed"],
             quantize=job["quantize"], draws=job["draws"] or DEFAULT_DRAWS,
+            certify=job.get("certify", ""),
         )  # fmt: skip
         begun = stack.enter_context(begin(opened, request, execution))
         now = begun.plan.job.to_json()
-        if other := [key for key in now if now[key] != job[key] and key != "id"]:
+        if other := [key for key in now if now[key] != job.get(key) and key != "id"]:
             raise UsageError(f"this is not the run that was begun: {other[0]} is {str(now[other[0]])[:60]} here")
         yield bench_of(begun, samples_in_flight(execution.batch_size, opened.subject, samples.first()[0]))
 

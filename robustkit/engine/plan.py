@@ -84,6 +84,7 @@ def plan(opened: Opened, request: Request) -> Plan:
         defense=opened.defense,
         noisy_sha256=subject.noisy_sha256,
         gradient_signs=subject.gradient_signs,
+        certify=request.certify,
     )
     _check_carry(request, job)
     flags = [{"kind": INSUFFICIENT, "message": why}] if (why := never_alone(request.attack)) else []

@@ -20,7 +20,8 @@ class Request:
 
     `attack` is a spec, an Attack, a Suite, or a list of these; `target` is empty, "random", "least-likely" or a class;
     `quantize` is empty or "8bit"; `data` is how the samples' dataset was named. `carry` is the same measurement at a
-    smaller eps: what it broke counts as broken. `eps` is the radius as it was written.
+    smaller eps: what it broke counts as broken. `eps` is the radius as it was written. `certify` is empty or says how
+    samples are proved, see `robustkit.engine.proofs`.
 
     Raises:
         UsageError: for a seed or a number of draws that is no whole number, or below 0 or 1.
@@ -35,6 +36,7 @@ class Request:
     quantize: str = ""
     draws: int = spec.DEFAULT_DRAWS
     carry: RunRecord | None = None
+    certify: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "seed", spec.whole(self.seed, "seed", 0))  # plain ints: they go into the job

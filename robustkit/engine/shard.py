@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 
 from robustkit.api import CohortAttack, ForeignAttack, Goal, Handed, Images, Labels, ThreatModel
+from robustkit.engine import proofs
 from robustkit.engine.attempt import Batch, Notes, attempt, in_batches, oracle_for, whole
 from robustkit.engine.judge import BROKEN, SURVIVED, VIOLATED, Judge
 from robustkit.engine.plan import Named, targets_for
 from robustkit.engine.progress import Progress
+from robustkit.engine.proofs import Proving
 from robustkit.engine.voting import VotingJudge, clean, clean_by_vote
 from robustkit.errors import UsageError
 from robustkit.models.evidence import Climb
@@ -26,6 +28,7 @@ from robustkit.models.oracle import Counts, Network
 from robustkit.numerics import devices
 from robustkit.numerics.streams import key_of
 from robustkit.records import schema
+from robustkit.records.folder import CERTIFIED
 from robustkit.tasks import CLASSIFICATION, Task
 
 CLEAN = 0  # the step before the first attack
@@ -74,6 +77,7 @@ class Bench:
     shard_size: int
     carried: Mapping[int, Carried]
     task: Task = CLASSIFICATION
+    proving: Proving | None = None
 
     def network(self, *key: object) -> Network:
         """The reference network; of a randomised one, with noise of its own for this key."""
@@ -137,8 +141,49 @@ def attack_shards(bench: Bench, shards: Sequence[int], known: Known, watch: Prog
         watch.clean(int(part.facts["correct"].sum()), len(shard.x))
         here.append(shard)
     for step, named in enumerate(bench.attacks, start=1):
+        if bench.proving and bench.proving.after == step - 1:
+            yield from _proved(bench, bench.proving, here, known)
         for together in [here] if bench.packs(named) else [[shard] for shard in here]:
             yield from _attack(bench, step, named, together, known, watch)
+    if bench.proving and bench.proving.after == len(bench.attacks):
+        yield from _proved(bench, bench.proving, here, known)
+
+
+def _proved(bench: Bench, proving: Proving, shards: Sequence[_Shard], known: Known) -> Iterator[Part]:
+    """The certificates of what still stands in some shards; what is proved is not attacked any more."""
+    for shard in shards:
+        held = known(shard.number, CERTIFIED)
+        began = time.perf_counter()
+        facts = held or proofs.climb(proving, bench.network(), bench.threat, shard.x, shard.y, shard.standing)
+        if held is None:
+            facts["seconds"] = np.array([time.perf_counter() - began])
+        for position in np.flatnonzero(facts["certified"] & ~shard.standing.cpu().numpy())[:1]:
+            bound = f"{facts['rung'][position]} bounds its margin by {facts['bound'][position]:.4g} from below"
+            raise proofs.contradiction(int(shard.indices[position]), bound, "an attack of this run broke it")
+        yield Part(shard.number, CERTIFIED, facts, held is None)
+        shard.standing[torch.from_numpy(facts["certified"]).to(shard.standing.device)] = False
+
+
+def check_proofs(bench: Bench, certified: np.ndarray) -> Facts:
+    """What an attack makes, untargeted, of some of the proved samples; `certified` says which of the run's are."""
+    samples, named = bench.opened.samples, proofs.checking()
+    at = torch.from_numpy(proofs.chosen(certified, samples.indices, bench.seed))
+    watch = Progress([named], bench.opened, lambda event: None)
+    watch.begin(1, len(at), len(at), len(at), ())
+
+    def run(here: Tensor) -> Facts:
+        images = [samples.batch(position, position + 1)[0] for position in here.tolist()]
+        index = torch.tensor([samples.indices[position] for position in here.tolist()], dtype=torch.int64)
+        device = bench.opened.device
+        x, y = torch.cat(images).to(device), samples.labels[here].to(device)
+        batch = Batch(index.to(device), x, y, None)
+        return {**_batch(bench, named, batch, watch, keep=False), "position": here.numpy()}
+
+    found = _no_facts()
+    reference = bench.opened.subject.reference
+    for _, fresh in in_batches(at, bench.in_flight, reference.tile, reference.device, run):
+        found = _merged(found, {name: values for name, values in fresh.items() if name in _ROWS})
+    return found
 
 
 def _opened(bench: Bench, number: int, known: Facts | None) -> tuple[Part, _Shard]:

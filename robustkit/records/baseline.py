@@ -61,12 +61,21 @@ def save(record: RunRecord, path: Path, entry: str = "") -> None:
         "seconds": {name: round(value, 3) for name, value in record.seconds.items()},
         "flags": list(record.flags),
         **({"audit": dict(record.audit)} if record.audit else {}),
+        **_proofs(record),
         "columns": COLUMNS,
     }
     head[seal.DIGEST] = seal.sealed({**head, "samples": rows})[seal.DIGEST]
     lines = ",\n".join("  " + json.dumps(row, ensure_ascii=False) for row in rows)
     opened = dumps(head).removesuffix("\n}\n")
     write_text(path, f'{opened},\n "samples": [\n{lines}\n ]\n}}\n')
+
+
+def _proofs(record: RunRecord) -> dict[str, Any]:
+    """How samples were proved, and which; nothing without certificates."""
+    if record.certified_accuracy is None or record.certificates is None:
+        return {}
+    proved = record.samples["index"][record.certified].tolist()
+    return {"certificates": {**record.certificates, "proved": proved}}
 
 
 def load(path: Path) -> RunRecord:
@@ -100,10 +109,11 @@ def _record(data: Mapping[str, Any], path: Path) -> RunRecord:
         raise UsageError(f"{path} is no robustkit baseline: its job lacks {', '.join(missing)}")
     if tuple(data["columns"]) != COLUMNS or not data["samples"]:
         raise UsageError(f"{path} is no robustkit baseline: it needs samples, with the columns {', '.join(COLUMNS)}")
-    names = data["job"]["attacks"]
+    names, proofs = data["job"]["attacks"], data.get("certificates")
+    proved = set(proofs["proved"]) if proofs else set()
     met_by = []
     for number, row in enumerate(data["samples"]):
-        met = _met(row, names)
+        met = _met(row, names, proofs["after"] if proofs and row[0] in proved else len(names))
         if met is None:
             raise UsageError(f"{path}: row {number} of the samples contradicts itself; write the baseline anew")
         index, _, _, broken_by, _, *paid = row
@@ -112,6 +122,8 @@ def _record(data: Mapping[str, Any], path: Path) -> RunRecord:
             for name, *cost in zip(names[:met], *paid, strict=True)
         ]
     samples = _columns([row[:5] for row in data["samples"]], COLUMNS[:5])
+    if proofs:
+        samples["certified"] = np.isin(samples["index"], list(proved))
     record = RunRecord(
         job={**data["job"], "indices": samples["index"].tolist()},
         environment=data["environment"],
@@ -120,6 +132,7 @@ def _record(data: Mapping[str, Any], path: Path) -> RunRecord:
         seconds=data["seconds"],
         flags=data["flags"],
         audit=stored(data.get("audit")),
+        certificates={key: value for key, value in proofs.items() if key != "proved"} if proofs else None,
         notes=() if seal.DIGEST in data else (f"{path.name} is {seal.UNSEALED}",),
     )
     if len(set(record.job["indices"])) != record.n:
@@ -129,11 +142,11 @@ def _record(data: Mapping[str, Any], path: Path) -> RunRecord:
     return record
 
 
-def _met(row: Any, names: Sequence[str]) -> int | None:
-    """How many attacks a sample met, by its row; None if the row contradicts itself."""
+def _met(row: Any, names: Sequence[str], all_: int) -> int | None:
+    """How many attacks a sample met, by its row, of `all_` if it stands; None if the row contradicts itself."""
     try:
         _, _, status, broken_by, _, forwards, backwards = row
-        met = 0 if status == WRONG else len(names) if status == ROBUST else names.index(broken_by) + 1
+        met = 0 if status == WRONG else all_ if status == ROBUST else names.index(broken_by) + 1
     except (ValueError, TypeError):
         return None
     sound = status in (WRONG, BROKEN, ROBUST) and met == len(forwards) == len(backwards)

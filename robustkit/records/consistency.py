@@ -92,6 +92,13 @@ def _run_faults(record: "RunRecord", summary: Mapping[str, Any]) -> Iterator[str
         yield "an attack met a sample that is not there"
     yield from _met(record)
     yield from _noise(record)
+    if "certified" in samples:
+        low = ~(samples["bound"] > samples["needed"])
+        for position in np.flatnonzero(samples["certified"] & low)[:1]:
+            yield f"sample {samples['index'][position]} is proved by a bound that is not above what it needs"
+        share = record.certified_accuracy
+        if share is not None and dict(summary.get("certified_accuracy", share.to_json())) != share.to_json():
+            yield "its summary has another certified accuracy than its samples"
     counts = summary.get("counts", record.counts)
     if dict(counts) != record.counts:
         yield f"its summary counts {dict(counts)}, its samples {record.counts}"
@@ -122,10 +129,11 @@ def _met(record: "RunRecord") -> Iterator[str]:
     ended, by, distance = np.where(status == WRONG, WRONG, ROBUST).astype("<U7"), [""] * record.n, samples["distance"]
     ended[carried] = BROKEN
     order = np.argsort(index)
-    for name in job["attacks"]:
+    certified, after = _proofs(record)
+    for step, name in enumerate(job["attacks"]):
         rows = np.flatnonzero(attacks["attack"] == name)
         at = order[np.searchsorted(index, attacks["index"][rows], sorter=order)]
-        standing = np.flatnonzero(((ended == ROBUST) | (ended == UNKNOWN)) & ~carried)
+        standing = np.flatnonzero(((ended == ROBUST) | (ended == UNKNOWN)) & ~carried & ~(certified & (step >= after)))
         if not np.array_equal(np.sort(at), standing):
             yield f"{name} met {len(at)} samples, which are not the {len(standing)} that stood"
             return
@@ -139,6 +147,8 @@ def _met(record: "RunRecord") -> Iterator[str]:
                 yield f"sample {index[position]} is broken at distance {reached:g}, beyond eps {job['eps']:g}"
         ended[at[outcome == VIOLATED]] = UNKNOWN
         ended[at[outcome == BROKE]] = BROKEN
+    for position in np.flatnonzero(certified & (ended != ROBUST) & (ended != UNKNOWN))[:1]:
+        yield f"sample {index[position]} is proved robust, its attacks make it {ended[position]}"
     for position in np.flatnonzero(ended != status)[:1]:
         yield f"sample {index[position]} is {status[position]}, its attacks make it {ended[position]}"
     who = np.where(carried, samples["broken_by"], np.array(by, dtype=np.str_))
@@ -147,6 +157,11 @@ def _met(record: "RunRecord") -> Iterator[str]:
         yield f"sample {index[position]} is broken by {said!r}, its attacks say {made!r}"
     if "quantized_status" in samples:
         yield from _quantized(record, order)
+
+
+def _proofs(record: "RunRecord") -> tuple[np.ndarray, int]:
+    """Which samples are proved, and after how many attacks they were."""
+    return record.certified, int(record.certificates["after"]) if record.certificates else len(record.job["attacks"])
 
 
 def _quantized(record: "RunRecord", order: np.ndarray) -> Iterator[str]:

@@ -1,8 +1,8 @@
 """Signs, among a run's facts, that its attacks had nothing to go by: then what stands may only be hidden. No torch.
 
-They are shares of the samples that stand, and speak only where chance cannot make them: an exact test, so that a few
-samples among many, or one among few, accuse nobody. The limits are the audit's, and methods are from where its are:
-Carlini et al. 2019, arXiv:1902.06705, section 5; Croce & Hein 2020, arXiv:2003.01690, for queries as a cross-check.
+They are shares of the samples that stand unproved, and speak only where chance cannot make them: an exact test, so that
+a few samples among many, or one among few, accuse nobody. The limits are the audit's, and methods are from where its
+are: Carlini et al. 2019, arXiv:1902.06705, section 5; Croce & Hein 2020, arXiv:2003.01690, for queries as cross-check.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from robustkit.records.run import RunRecord
-from robustkit.records.schema import BROKE, ROBUST, SURVIVED, VIOLATED
+from robustkit.records.schema import BROKE, SURVIVED, VIOLATED
 from robustkit.stats import at_least
 
 IDLE = "idle"  # the kind of flag that says that an attack did nothing
@@ -91,12 +91,12 @@ def advice(record: RunRecord, *, flows: bool) -> str:
 
 def margin(record: RunRecord) -> float:
     """The median margin of the clean images that stand, in logits."""
-    standing = record.samples["status"] == ROBUST
+    standing = record.unproved
     return float(np.median(record.samples["margin"][standing])) if standing.any() else 0.0
 
 
 def _standing(record: RunRecord) -> np.ndarray:
-    found: np.ndarray = record.samples["index"][record.samples["status"] == ROBUST]
+    found: np.ndarray = record.samples["index"][record.unproved]
     return found
 
 

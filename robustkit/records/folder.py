@@ -38,6 +38,7 @@ from robustkit.spec import digest
 
 JOB, JOURNAL, RESULT = "job.json", "journal", "run.json"
 SWEEP_FILE = "sweep.json"
+CERTIFIED, CHECKED = -1, -2  # steps of the journal that are no attack of the job: proofs, and proofs put to the test
 PAGES = ("report.md", "report.html", "tables.tex", "tables.csv")
 _OURS = (JOB, JOURNAL, RESULT, "samples.parquet", "attacks.parquet", *PAGES, "adversarial.safetensors")
 
@@ -119,7 +120,8 @@ class RunFolder:
         write_arrays(self._part(shard, step), facts)
 
     def _part(self, shard: int, step: int) -> Path:
-        return self.path / JOURNAL / f"shard-{shard:05d}-{step:02d}.npz"
+        name = f"{step:02d}" if step >= 0 else {CERTIFIED: "certified", CHECKED: "checked"}[step]
+        return self.path / JOURNAL / f"shard-{shard:05d}-{name}.npz"
 
     def save(self, record: RunRecord, pages: Mapping[str, str]) -> None:
         """Write the finished record; `run.json` last, so that its presence means the rest is there.
@@ -200,6 +202,7 @@ def load_run(path: str | Path) -> RunRecord:
             predicted=data.get("predicted"),
             goals=data.get("goals", {}),
             audit=stored(data.get("audit")),
+            certificates=data.get("certificates"),
             adversarial=mapped(found, "adversarial.safetensors"),
             folder=str(folder),
             notes=found.notes,

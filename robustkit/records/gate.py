@@ -199,6 +199,7 @@ def request(job: Mapping[str, Any]) -> dict[str, Any]:
         **({"draws": job["draws"]} if job.get("draws") else {}),
         **({"defense": (job["defense"],)} if job.get("defense") else {}),
         **({"quantize": job["quantize"]} if job.get("quantize") else {}),
+        **({"certify": job["certify"]} if job.get("certify") else {}),
     }
 
 
@@ -248,6 +249,41 @@ def _least(baseline: RunRecord, max_drop: Fraction) -> int:
         if needed is not None and needed <= standing:
             return n
     return baseline.n
+
+
+def floors(record: RunRecord, robust: float | None, certified: float | None) -> list[str]:
+    """Which of the least shares, fractions, a record's samples do not hold, in words; None asks nothing.
+
+    Of these samples, so there is no chance in it: the share itself counts, not its interval.
+
+    Raises:
+        NotEstablishedError: if a share that is asked for is not established.
+    """
+    found = []
+    for name, least, share in (
+        ("robust", robust, record.robust_accuracy), ("certified", certified, record.certified_accuracy),
+    ):  # fmt: skip
+        if least is None:
+            continue
+        if share is None:
+            why = record.why_no_robust_accuracy if name == "robust" else "it has no certificates; add --certify"
+            raise NotEstablishedError(f"the {name} accuracy is not established: {why}")
+        if float(share) < least:
+            found.append(f"the {name} accuracy is {share}, below the floor of {100 * least:g} %")
+    return found
+
+
+def parse_share(text: str) -> float:
+    """A share, `45%` or `0.45`.
+
+    Raises:
+        UsageError: for anything else.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(%?)", text.strip())
+    share = float(found[1]) / (100 if found[2] else 1) if found else -1.0
+    if not 0 <= share <= 1:
+        raise UsageError(f"{text!r} is no share; write 45% or 0.45")
+    return share
 
 
 def parse_drop(text: str) -> Fraction:

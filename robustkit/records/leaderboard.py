@@ -217,6 +217,7 @@ def add(folder: Path, run: Path, name: str = "") -> Path:
 
 def render(board: Board, entries: Sequence[Entry], present: Hashes) -> str:
     """The README of a board; it names the entries whose attacks' code is not the present one."""
+    proofs = any(entry.record.certified_accuracy is not None for entry in entries)
     lines = [
         f"# {_cell(board.title)}",
         "",
@@ -226,14 +227,18 @@ def render(board: Board, entries: Sequence[Entry], present: Hashes) -> str:
         "In %, with 95 % Wilson intervals: models whose intervals overlap may stand in another order on other images.",
         "Only what an audit found valid is ranked.",
         "",
-        "| rank | model | robust accuracy | clean accuracy | audit | model sha256 |",
-        "|---:|---|---:|---:|---|---|",
-    ]
+        *(["Certified: proved robust by bounds, whatever the attack; certified ≤ true robust accuracy ≤ robust.", ""]
+          if proofs else []),
+        f"| rank | model |{' certified accuracy |' if proofs else ''} robust accuracy | clean accuracy | audit | "
+        "model sha256 |",
+        f"|---:|---|{'---:|' if proofs else ''}---:|---:|---|---|",
+    ]  # fmt: skip
     ranked = [entry.accuracies for entry in entries if entry.ranked]
     for entry in entries:
         record, place = entry.record, 1 + sum(accuracies > entry.accuracies for accuracies in ranked)
         lines.append(
-            f"| {place if entry.ranked else '–'} | {_cell(entry.title)} | {_share(entry.robust)} | "
+            f"| {place if entry.ranked else '–'} | {_cell(entry.title)} | "
+            f"{(_proved(record) + ' | ') if proofs else ''}{_share(entry.robust)} | "
             f"{_share(record.clean_accuracy)} | {_cell(record.verdict)} | `{record.job['model_sha256'][:16]}` |"
         )
     doubts = [f"- {_cell(entry.title)}: {_cell(entry.record.warning)}" for entry in entries if entry.record.warning]
@@ -289,6 +294,10 @@ def _identity(job: Mapping[str, Any]) -> tuple[str, str]:
 
 def _share(value: Proportion) -> str:
     return f"{100 * float(value):.2f} [{100 * value.low:.1f}, {100 * value.high:.1f}]"
+
+
+def _proved(record: RunRecord) -> str:
+    return "–" if record.certified_accuracy is None else _share(record.certified_accuracy)
 
 
 def _cell(text: str) -> str:

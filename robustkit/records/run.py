@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 CAUTION = "suite"  # the kind of flag that says that a suite's number is not what its reader may take it for
 ESCALATE = "escalate"  # … that what stands has to be attacked with more than what ran
+NOT_CERTIFIABLE = "not certifiable"  # the kind of flag that says why nothing is proved where that was asked
 INSUFFICIENT = "insufficient"  # the kind of flag that says that what attacked is no measure by itself
 
 
@@ -61,8 +62,10 @@ class RunRecord(Shown):
     `seconds` maps an attack's name to its wall time, `goals` to its goal (empty in old records). `predicted` has the
     passes and seconds that the attacks were said to take at most, before they began. `audit` is what `robustkit.audit`
     found, if it was asked. `adversarial` has the images of broken samples: `index`, `adv` and, but for old records,
-    `clean`. `notes` is what came up when the record was read from its folder; it is stored nowhere. Two records are
-    equal if their jobs and facts are, whatever they are called and whenever they were made.
+    `clean`. `notes` is what came up when the record was read from its folder; it is stored nowhere. `certificates` is
+    how samples were proved, if they were: the method, after how many of the attacks, what it took, and how many proved
+    samples were attacked all the same. Two records are equal if their jobs and facts are, whatever they are called and
+    whenever they were made.
     """
 
     job: Mapping[str, Any]
@@ -79,6 +82,7 @@ class RunRecord(Shown):
     folder: str | None = None
     notes: tuple[str, ...] = ()
     about: About = field(default_factory=About)
+    certificates: Mapping[str, Any] | None = None
 
     @property
     def n(self) -> int:
@@ -183,6 +187,32 @@ class RunRecord(Shown):
             return None
         return Proportion(self.counts[ROBUST], self.n)
 
+    @cached_property
+    def certified_accuracy(self) -> Proportion | None:
+        """The share of samples that are classified correctly and proved robust; None where nothing was to be proved.
+
+        It is a lower bound of what `robust_accuracy` is an upper bound of: the robust accuracy against any attack.
+        """
+        column = self.samples.get("certified")
+        return None if column is None else Proportion(int(column.sum()), self.n)
+
+    @property
+    def certified(self) -> np.ndarray:
+        """Which samples are proved robust; none where nothing was to be proved."""
+        found: np.ndarray = self.samples.get("certified", np.zeros(self.n, dtype=np.bool_))
+        return found
+
+    @property
+    def unproved(self) -> np.ndarray:
+        """Which samples are robust by attacks alone."""
+        found: np.ndarray = (self.samples["status"] == ROBUST) & ~self.certified
+        return found
+
+    @property
+    def open(self) -> int:
+        """How many samples are neither proved nor broken nor wrong."""
+        return self.counts[ROBUST] + self.counts[UNKNOWN] - int(self.certified.sum())
+
     @property
     def unvoted(self) -> bool:
         """Whether the model is randomised and its samples were judged by one pass, as in records of older versions."""
@@ -282,6 +312,8 @@ class RunRecord(Shown):
                 summary["mixture"] = {"expected": exact.to_json(), "any_draw": whole.to_json()}
         if self.rejection:
             summary["rejection"] = {name: share.to_json() for name, share in self.rejection.items()}
+        if self.certified_accuracy is not None:
+            summary["certified_accuracy"] = self.certified_accuracy.to_json()
         if "quantized_status" in self.samples:
             summary["quantized_robust_accuracy"] = quantized.to_json() if quantized else None
         return {
@@ -293,6 +325,7 @@ class RunRecord(Shown):
             "predicted": dict(self.predicted) if self.predicted else None,
             **({"goals": dict(self.goals)} if self.goals else {}),
             **({"audit": dict(self.audit)} if self.audit else {}),
+            **({"certificates": dict(self.certificates)} if self.certificates else {}),
             "summary": summary,
             "flags": list(self.flags),
             "errors": list(self.errors),

@@ -16,6 +16,7 @@ TRANSFER = "robustkit/transfer/1"
 CORRUPTIONS = "robustkit/corruptions/1"
 CERTIFIED = "robustkit/certified/1"
 STUDY = "robustkit/study/1"
+BOUNDS = "robustkit/bounds/1"
 BASELINE = "robustkit/baseline/1"
 AUDIT = "robustkit/audit/1"
 AUDITED = "robustkit/audited/1"  # an audit by itself, with what was audited
@@ -31,15 +32,15 @@ OUTCOMES = SURVIVED, BROKE, VIOLATED = "survived", "broken", "violated"
 SURVIVED_CODE, BROKE_CODE, VIOLATED_CODE = range(len(OUTCOMES))
 
 Columns = Mapping[str, np.ndarray]
-Where = Literal["always", "quantize", "draws", "rejects"]
+Where = Literal["always", "quantize", "draws", "rejects", "certify"]
 INT, FLOAT, BOOL, TEXT = np.int64, np.float64, np.bool_, np.str_
 
 
 class Column(NamedTuple):
     """A fact of each row of a table, or of a part of the journal.
 
-    `where` says of which runs: of all, of those asked to quantize, of those of a randomised model, or of one that may
-    refuse to decide.
+    `where` says of which runs: of all, of those asked to quantize or to certify, of those of a randomised model, or of
+    one that may refuse to decide.
     """
 
     name: str
@@ -68,6 +69,12 @@ SAMPLES = (
     Column("draws", TEXT, "a pattern of the unattacked image's fresh draws, see `records.votes`", "draws"),
     Column("expected", FLOAT, "of a mixture with known weights: the chance that the clean image is right", "draws"),
     Column("refused", BOOL, "whether the model refuses the unattacked image", "rejects"),
+    Column("certified", BOOL, "whether no image of ball and box is misclassified, by proof", "certify"),
+    Column("rung", TEXT, "the bound that proved it, or the last one that was tried; empty if none was", "certify"),
+    Column("bound", FLOAT, "of the smallest margin in the ball, from below; NaN without a rung", "certify"),
+    Column("needed", FLOAT, "what `bound` must be above to count as proved, for rounding", "certify"),
+    Column("bound_passes", FLOAT, "what the bounds cost, in passes of the network", "certify"),
+    Column("checked", BOOL, "whether it was attacked all the same after it was proved", "certify"),
 )
 # `attacks.parquet`: one row a (sample, attack) that met.
 ATTACKS = (
@@ -102,6 +109,8 @@ CLEAN_FACTS = (
     Column("correct", BOOL, "whether the model, or the vote of its draws, is right"),
     *_some(SAMPLES, "prediction", "margin", "target", "draws", "expected", "refused"),
 )
+# … the certificates of one shard, one row a sample, and `seconds`, one number …
+CERTIFICATE_FACTS = _some(SAMPLES, "certified", "rung", "bound", "needed", "bound_passes")
 # … or one attack on one shard, one row a sample that it met; beside these `seconds`, one number a batch, and the
 # images kept, `adv`, with the `adv_position` of each.
 ATTACK_FACTS = (

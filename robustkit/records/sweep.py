@@ -74,6 +74,8 @@ class Sweep(Shown):
         for text, record in zip(self.eps, self.records, strict=True):
             attacked = record.n - record.counts[WRONG] - record.carried
             lines.append(f"{text:>10}  {share(record.robust_accuracy)}  ({attacked} attacked)")
+            if record.certified_accuracy is not None:
+                lines.append(f"{'':>10}  {record.certified_accuracy} certified")
             lines += [f"{'':>10}  {line}" for line in warning(record)]
             if record.why_no_robust_accuracy:
                 lines.append(f"{'':>10}  because {record.why_no_robust_accuracy}")

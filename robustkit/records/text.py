@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from robustkit.records.about import About
 from robustkit.records.findings import UNDECIDED
+from robustkit.records.schema import BROKEN, WRONG
 from robustkit.records.votes import MEAN
 from robustkit.stats import MeanShare, Proportion
 
@@ -70,6 +71,7 @@ def summary(record: "RunRecord") -> str:
             f"{row.backwards} backwards, {row.seconds:.1f} s"
         )
     lines.append(f"robust accuracy  {share(record.robust_accuracy)}")
+    lines += [f"  {line}" for line in bracket(record)]
     lines += [f"  {line}" for line in warning(record)]
     if record.why_no_robust_accuracy:
         lines.append(f"  because {record.why_no_robust_accuracy}")
@@ -88,6 +90,23 @@ def summary(record: "RunRecord") -> str:
     lines += [f"note: {text}" for text in record.notes]
     lines += [f"error: {e['attack']}: {e['message']} ({len(e['indices'])} samples)" for e in record.errors]
     return "\n".join(lines)
+
+
+def bracket(record: "RunRecord") -> list[str]:
+    """What is proved, beside what was broken: the certified accuracy, how it came about, and what is left open."""
+    certified, how = record.certified_accuracy, record.certificates
+    if certified is None or how is None:
+        return []
+    attacks, check = len(record.job["attacks"]), how["check"]
+    when = "after the attacks" if how["after"] == attacks else "first"
+    if 0 < how["after"] < attacks:
+        when = f"after {how['after']} of {attacks} attacks"
+    tested = f", {check['samples']} attacked all the same by {check['attack']}" if check["samples"] else ""
+    return [
+        f"certified accuracy {certified} ({how['method']}, {when}, {how['seconds']:.1f} s{tested})",
+        f"proved {certified.k}, open {record.open}, broken {record.counts[BROKEN]}, wrong {record.counts[WRONG]}: "
+        "the robust accuracy on these samples lies between what is proved and what no attack broke",
+    ]
 
 
 def audited(record: "RunRecord") -> str:

@@ -15,6 +15,21 @@ from robustkit.stats import Proportion
 POINTS = 120  # of a curve over what is known of every sample: more than a chart can show
 
 
+class Part(NamedTuple):
+    """A part of a run's samples: what became of them, and how many they are."""
+
+    name: str
+    samples: int
+
+
+def bracket(record: RunRecord) -> list[Part]:
+    """What is proved, left open and broken, in this order; nothing of a run without certificates."""
+    if record.certified_accuracy is None:
+        return []
+    counts = record.certified_accuracy.k, record.open, record.counts[BROKEN]
+    return [Part(name, count) for name, count in zip(("proved", "open", "broken"), counts, strict=True)]
+
+
 class LeftOut(NamedTuple):
     """Why something is not shown."""
 

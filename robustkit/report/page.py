@@ -33,6 +33,8 @@ def run_page(record: RunRecord) -> str:
             "rule": record.rule,
             "quantized": record.quantized_robust_accuracy,
             "quantize": f"each adversarial rounded to {job['quantize']}",
+            "certified": record.certified_accuracy,
+            "bracket": _bracket(record),
             "counts": ", ".join(f"{count} {status}" for status, count in record.counts.items()) + ".",
             "labelled": [(label, text.share(value)) for label, value in text.labelled(record)],
             "waterfall": _waterfall(record),
@@ -138,6 +140,19 @@ def _waterfall(record: RunRecord) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _bracket(record: RunRecord) -> dict[str, Any] | None:
+    parts = facts.bracket(record)
+    if not parts:
+        return None
+    said = text.bracket(record)
+    named = [(f"c{place}", part.name, part.samples) for place, part in enumerate(parts)]
+    return {"svg": markup(svg.split([part.samples / record.n for part in parts])), "parts": named, "how": said[0]}
+
+
+def _bar(share: Proportion | None, colour: int = 0) -> Any:
+    return "" if share is None else markup(svg.bar(float(share), share.low, share.high, colour))
 
 
 def _curve(found: Curve | LeftOut, written: Mapping[float, str]) -> Any:

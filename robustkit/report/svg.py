@@ -92,6 +92,18 @@ def bar(share: float, low: float | None = None, high: float | None = None, place
     )
 
 
+def split(shares: Sequence[float]) -> str:
+    """A bar of several parts, one colour each, what is left of its width empty."""
+    drawn, at = [], 0.0
+    for place, share in enumerate(shares):
+        drawn.append(f'<rect class="c{place % COLOURS} fill" x="{at:.2f}" width="{100 * share:.2f}" height="12"/>')
+        at += 100 * share
+    return (
+        '<svg class="bar" viewBox="0 0 100 12" preserveAspectRatio="none" aria-hidden="true">'
+        f'<rect class="track" width="100" height="12"/>{"".join(drawn)}</svg>'
+    )
+
+
 def _line(x: Sequence[float], y: Sequence[float], steps: bool) -> list[tuple[float, float]]:
     """The points of a line; in steps, each value holds until the next x."""
     points = list(zip(x, y, strict=True))

@@ -5,6 +5,7 @@ import io
 from collections.abc import Iterable, Iterator
 
 from robustkit.records.run import RunRecord
+from robustkit.records.schema import BROKEN
 from robustkit.records.text import heading, labelled
 from robustkit.report import facts
 from robustkit.report.tex import latex_table, tex
@@ -39,6 +40,10 @@ def lines_as_csv(lines: Iterable[list[str]]) -> str:
 def _lines(record: RunRecord) -> Iterator[list[str]]:
     yield csv_line("accuracy", "clean", record.clean_accuracy)
     yield csv_line("accuracy", "robust", record.robust_accuracy)
+    if record.certified_accuracy is not None:
+        yield csv_line("accuracy", "certified", record.certified_accuracy)
+        for part in facts.bracket(record):
+            yield csv_line("bracket", part.name, Proportion(part.samples, record.n))
     if record.audit:
         yield csv_line("audit", record.verdict, None)
     if "quantized_status" in record.samples:
@@ -79,6 +84,20 @@ def latex(record: RunRecord) -> str:
         cells = [tex(row.name), str(row.attacked), str(row.broken), latex_share(row.robust, mark)]
         per_image = [f"{passes / max(1, row.attacked):.1f}" for passes in (row.forwards, row.backwards)]
         rows.append([*cells, *per_image, f"{row.seconds:.1f}"])
+    if record.certified_accuracy is not None and record.certificates is not None:
+        proved = latex_share(record.certified_accuracy)
+        rows.append(
+            [
+                f"certified ({tex(record.certificates['method'])})",
+                "",
+                "",
+                proved,
+                "",
+                "",
+                f"{record.certificates['seconds']:.1f}",
+            ]
+        )
+        what += f". {record.certified_accuracy.k} proved, {record.open} open, {record.counts[BROKEN]} broken"
     head = ["after", "attacked", "broke", "accuracy", "forwards", "backwards", "seconds"]
     why = record.why_no_robust_accuracy
     note = f"; the robust accuracy is not established: {why}" if why else ""

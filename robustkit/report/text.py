@@ -3,7 +3,7 @@
 import re
 
 from robustkit.records.run import RunRecord
-from robustkit.records.text import audited, heading, labelled, share, warning
+from robustkit.records.text import audited, bracket, heading, labelled, share, warning
 
 
 def markdown(record: RunRecord) -> str:
@@ -36,6 +36,7 @@ def markdown(record: RunRecord) -> str:
             if (warned := warning(record))
             else []
         ),
+        *([cell(". ".join(found)) + "."] if (found := bracket(record)) else []),
         *([", ".join(f"{label}: {share(value)}" for label, value in labelled(record))] if record.draws else []),
         f"{counts}. Rule: {record.rule}. Intervals: Wilson, 95 %. {sentence}.",
         "| attack | attacked | broken | robust accuracy after it | forwards | backwards | seconds |\n"

@@ -103,6 +103,17 @@ def _exported(file: Path) -> Program:
 
 
 def _onnx(file: Path) -> Program:
+    program, batch = onnx_program(file)
+    _check_batch(file, [batch], "torch.onnx.export(model, (x,), file, {}, dynamo=True)")
+    return program
+
+
+def onnx_program(file: Path) -> tuple[Program, int | None]:
+    """The network in an ONNX file, and the one size of batches that it was exported for, None if it takes any.
+
+    Raises:
+        UsageError: if it cannot be read.
+    """
     try:
         import onnx
         import onnx2torch
@@ -117,25 +128,31 @@ def _onnx(file: Path) -> Program:
     if len(inputs) != 1:
         raise UsageError(f"{file} takes {len(inputs)} inputs; a classifier takes one batch of images")
     shape = [dim.dim_value or None for dim in inputs[0].type.tensor_type.shape.dim]
-    _check_batch(file, shape, "torch.onnx.export(model, (x,), file, {}, dynamo=True)")
+    batch = shape[0] if shape else None
     advice = f"; export it with opset_version={OPSET + 1}, or save it as TorchScript"
     try:
         if any(known.domain in ("", "ai.onnx") and known.version > OPSET for known in model.opset_import):
             model = version_converter.convert_version(model, OPSET)
         _settle_reshapes(model)
-        return Program(onnx2torch.convert(model).eval(), _known(shape[1:]))
+        return Program(onnx2torch.convert(model).eval(), _known(shape[1:])), batch
     except (NotImplementedError, RuntimeError) as error:
         raise UsageError(f"{file} has an operator that cannot be converted: {first_line(error)}{advice}") from error
 
 
 def _settle_reshapes(model: Any) -> None:
-    """Say allowzero=0 in reshapes to constant shapes without a zero: it means the same there, and can be converted."""
+    """Say allowzero=0 in reshapes to constant shapes without a zero: it means the same there, and can be converted.
+
+    One to (1, n), of a network for batches of one, is a Flatten: then it can be traced, and called on each of several.
+    """
     from onnx import numpy_helper
 
     shapes = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     for node in model.graph.node:
         shape = shapes.get(node.input[1]) if node.op_type == "Reshape" else None
-        if shape is not None and (shape != 0).all():
+        if shape is not None and len(shape) == 2 and shape[0] == 1:
+            node.op_type = "Flatten"
+            del node.input[1:], node.attribute[:]
+        elif shape is not None and (shape != 0).all():
             for attribute in [a for a in node.attribute if a.name == "allowzero"]:
                 node.attribute.remove(attribute)
 
