@@ -92,7 +92,7 @@ def test_an_interval_begins_below_its_value_and_ends_above_it():
     ("standing", "rise"), [((0.5, 0.3, 0.34, 0.38), 0.08), ((0.5, 0.3, 0.32, 0.2), 0.02), ((0.3, 0.2, 0.1), 0.0)]
 )
 def test_a_rise_over_eps_is_from_the_lowest_of_all_smaller_balls(standing, rise):
-    found = rules.monotone(standing, rules.Limits())
+    found = rules.monotone(standing, 1000, rules.Limits())
     assert found.value == pytest.approx(rise)
     assert found.outcome == ("suspect" if rise > 0.05 else "fine")
 
@@ -122,6 +122,7 @@ def audited(claimed):
     chain = SimpleNamespace(
         all=[*steps, *others], direct=[*steps, others[0]], steps=steps, restarts=others[:1], stand_ins=others[1:2],
         labels=["stand"], queries=others[2:], one_step=named("one")[0], sweep=named("sweep")[0],
+        boundary=[], accepted=[], more_draws=[], before=lambda group: [*steps, *others[:2]],
     )  # fmt: skip
     opened = SimpleNamespace(
         module=None, samples=SimpleNamespace(indices=tuple(range(10))), offering=lambda *given: None,
@@ -139,9 +140,9 @@ def test_shares_of_an_audit_are_of_all_its_samples():
     assert found["step-convergence"].value == 0.1
     assert found["restarts"].value == 0.1
     assert (found["stand-in-gap"].value, found["stand-in-gap"].series.y) == (0.1, [0.1])
-    assert found["queries"].value == 0.1
-    assert found["noise"].value == 0.1  # sample 9, which stood before direct attacks
-    assert found["one-step"].value == 0.2  # samples 8 and 9; 2 did not stand
+    assert found["queries"].value == pytest.approx(1 / 3)  # of what all before them left
+    assert found["noise"].value == 1 / 4  # sample 9, of four that stood before direct attacks
+    assert found["one-step"].value == 2 / 4  # samples 8 and 9; 2 did not stand
     assert found["eps-sweep"].series.y == [0.6, 0.1, 0.3]
     assert found["eps-monotone"].value == pytest.approx(0.2)
 
@@ -150,6 +151,7 @@ def test_what_a_record_says_is_robust_is_what_an_audit_asks_about():
     found = audited(record("WWBRRBBRRR"))  # robust: 3, 4, 7, 8 and 9
     assert found["claim"].value == 0.3  # 3, 4 and 7 broke
     assert found["step-convergence"].value == 0.1  # 4
-    assert (found["restarts"].value, found["stand-in-gap"].value, found["queries"].value) == (0, 0, 0.1)
-    assert (found["noise"].value, found["one-step"].value) == (0.1, 0.2)
+    assert (found["restarts"].value, found["stand-in-gap"].value) == (0, 0)
+    assert found["queries"].value == pytest.approx(1 / 3)  # of what the record and all before them left
+    assert (found["noise"].value, found["one-step"].value) == (1 / 5, 2 / 5)
     assert found["sample-size"].text.startswith(f"robust accuracy {Proportion(5, 10)}")
