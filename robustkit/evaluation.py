@@ -79,9 +79,7 @@ def evaluate(
         NotEstablishedError: if a sample is both proved and broken: one of the two is a bug.
     """
     threat = threat_of(norm, eps)
-    if quantize not in (None, "8bit"):
-        raise UsageError(f"quantize={quantize!r}; there is: 8bit")
-    check_counts(tile=tile, draws=draws)
+    _check(quantize, tile=tile, draws=draws)
     tell = on_event or (lambda event: None)
     execution = Execution(batch_size, shard_size, out, fresh, save_adversarial, label, tell)
     check_model(model, data, norm)
@@ -103,14 +101,26 @@ def evaluate(
         record = begun.finished or _complete(
             begun, opened, _doctor_flags(opened, carry, execution.tell) if doctor else ()
         )
-        if label and record.about.label != label:  # of a run that was finished before
-            record = replace(record, about=replace(record.about, label=label))
+        record = _labelled(record, label)
         if audit and record.audit is None:
             record = _audited(opened, begun.plan.attacks, record, execution.tell)
         if begun.folder is not None and record is not begun.finished:
             begun.folder.save(record, files.of_run(record))
     execution.tell(events.Finished(record.folder))
     return record
+
+
+def _check(quantize: str | None, **counts: int | None) -> None:
+    if quantize not in (None, "8bit"):
+        raise UsageError(f"quantize={quantize!r}; there is: 8bit")
+    check_counts(**counts)
+
+
+def _labelled(record: RunRecord, label: str) -> RunRecord:
+    """A record under another name, which one that was finished before may get."""
+    if not label or record.about.label == label:
+        return record
+    return replace(record, about=replace(record.about, label=label))
 
 
 def check_audit(norm: str, target: str) -> None:

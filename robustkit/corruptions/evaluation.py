@@ -117,9 +117,8 @@ def evaluate_corruptions(
     clean_name = corrupted.clean.name if corrupted.clean is not None else corrupted.name.removesuffix("-c")
     loaded = load(model, clean_name, "corruptions", outputs=outputs, trust=trust, device=device)
     samples = choose_samples(_images(corrupted, *todo[0]), n, indices)
-    if not isinstance(base, CorruptionSet):  # a package that one kind lacks is told now, not after the kinds before it
-        for kind in dict.fromkeys(kind for kind, _ in todo if kind):
-            _images(corrupted, kind, severities[0]).batch(samples.indices[:1])
+    if not isinstance(base, CorruptionSet):
+        _check_packages(corrupted, todo, samples.indices)
     if isinstance(known, CorruptionRecord):
         known.check_comparable(samples.indices, [])
     cells: list[Cell] = []
@@ -148,6 +147,12 @@ def evaluate_corruptions(
         if out is not None:
             record.save(Path(out) / RESULT, files.of_corruptions(record))
     return record
+
+
+def _check_packages(corrupted: CorruptionSet, cells: Sequence[tuple[str, int]], indices: Sequence[int]) -> None:
+    """Corrupt an image by each kind: a package that one lacks is told now, not after the kinds before it."""
+    for kind, severity in dict(cell for cell in cells if cell[0]).items():
+        _images(corrupted, kind, severity).batch(indices[:1])
 
 
 def _job(

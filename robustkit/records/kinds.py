@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from robustkit.errors import UsageError
-from robustkit.records import certificate, corruption, findings
+from robustkit.records import certificate, corruption, findings, places
 from robustkit.records.folder import JOB, RESULT, SWEEP_FILE, load_run
 from robustkit.records.run import RunRecord
 from robustkit.records.schema import AUDITED, BASELINE, CERTIFIED, CORRUPTIONS, RUN, STUDY, SWEEP, TRANSFER
@@ -70,10 +70,7 @@ def load(path: Path) -> Record:
     """
     found = find(path)
     if found is None:
-        wanted = "give the folder of a run, or what --json FILE or --out FILE has written"
-        raise UsageError(
-            f"no run folder at {path}; {wanted}" if not path.exists() else f"{path} holds no run; {wanted}"
-        )
+        raise places.refuse(path, "run")
     if not found.finished:
         raise UsageError(f"the {found.word} in {path} is not finished; run its command again to continue it")
     if path.is_file() and path.name in _RESULTS:

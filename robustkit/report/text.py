@@ -32,7 +32,11 @@ def markdown(record: RunRecord) -> str:
         f"{'(' + cell(record.why_no_robust_accuracy) + ') ' if record.why_no_robust_accuracy else ''}"
         f"· clean accuracy: {share(record.clean_accuracy)}",
         *(
-            ["\n".join(["**" + cell(warned[0]) + "**", "", *map(cell, warned[1:])])]
+            [
+                "\n".join(
+                    ["**" + cell(warned[0]) + "**", "", *(f"- {cell(why.removeprefix('- '))}" for why in warned[1:])]
+                )
+            ]
             if (warned := warning(record))
             else []
         ),
