@@ -98,10 +98,7 @@ def evaluate(
     samples = choose_samples(dataset, n, indices, wanted)
     opening = open_model(loaded, samples, defenses=defenses, tile=tile, seed=request.seed)
     with opening as opened, begin(opened, request, execution) as begun:
-        record = begun.finished or _complete(
-            begun, opened, _doctor_flags(opened, carry, execution.tell) if doctor else ()
-        )
-        record = _labelled(record, label)
+        record = _labelled(begun.finished or _complete(begun, opened, doctor=doctor), label)
         if audit and record.audit is None:
             record = _audited(opened, begun.plan.attacks, record, execution.tell)
         if begun.folder is not None and record is not begun.finished:
@@ -134,9 +131,9 @@ def check_audit(norm: str, target: str) -> None:
         raise UsageError("the audit is of untargeted evaluations; leave out target, or audit")
 
 
-def _complete(begun: Begun, opened: Opened, doctor: Sequence[Mapping[str, Any]]) -> RunRecord:
+def _complete(begun: Begun, opened: Opened, *, doctor: bool) -> RunRecord:
     """The record of a measurement, with what the doctor found and what must be said of its attacks."""
-    record = complete(begun, doctor)
+    record = complete(begun, _doctor_flags(opened, begun.request.carry, begun.execution.tell) if doctor else ())
     doubts = [*evidence.flags(bench_of(begun, 1), record), *_dear(opened)]
     for doubt in doubts:
         begun.execution.tell(events.Noted(doubt["message"]))

@@ -1,5 +1,6 @@
 """For all tests: one thread a worker, shapes checked, and a fixture without data."""
 
+import os
 import signal
 
 import pytest
@@ -13,6 +14,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as nohup and `&` leave 
     signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("busy")  # no test fails because another process holds a core
+os.environ.pop("COLUMNS", None)  # a worker has one, and what is printed would be as wide as this terminal
 shapes.install()  # before any of the packages is imported
 
 

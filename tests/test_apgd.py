@@ -241,8 +241,8 @@ def test_what_is_never_broken_takes_the_passes_that_cost_tells(norm, eps, attack
 
 def test_the_step_may_halve_after_22_steps_then_19_and_so_on_down_to_6(monkeypatch):
     intervals = []
-    original = apgd._adapted
-    monkeypatch.setattr(apgd, "_adapted", lambda state, k: (intervals.append(k), original(state, k))[1])
+    original = apgd.adapted
+    monkeypatch.setattr(apgd, "adapted", lambda state, k: (intervals.append(k), original(state, k))[1])
     model, x = linear(2), images(2, 0.3, 0.7)
     attacked(APGD(steps=100), model, x, model(x).argmax(1), "linf", 1e-4)
     assert intervals == [22, 19, 16, 13, 10, 7, 6, 6]

@@ -121,7 +121,7 @@ def state(adv, best, grad, best_grad, rises, halved, best_before, best_loss):
     rows = torch.tensor(rises)
     point = [torch.full((len(rows), *SHAPE), value) for value in (adv, best, grad, best_grad)]
     loss = torch.tensor(best_loss)
-    return apgd._State(
+    return apgd.State(
         adv=point[0], previous=point[0], grad=point[2], loss=loss, best=point[1], best_grad=point[3], best_loss=loss,
         best_before=torch.tensor(best_before), step=torch.full_like(loss, 0.4), halved=torch.tensor(halved),
         rises=rows, found=point[0], hit=torch.zeros_like(rows, dtype=torch.bool), place=rows,
@@ -136,7 +136,7 @@ def test_the_step_is_halved_by_either_condition_and_the_second_not_twice_in_a_ro
         rises=[6, 7, 7, 7, 8], halved=[True, False, True, False, False],
         best_before=[1.0, 1.0, 1.0, 1.0, 1.0], best_loss=[2.0, 1.0, 1.0, 2.0, 1.5],
     )  # fmt: skip
-    after = apgd._adapted(before, 8)
+    after = apgd.adapted(before, 8)
     assert after.halved.tolist() == [True, True, False, False, False]
     assert after.step.tolist() == pytest.approx([0.2, 0.2, 0.4, 0.4, 0.4])
     assert after.adv[:, 0, 0, 0].tolist() == pytest.approx([0.2, 0.2, 0.1, 0.1, 0.1])

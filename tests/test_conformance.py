@@ -123,5 +123,5 @@ def test_a_stranger_s_plugin_is_found_by_its_entry_point_runs_and_conforms(tmp_p
     )
     done = subprocess.run([sys.executable, "-c", program, str(site)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("third_party 10\n")
+    assert done.stdout.startswith("third_party 11\n")
     assert "'UNKNOWN': 0" in done.stdout

@@ -193,7 +193,7 @@ def test_report_takes_the_file_that_json_or_out_has_written(stored, tmp_path):
     assert "Certified" in (tmp_path / "pages/report.html").read_text()
     without = CliRunner().invoke(main, ["report", str(tmp_path), "--out", str(tmp_path / "x")])
     assert without.exit_code == 2
-    assert "holds no run" in without.stderr
+    assert "holds nothing that robustkit wrote" in without.stderr
 
 
 def test_a_certificate_that_contradicts_itself_is_refused(tmp_path):

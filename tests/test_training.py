@@ -255,7 +255,8 @@ def test_a_trained_folder_is_a_model(tmp_path):
     )  # fmt: skip
     assert ran.exit_code == 0, ran.output
     again = CliRunner().invoke(main, [*ARGUMENTS, "--out", str(tmp_path / "net"), "--json"])
-    assert json.loads(again.stdout) == json.loads((tmp_path / "net" / "card.json").read_text())
+    card = json.loads((tmp_path / "net" / "card.json").read_text())
+    assert card.items() <= json.loads(again.stdout).items()
 
 
 def test_the_command_in_the_card_trains_the_same_bytes(tmp_path, monkeypatch):

@@ -21,6 +21,7 @@ from robustkit.evaluation import evaluate
 from robustkit.models.sources.exported import onnx_program
 
 Answer = Literal["holds", "violated", "unknown"]
+PROOF = "robustkit/proof/1"
 WORDS = {"holds": "unsat", "violated": "sat", "unknown": "unknown"}  # the competition's: can the property be violated?
 ATTACK = "apgd:loss=margin,steps=100,restarts=5"
 
@@ -37,7 +38,8 @@ class Proof:
     def to_json(self) -> dict[str, Any]:
         """As JSON data."""
         found = {"inputs": list(self.inputs), "outputs": list(self.outputs)} if self.inputs else None
-        return {"answer": self.answer, "result": WORDS[self.answer], "by": self.by, "counterexample": found}
+        told = {"answer": self.answer, "result": WORDS[self.answer], "by": self.by, "counterexample": found}
+        return {"schema": PROOF, **told}
 
     def result(self) -> str:
         """The text of a competition's result file: sat, unsat or unknown, and the counterexample below sat."""

@@ -114,8 +114,7 @@ def evaluate_corruptions(
     todo = _cells(corrupted, kinds, severities)
     known = baseline if baseline is None or isinstance(baseline, CorruptionRecord) else _baseline(baseline)
     name, reference = _reference(known, corrupted.name, [cell for cell in todo if cell[0]])
-    clean_name = corrupted.clean.name if corrupted.clean is not None else corrupted.name.removesuffix("-c")
-    loaded = load(model, clean_name, "corruptions", outputs=outputs, trust=trust, device=device)
+    loaded = load(model, _clean_name(corrupted), "corruptions", outputs=outputs, trust=trust, device=device)
     samples = choose_samples(_images(corrupted, *todo[0]), n, indices)
     if not isinstance(base, CorruptionSet):
         _check_packages(corrupted, todo, samples.indices)
@@ -135,18 +134,22 @@ def evaluate_corruptions(
             cells.append(Cell(**{**facts, "wrong": tuple(facts["wrong"])}))
             if isinstance(known, CorruptionRecord):
                 known.check_comparable(samples.indices, cells[-1:])
-            share = Proportion(len(samples) - len(cells[-1].wrong), len(samples))
             if on_event is not None:
+                share = Proportion(len(samples) - len(cells[-1].wrong), len(samples))
                 on_event(CellDone(*todo[len(cells) - 1], share, len(cells), len(todo)))
-        environment = plan.environment(opened.device)
         clean = None if todo[0][0] else cells.pop(0)
         flags = [*samples.flags(opened.subject.facts.classes), *card_flags(opened.card)]
-        notes = tuple(str(flag["message"]) for flag in flags)
-        about = About(label, "", started, now())
-        record = CorruptionRecord(job, environment, samples.indices, tuple(cells), clean, name, reference, notes, about)
+        record = CorruptionRecord(
+            job, plan.environment(opened.device), samples.indices, tuple(cells), clean, name, reference,
+            tuple(str(flag["message"]) for flag in flags), About(label, "", started, now()),
+        )  # fmt: skip
         if out is not None:
             record.save(Path(out) / RESULT, files.of_corruptions(record))
     return record
+
+
+def _clean_name(corrupted: CorruptionSet) -> str:
+    return corrupted.clean.name if corrupted.clean is not None else corrupted.name.removesuffix("-c")
 
 
 def _check_packages(corrupted: CorruptionSet, cells: Sequence[tuple[str, int]], indices: Sequence[int]) -> None:
