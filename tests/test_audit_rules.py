@@ -87,7 +87,9 @@ def test_of_too_few_samples_no_share_is_a_sign():
     for name in ("queries", "noise", "boundary"):
         found = rules.others(name, "it", 19, 19, L)
         assert (found.outcome, found.value) == ("skipped", 1.0)
-        assert found.text == "it breaks 100.0 % of 19 that gradient attacks left, which are too few to tell: 20 would do"
+        assert (
+            found.text == "it breaks 100.0 % of 19 that gradient attacks left, which are too few to tell: 20 would do"
+        )
         assert rules.others(name, "it", 20, 20, L).outcome == "suspect"
         assert rules.others(name, "it", 0, 0, L).outcome == "skipped"
     few = rules.too_few("slopes", "nothing was seen", 7, 9, "lines")
