@@ -323,7 +323,13 @@ def test_a_layer_that_stands_still_is_told_from_dead_units():
     assert units.judge(units.measure(look(toys.Linear(SHAPE), x[:8]), L), L).outcome == "skipped"
 
 
-@pytest.mark.parametrize("one", DIGITS, ids=lambda one: one.name)
+DEAR = ("answers kept for neighbours", "anti-adversary layer", "votes of fixed copies, blurred decoy")  # in seconds
+
+
+@pytest.mark.parametrize(
+    "one",
+    [pytest.param(one, marks=[pytest.mark.slow] if one.name in DEAR else [], id=one.name) for one in DIGITS],
+)
 def test_a_variation_is_seen_by_the_probes_alone(one):
     found = outcomes(one.make(), x=resolve("digits").batch(range(32))[0], tile=128)
     assert {"suspect", "invalid"} & set(found.values()), found

@@ -48,7 +48,7 @@ def test_a_transfer_run_of_schema_1():
     assert record.n == 20
     (black, white) = record.cells.values()
     assert (float(black.of_all), float(white.of_all), white.white_box) == (0.05, 0.45, True)
-    assert set(files.of_transfer(record)) == {"report.md", "matrix.tex", "matrix.csv"}
+    assert set(files.of_transfer(record)) == {"report.html", "report.md", "matrix.tex", "matrix.csv"}
 
 
 def test_a_corruption_record_of_schema_1():

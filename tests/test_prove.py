@@ -137,5 +137,6 @@ def test_the_command_ends_as_it_says(tmp_path, capsys) -> None:
         with pytest.raises(SystemExit) as ended:
             main(["prove", *asked, "--quiet"])
         assert ended.value.code == code
-        assert json.loads(capsys.readouterr().out)["result"] == word
+        said = json.loads(capsys.readouterr().out)
+        assert (said["schema"], said["result"]) == ("robustkit/proof/1", word)
         assert (tmp_path / "r.txt").read_text().splitlines()[0] == word

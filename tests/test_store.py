@@ -321,9 +321,15 @@ def test_a_record_is_loaded_as_it_was_saved_or_it_is_said_why_not(tmp_path):
     with pytest.raises(UsageError, match="holds a sweep over eps"):
         load_run(tmp_path / "run")
     (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match="empty is empty; give the folder of a run"):
+        load_run(tmp_path / "empty")
+    (tmp_path / "empty/run.json").touch()
     with pytest.raises(UsageError, match="cannot be read as JSON"):
         load_run(tmp_path / "empty")
     RunFolder(tmp_path / "other", CERTIFIED).open({"id": "1"}, {}, fresh=False)
+    with pytest.raises(UsageError, match=r"the certificate in .*other is not finished"):
+        load_run(tmp_path / "other")
+    (tmp_path / "other/run.json").write_text(json.dumps({"schema": CERTIFIED}))
     with pytest.raises(UsageError, match="has schema 'robustkit/certified/1'"):
         load_run(tmp_path / "other")
 

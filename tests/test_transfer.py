@@ -393,6 +393,7 @@ def test_further_runs_of_an_attack_take_nothing_from_what_the_first_reached(spec
     assert more.k >= one.k - 1
 
 
+@dataclass(frozen=True)
 class Bold:
     """Offers what is outside the ball, then the image itself."""
 

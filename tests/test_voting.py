@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 from robustkit.api import ThreatModel
 from robustkit.engine.judge import BROKEN, SURVIVED, VIOLATED
@@ -19,11 +20,15 @@ NAN = "n"
 class Script:
     """A network whose answers to an image are written down: by its value a text, a character a draw.
 
-    0 is right (class 0 leads by 1), 1 to 3 that class leads by the value of its digit, n is no number.
+    0 is right (class 0 leads by 1), 1 to 3 that class leads by the value of its digit, n is no number. It is no
+    mixture, and refuses the images of `refuses`.
     """
 
-    def __init__(self, answers):
-        self.answers, self.asked = answers, {}
+    def __init__(self, answers, refuses=()):
+        self.answers, self.asked, self.module, self.refuses = answers, {}, nn.Identity(), refuses
+
+    def refused(self, images):
+        return torch.tensor([f"{float(image.flatten()[0]):.2f}" in self.refuses for image in images])
 
     def logits(self, images):
         values = [f"{float(image.flatten()[0]):.2f}" for image in images]
@@ -219,6 +224,10 @@ def test_clean_images_by_one_pass_and_by_vote():
     once = clean(Script({"0.20": "2", "0.30": NAN}), x, y, CLASSIFICATION)
     assert (once.correct[:2].tolist(), once.prediction[:2].tolist()) == ([True, False], [0, 2])
     assert (once.margin[:2].tolist(), once.sound.tolist(), once.draws) == ([1, -2], [True, True, False], [])
+    assert (once.refused.any(), once.expected.isnan().all()) == (False, True)
+    refusing = clean(Script({"0.20": "2"}, refuses=("0.10", "0.20")), x, y, CLASSIFICATION)
+    assert refusing.refused.tolist() == [True, True, False]
+    assert refusing.correct.tolist() == [False, False, True]  # what is refused clean is not right
     texts = (0.1, "001" + "1" * 10), (0.2, "122" + "0" * 10), (0.3, "000" + NAN * 10)
     voted = clean_by_vote(fresh(*texts), DRAWS, x, y, CLASSIFICATION)
     assert (voted.correct.tolist(), voted.prediction.tolist()) == ([True, False, True], [0, 2, 0])

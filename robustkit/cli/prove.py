@@ -41,6 +41,7 @@ def prove(
         proof = instances.prove(network, shape, asked, method=method, attack=attack, seed=seed)
     if result is not None:
         result.write_text(proof.result(), encoding="utf-8")
-    output.tell(proof.to_json(), f"{proof.answer} ({instances.WORDS[proof.answer]}) by {proof.by}", json_to)
+    data = {"schema": "robustkit/proof/1", **proof.to_json()}
+    output.tell(data, f"{proof.answer} ({instances.WORDS[proof.answer]}) by {proof.by}", json_to)
     if proof.answer == "unknown":
         end(ExitCode.NOT_ESTABLISHED)

@@ -20,7 +20,6 @@ BOUNDS = "robustkit/bounds/1"
 BASELINE = "robustkit/baseline/1"
 AUDIT = "robustkit/audit/1"
 AUDITED = "robustkit/audited/1"  # an audit by itself, with what was audited
-STUDY = "robustkit/study/1"
 COMPARISON = "robustkit/comparison/1"
 SWEEP_COMPARISON = "robustkit/sweep-comparison/1"
 GATE = "robustkit/gate/1"
