@@ -91,16 +91,15 @@ def evaluate_corruptions(
         seed: of the random kinds made here, and of a randomised model.
         outputs: what the model returns; probabilities must be declared.
         draws: of a randomised model, how many passes vote on an image; a tie counts as wrong.
-        baseline: what mCE is relative to: "alexnet" (published; ImageNet-C at all severities only, and the default
-            there), or a record, its file or folder, of the same images, kinds and severities. Without one, mCE is not
-            normalised.
+        baseline: what mCE is relative to: "alexnet" (published; the default of ImageNet-C at all severities), or a
+            record, its file or folder, of the same images, kinds and severities. Without one mCE is not normalised.
         trust: unpickle checkpoints that are more than weights, which runs code from them.
         device: "auto" is the module's own; for a model named by a spec CUDA, MPS or XPU if there is one.
         tile: width of the batches the model sees; None chooses by image size.
         out: a folder that is continued, cell by cell, if it holds this very run; None writes nothing.
         fresh: forget what `out` holds.
         on_event: told of each cell that is done.
-        label: what the run is called in its record and report; it decides nothing.
+        label: what the run is called; it decides nothing.
 
     Raises:
         UsageError: for anything that cannot be run as given.
@@ -135,17 +134,21 @@ def evaluate_corruptions(
             if isinstance(known, CorruptionRecord):
                 known.check_comparable(samples.indices, cells[-1:])
             if on_event is not None:
-                share = Proportion(len(samples) - len(cells[-1].wrong), len(samples))
-                on_event(CellDone(*todo[len(cells) - 1], share, len(cells), len(todo)))
+                on_event(_done(todo, cells, len(samples)))
         clean = None if todo[0][0] else cells.pop(0)
-        flags = [*samples.flags(opened.subject.facts.classes), *card_flags(opened.card)]
+        notes = [*samples.flags(opened.subject.facts.classes), *card_flags(opened.card)]
         record = CorruptionRecord(
             job, plan.environment(opened.device), samples.indices, tuple(cells), clean, name, reference,
-            tuple(str(flag["message"]) for flag in flags), About(label, "", started, now()),
+            tuple(str(flag["message"]) for flag in notes), About(label, "", started, now()),
         )  # fmt: skip
         if out is not None:
             record.save(Path(out) / RESULT, files.of_corruptions(record))
     return record
+
+
+def _done(todo: Sequence[tuple[str, int]], cells: Sequence[Cell], n: int) -> CellDone:
+    share = Proportion(n - len(cells[-1].wrong), n)
+    return CellDone(*todo[len(cells) - 1], share, len(cells), len(todo))
 
 
 def _clean_name(corrupted: CorruptionSet) -> str:
