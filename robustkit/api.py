@@ -191,7 +191,7 @@ class Handed(NamedTuple):
         return Handed(self.clean[rows], self.margin[rows], self.point[rows])
 
 
-def _unheard(rows: Tensor, text: str) -> None:
+def _unheard(row: int, text: str) -> None:
     """Nobody listens."""
 
 
@@ -211,7 +211,7 @@ class Case:
     judge: Callable[[Tensor, Images], Mask]
     rows: Int[Tensor, " batch"]
     handed: Handed | None = None
-    notes: Callable[[Tensor, str], None] = _unheard
+    notes: Callable[[int, str], None] = _unheard
 
     def select(self, rows: Tensor) -> "Case":
         """The case of some of the samples (a mask or indices; one may come twice): counters and draws follow them."""
@@ -231,13 +231,15 @@ class Case:
         """
         return self.judge(self.rows, adv)
 
-    def say(self, text: str) -> None:
-        """Note a few words on what was tried on each sample of the case; the record keeps them, and nothing reads them.
+    def say(self, words: Sequence[str], which: Int[Tensor, " batch"]) -> None:
+        """Note for each sample of the case one of some lines of words, or none where `which` is below zero.
 
-        A search says so which of its trials led on. They must not depend on what else is in the batch.
+        The record keeps them, and nothing reads them: a search says so which of its trials led on. They must not depend
+        on what else is in the batch. Asks the device once.
         """
-        if len(self.rows):
-            self.notes(self.rows, text)
+        for row, number in torch.stack([self.rows, which]).T.tolist():
+            if number >= 0:
+                self.notes(row, words[number])
 
     def reached(self, logits: Logits) -> Mask:
         """Whether the model's decision is what the attack wants."""

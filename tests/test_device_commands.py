@@ -2,6 +2,9 @@
 
 import json
 import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -16,6 +19,7 @@ from robustkit.models.examination import lent
 from robustkit.models.opening import choose_device
 from robustkit.models.sources import load_model, trained
 from robustkit.numerics import devices, streams
+from robustkit.records.folder import load_run
 from robustkit.testing import pretended
 from robustkit.training.loop import Loop, Watch
 from robustkit.training.recipes import Schedule, Task
@@ -51,11 +55,23 @@ COMMANDS = {
     "--attack mi:steps=2 --attack svre:steps=1 --attack apgd:steps=3 --eps 0.2 -n 12 --tile 16",
     "corruptions": "corruptions --model digits-cnn --dataset digits --kind gaussian-noise,contrast --severity 1",
     "certify": "certify --model digits-cnn --dataset digits --sigma 0.25 --draws 60 -n 3",
-    "gate": "gate --model digits-cnn-at --attack fgsm --eps 0.1 -n 12 --baseline base.json",
+    "gate": "gate --model digits-cnn-at --baseline base.json",
     "audit": "audit --model digits-cnn-at --eps 0.1 -n 8",
 }
-SLOW = {"audit": 10}  # seconds on each device
-OTHER = {"device", "seconds", "time_s", "id", "environment", "created", "digest", "files", "folder", "predicted"}
+# On which devices a command is run among the slow tests only: one of each kind runs on both, and each on one.
+SLOW = {
+    "audit": ["cuda", "mps"], "eval-saved": ["cuda"], "eval-jpeg": ["mps"], "eval-noise": ["cuda"],
+    "eval-smoothing": ["cuda", "mps"], "eval-ensemble": ["mps"], "eval-foreign": ["cuda"],
+}  # fmt: skip
+PAIRS = [
+    pytest.param(name, device, marks=pytest.mark.slow if device in ["xpu", *SLOW.get(name, [])] else [])
+    for name in COMMANDS
+    for device in ("cuda", "mps", "xpu")
+]
+OTHER = {
+    "device", "differs", "seconds", "time_s", "started", "finished", "created", "id", "environment", "digest", "files",
+    "folder", "predicted",
+}  # fmt: skip
 
 
 def plain(found):
@@ -79,14 +95,11 @@ def said(tmp_path, monkeypatch):
     return said
 
 
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in COMMANDS]
-)
+@pytest.mark.parametrize(("name", "device"), PAIRS)
 def test_a_command_says_on_a_device_what_it_says_on_the_cpu(said, name, device):
     command = [COMMANDS[name], "--json", "-", "--quiet", *(["--fresh"] if "--out" in COMMANDS[name] else [])]
     if name == "gate":
-        said(COMMANDS[name], "--update", "--device", "cpu")
+        said(f"{COMMANDS[name]} --attack fgsm --eps 0.1 -n 12 --update", "--device", "cpu")
     here = json.loads(said(*command, "--device", "cpu").stdout)
     with pretended(device):
         there = json.loads(said(*command, "--device", device).stdout)
@@ -97,10 +110,11 @@ def test_a_command_says_on_a_device_what_it_says_on_the_cpu(said, name, device):
 def test_a_study_and_the_doctor_run_there_too(said, device):
     with pretended(device):
         done = said("run study.toml --out out --device auto --quiet --json -")
-        cells = json.loads(done.stdout)
-        assert device in json.dumps(cells)
+        runs = [load_run(Path("out", cell["run"])) for cell in json.loads(done.stdout)["outcomes"]]
+        assert [run.job["device"] for run in runs] == [device] * 4
         assert f"{device}:0" in said("doctor").output
-        assert "matches" in (text := said("doctor --model digits-cnn --dataset digits").output) or text
+        there = json.loads(said("doctor --model digits-cnn --dataset digits --json -").stdout)
+    assert plain(there) == plain(json.loads(said("doctor --model digits-cnn --dataset digits --json -").stdout))
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -153,12 +167,17 @@ MEMORY = {
 }
 
 
-@pytest.mark.parametrize("kind", MEMORY)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[] if kind in ("torch", "MPS") else pytest.mark.slow) for kind in MEMORY]
+)
 def test_memory_of_each_kind_that_runs_out_halves_the_batch(kind):
     sizes = []
 
+    @dataclass(frozen=True)
     class Hungry:
-        norms, goal, access = frozenset({"linf"}), "bounded", "white-box"
+        norms: ClassVar = frozenset({"linf"})
+        goal: ClassVar = "bounded"
+        access: ClassVar = "white-box"
 
         def cost(self, classes):
             return 1, 0
@@ -173,12 +192,14 @@ def test_memory_of_each_kind_that_runs_out_halves_the_batch(kind):
         record = robustkit.evaluate(
             "digits-cnn-at", "digits", Hungry(), n=32, tile=4, batch_size=32, device="cuda", doctor=False
         )
-    assert sizes[:3] == [32, 16, 8] or sizes[:2][1] < 32
+    assert sizes[0] == 32
+    assert sizes[1] == 16
     assert set(sizes[2:]) <= {4, 8, 16}
     assert record.unknown == 0
 
 
 def test_another_error_does_not():
+    assert all(map(devices.out_of_memory, MEMORY.values()))
     assert not devices.out_of_memory(RuntimeError("CUDA error: device-side assert triggered"))
     assert not devices.out_of_memory(ValueError("out of memory"))
 

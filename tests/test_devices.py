@@ -34,6 +34,9 @@ SETTINGS = {
     "cw": (f"cw:steps={2 * STEPS},searches=2,minimise=false", 2 * 10 + 2),
     "fab": (f"fab:steps={STEPS},targets=2,minimise=false", 2 * RUN),
     "square": ("square:queries=70", 10 + 4),
+    "accepted": (f"accepted:steps={STEPS},restarts=2", 2 * RUN),
+    # Of each trial: who wants it, at checkpoints, and who is left; a rung of 3 steps, one of 6, and the last.
+    "search": (f"search:steps=3,most=2,rounds=1,long={STEPS}", 2 * (4 + 5 + RUN)),
     "mora": (f"mora:steps={STEPS},mixes=0.5,targets=1", 2 * RUN),
     "surrogate-swap": (f"surrogate-swap:steps={STEPS}", RUN),
     "descent": (f"descent:steps={STEPS},loss=margin-targeted,start=random,targets=2", RUN),
@@ -51,13 +54,15 @@ SETTINGS = {
     "ssa-cwa": ("ssa-cwa:steps=3,input=(ssa:copies=2)", NEVER),
 }
 TRANSFER = "{}:steps=3"
-MATRIX = [
-    (name, norm)
-    for name in plugins.table("attacks")
-    if isinstance(attack := make_attack(SETTINGS.get(name, [name])[0]), Attack)
-    for norm in NORMS
-    if norm in attack.norms
-]
+
+
+def matrix():
+    """Every attack in each of its norms; in one of them, in turn, also among the quick tests."""
+    for turn, name in enumerate(plugins.table("attacks")):
+        attack = make_attack(SETTINGS.get(name, [name])[0])
+        norms = [norm for norm in NORMS if isinstance(attack, Attack) and norm in attack.norms]
+        for place, norm in enumerate(norms):
+            yield pytest.param(name, norm, marks=[] if place == turn % len(norms) else pytest.mark.slow)
 
 
 @cache
@@ -114,7 +119,7 @@ def check(attack, norm, device, busy, members=0):
 
 
 @pytest.mark.parametrize("device", ["cuda", "mps", pytest.param("xpu", marks=pytest.mark.slow)])
-@pytest.mark.parametrize(("name", "norm"), MATRIX)
+@pytest.mark.parametrize(("name", "norm"), matrix())
 def test_an_attack_gives_the_cpu_s_numbers_and_asks_at_declared_steps_only(name, norm, device):
     spec, busy = SETTINGS.get(name, (TRANSFER.format(name), NEVER))
     check(make_attack(spec), norm, device, busy)
@@ -184,7 +189,7 @@ def test_the_attack_without_a_fault_passes():
         ("an index of the CPU", "xpu", RuntimeError, "found at least two devices, xpu:0 and cpu"),
         ("numpy", "cuda", TypeError, "can't convert cuda:0 device type tensor to numpy"),
         ("float64", "mps", TypeError, "doesn't support float64"),
-        ("a wait in a step", "cuda", AssertionError, ""),
+        ("a wait in a step", "cuda", AssertionError, r"\[1, 1, 1"),
     ],
 )
 def test_a_fault_of_each_kind_is_caught(fault, device, error, says):

@@ -38,7 +38,7 @@ class _State(NamedTuple):
 
     worst: Images
     margin: Tensor
-    standing: Tensor
+    standing: Tensor  # on the host: a trial that nobody wants then asks nothing of the device
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class Search:
     def __call__(self, case: Case) -> Images:
         """Each sample's point of lowest margin; what the judge confirms on the way leaves."""
         trials = self._trials(case)
-        everyone = torch.ones(len(case.x), dtype=torch.bool, device=case.x.device)
+        everyone = torch.ones(len(case.x), dtype=torch.bool)
         state = _State(case.x.clone(), _margin(case, case.x), everyone)  # written to, a trial at a time
         alive = torch.ones(len(trials), len(case.x), dtype=torch.bool, device=case.x.device)
         steps, rung = self.steps, 0
@@ -88,12 +88,13 @@ class Search:
         anew: bool = False,
     ) -> tuple[_State, Tensor]:  # fmt: skip
         """Every trial on the samples that still want it; how far each lowered the model's margin."""
-        before, falls = state.margin.clone(), falls.clone()
+        before, falls, wanted = state.margin.clone(), falls.clone(), alive.cpu()
+        broke = torch.full_like(case.rows, -1)  # by which trial
         for number, trial in enumerate(trials):
-            at = (alive[number] & state.standing).nonzero()[:, 0]
-            if not len(at):
+            here = rows.positions(wanted[number] & state.standing)
+            if not len(here):
                 continue
-            some = case.select(at)
+            some = case.select(at := here.to(case.x.device))
             random = anew or rung == 0  # the first rung begins at the image: within an eighth of the ball around it
             start = some.threat.sample(some.x, some.draws.at(rung * len(trials) + number))
             if rung == 0:
@@ -102,23 +103,22 @@ class Search:
             if found is None:
                 alive[number] = False
                 continue
-            ended, stays = found
-            margin = _margin(some, ended)
+            ended, state.standing[here] = found
+            stays, margin = state.standing[here].to(at.device), _margin(some, ended)
             falls[number, at] = before[at] - margin
             better = ~stays | (margin < state.margin[at])
             state.worst[at] = rows.pick(better, ended, state.worst[at])
             state.margin[at] = torch.where(better, margin, state.margin[at])
-            state.standing[at] = stays
-            some.select(~stays).say(f"{trial} broke it in rung {rung}")
-        left = state.standing.nonzero()[:, 0]
-        if len(left):
-            first = _best(falls, alive, 1)
-            for number, trial in enumerate(trials):
-                case.select((first[number] & state.standing).nonzero()[:, 0]).say(f"{trial} leads after {steps} steps")
+            broke[at] = torch.where(stays, -1, number)
+        first = _best(falls, alive, 1) & state.standing.to(case.x.device)
+        leads = torch.where(first.any(0), len(trials) + first.byte().argmax(0), -1)
+        words = [*(f"{trial} broke it in rung {rung}" for trial in trials),
+                 *(f"{trial} leads after {steps} steps" for trial in trials)]  # fmt: skip
+        case.say(words, torch.where(broke >= 0, broke, leads))
         return state, falls
 
     def _tried(self, case: Case, trial: _Trial, start: Images, steps: int) -> tuple[Images, Tensor] | None:
-        """Where PGD on the view ends, and which samples still stand; None where no gradient flows."""
+        """Where PGD on the view ends, and which samples still stand (on the host); None where no gradient flows."""
         oracle = case.oracle if trial.view == _MODEL else case.oracle.surrogates[trial.view]
         place = torch.arange(len(start), device=start.device)
         try:
@@ -126,10 +126,11 @@ class Search:
         except NoGradientError:
             return None
         result, stays = start.clone(), torch.zeros_like(place, dtype=torch.bool)
-        if len(left):
-            result[left] = ended
-            stays[left] = ~case.select(left).submit(ended)
-        return result, stays
+        if not len(left):
+            return result, torch.zeros(len(place), dtype=torch.bool)
+        result[left] = ended
+        stays[left] = ~case.select(left).submit(ended)
+        return result, stays.cpu()
 
     def _trials(self, case: Case) -> list[_Trial]:
         views = [_MODEL] if case.oracle.differentiable else []

@@ -51,10 +51,9 @@ class Notes:
     def __init__(self, n: int) -> None:
         self.texts = [""] * n
 
-    def hear(self, rows: Tensor, text: str) -> None:
-        """Words on some samples."""
-        for row in bare(rows).tolist():
-            self.texts[row] += f"; {text}" if self.texts[row] else str(text)
+    def hear(self, row: int, text: str) -> None:
+        """Words on one sample."""
+        self.texts[row] += f"; {text}" if self.texts[row] else str(text)
 
 
 class Attempt(NamedTuple, Generic[Result]):

@@ -91,9 +91,9 @@ def expected(network: Network, x: Images, y: Labels, target: Labels | None, task
     """
     weights = capabilities.weights(network.module)
     if not weights:
-        return torch.full((len(x),), torch.nan, dtype=torch.float64, device=x.device)
-    right = torch.stack([~task.reached(each, y, target) for each in network.members(x)]).double()
-    return (right * torch.tensor(weights, dtype=torch.float64, device=x.device)[:, None]).sum(0)
+        return torch.full((len(x),), torch.nan, dtype=devices.widest(x.device), device=x.device)
+    right = torch.stack([~task.reached(each, y, target) for each in network.members(x)]).to(devices.widest(x.device))
+    return (right * torch.tensor(weights, dtype=right.dtype, device=x.device)[:, None]).sum(0)
 
 
 class VotingJudge(Judge):
@@ -163,10 +163,11 @@ class VotingJudge(Judge):
         """Of a mixture: the candidate that most of its weight gets wrong is kept; true where all of it does."""
         target = None if self.target is None else self.target[samples]
         y, one = self.y[samples], self._ask(samples, images, 1)
-        share = 1 - expected(self.reference, images, y, target, self.task)
+        right = expected(self.reference, images, y, target, self.task)
+        share = 1 - right
         self.violate(samples[allowed & ~one.sound], "the model's outputs are not finite")
-        self.ever[samples] |= near & one.sound & (share > 0)
-        fooled = allowed & one.sound & (share > 1 - 1e-9)
+        self.ever[samples] |= near & one.sound & (share > 2e-6)  # as far as weights sum to 1
+        fooled = allowed & one.sound & (right == 0)
         self._keep_by_share(samples, images, distance, one.margin, share, allowed & one.sound, fooled)
         valid = fooled & near
         self.broken[samples] |= valid
