@@ -213,6 +213,7 @@ def test_a_mixture_is_judged_on_a_device_without_float64_as_on_the_cpu():
     assert list(there.samples["status"]) == list(here.samples["status"])
     assert float(there.expected_accuracy) == pytest.approx(float(here.expected_accuracy))
     assert there.any_draw_accuracy == here.any_draw_accuracy
+    assert there.worst_case_accuracy == here.worst_case_accuracy
 
 
 def test_weights_whose_sum_is_rounded_make_nobody_wrong():
@@ -221,7 +222,7 @@ def test_weights_whose_sum_is_rounded_make_nobody_wrong():
     model = mixed(*chances, alike=True)
     labels = model.networks[0](X).argmax(1)
     made = evaluate(model, (X, labels), Shifts(by=0.0), eps=0.2, draws=3, doctor=False)
-    assert float(made.any_draw_accuracy) == 1
+    assert float(made.worst_case_accuracy) == 1
 
 
 def test_weights_that_are_none_are_no_capability():
