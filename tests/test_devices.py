@@ -119,7 +119,7 @@ def check(attack, norm, device, busy, members=0):
 
 
 @pytest.mark.parametrize("device", ["cuda", "mps", pytest.param("xpu", marks=pytest.mark.slow)])
-@pytest.mark.parametrize(("name", "norm"), matrix())
+@pytest.mark.parametrize(("name", "norm"), list(matrix()))
 def test_an_attack_gives_the_cpu_s_numbers_and_asks_at_declared_steps_only(name, norm, device):
     spec, busy = SETTINGS.get(name, (TRANSFER.format(name), NEVER))
     check(make_attack(spec), norm, device, busy)

@@ -18,7 +18,7 @@ from robustkit.models.examination import examine
 from robustkit.models.views import Views
 from robustkit.models.wrapping import Prepared
 from robustkit.records.folder import load_run
-from robustkit.testing import attack_batch
+from robustkit.testing import attack_batch, pretended
 from tests import toys
 from tests.toys import Lazy
 
@@ -188,6 +188,41 @@ def test_the_expected_accuracy_of_a_mixture_is_exact(tmp_path):
         assert "expected, by the members' weights" in record.summary()
     broken = torch.tensor([status == "BROKEN" for status in made.samples["status"]])
     assert torch.equal(broken, ~wrong_clean & (right[1:].amin(0) <= 0.5))
+
+
+def mixed(*chances, alike=False):
+    """A mixture of linear networks that can move."""
+    made = Mixture(chances)
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        each = [nn.Sequential(nn.Flatten(), nn.Linear(16, 5)) for _ in chances]
+    made.networks = nn.ModuleList([each[0]] * len(each) if alike else each)
+    return made.requires_grad_(False)
+
+
+def test_a_mixture_is_judged_on_a_device_without_float64_as_on_the_cpu():
+    labels = mixed(0.7, 0.3).networks[0](X).argmax(1)
+
+    def judged(device):
+        attacks = [Shifts(by=0.2), Shifts(by=-0.2)]
+        return evaluate(mixed(0.7, 0.3).to(device), (X, labels), attacks, eps=0.2, draws=5, doctor=False, device=device)
+
+    here = judged("cpu")
+    with pretended("mps"):
+        there = judged("mps")
+    assert list(there.samples["status"]) == list(here.samples["status"])
+    assert float(there.expected_accuracy) == pytest.approx(float(here.expected_accuracy))
+    assert there.any_draw_accuracy == here.any_draw_accuracy
+    assert there.worst_case_accuracy == here.worst_case_accuracy
+
+
+def test_weights_whose_sum_is_rounded_make_nobody_wrong():
+    chances = (0.7, 0.2, 0.1)
+    assert sum(chances) < 1
+    model = mixed(*chances, alike=True)
+    labels = model.networks[0](X).argmax(1)
+    made = evaluate(model, (X, labels), Shifts(by=0.0), eps=0.2, draws=3, doctor=False)
+    assert float(made.worst_case_accuracy) == 1
 
 
 def test_weights_that_are_none_are_no_capability():
