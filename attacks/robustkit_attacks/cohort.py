@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from robustkit.api import Case, Handed, Images, Outputs
+from robustkit.api import Case, Handed, Images, ModelFacts, Outputs, ThreatModel
+from robustkit.errors import UsageError
 from robustkit.numerics import norms, rows
 from robustkit_attacks import parts
 
@@ -21,6 +22,19 @@ COHORT = 512  # consecutive samples of the evaluated list that are ranked togeth
 LEAST = 16  # samples that a share is at least
 AIM = 7  # steps of adaptive direction initialisation
 CANDIDATES = 20  # classes that are ranked by their boundary's distance, those of highest logits
+
+
+def check_rankable(suite: str, threat: ThreatModel, facts: ModelFacts) -> None:
+    """Refuse a threat model or a model whose samples a suite cannot rank.
+
+    Raises:
+        UsageError: in l0, and of a model whose answers are random or let no gradient through.
+    """
+    if threat.norm == "l0":
+        raise UsageError(f"{suite} has no l0 form; there are: linf, l2, l1")
+    if facts.randomised or not facts.differentiable:
+        why = "answers at random" if facts.randomised else "lets no gradient through"
+        raise UsageError(f"{suite} ranks samples by margins and gradients, and this model {why}; use adaptive")
 
 
 def informed(case: Case) -> tuple[Case, Handed]:

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from robustkit.api import Attack, ModelFacts, ThreatModel
-from robustkit.errors import UsageError
 from robustkit_attacks import cohort
 from robustkit_attacks.descent import Descent
 from robustkit_attacks.fab_walk import FabWalk
@@ -43,11 +42,7 @@ class Fast:
         Raises:
             UsageError: in l0, and of a model whose answers are random or let no gradient through.
         """
-        if threat.norm == "l0":
-            raise UsageError("fast has no l0 form; there are: linf, l2, l1")
-        if facts.randomised or not facts.differentiable:
-            why = "answers at random" if facts.randomised else "lets no gradient through"
-            raise UsageError(f"fast ranks samples by margins and gradients, and this model {why}; use adaptive")
+        cohort.check_rankable("fast", threat, facts)
         size, sparse = self.cohort, threat.norm == "l1"
         near, nearest = (50, 100) if sparse else (30, 100)
         return [

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from robustkit.api import Attack, ModelFacts, ThreatModel
-from robustkit.errors import UsageError
 from robustkit_attacks import cohort
 from robustkit_attacks.autoattack import AutoAttack
 from robustkit_attacks.descent import Descent
@@ -28,11 +27,7 @@ class Strong:
         Raises:
             UsageError: in l0, and of a model whose answers are random or let no gradient through.
         """
-        if threat.norm == "l0":
-            raise UsageError("strong has no l0 form; there are: linf, l2, l1")
-        if facts.randomised or not facts.differentiable:
-            why = "answers at random" if facts.randomised else "lets no gradient through"
-            raise UsageError(f"strong ranks samples by margins and gradients, and this model {why}; use adaptive")
+        cohort.check_rankable("strong", threat, facts)
         classes = min(9, facts.classes - 1)
         steps = {"linf": 10, "l2": 10, "l1": 14}[threat.norm]
         every = FabWalk(classes, 60, min(3, classes), block=cohort.COHORT, patience=0, again=False)
