@@ -30,7 +30,7 @@ PLUGIN = Plugin(
             "robustkit_attacks.autoattack:AutoAttack", "APGD-CE, APGD-T, FAB-T, Square (arXiv:2003.01690)"
         ),
         "fast": Entry(
-            "robustkit_attacks.fast:Fast", "a cascade at about a twentieth of AutoAttack's cost, which it is not"
+            "robustkit_attacks.fast:Fast", "a cascade at about a tenth of AutoAttack's cost, which it is not"
         ),
         "strong": Entry("robustkit_attacks.strong:Strong", "AutoAttack, after what goes below it; never above it"),
         "descent": Entry("robustkit_attacks.descent:Descent", "a stage of fast: short runs on the nearest"),
