@@ -1,4 +1,4 @@
-"""`fast`: a cascade that costs about a tenth of AutoAttack, less in large cohorts, and says itself where it may not be believed.
+"""`fast`: a cascade that costs about a tenth of AutoAttack, and says itself where it may not be believed.
 
 Short runs of several kinds, of which what is broken leaves at once; the nearest of what stands get more; then FAB and
 Square each walk down the ranking of margins for as long as they break anything. It is not AutoAttack: on networks whose
