@@ -1,6 +1,7 @@
 """DVERGE beside the plain ensemble that it starts from: transfer among members, black-box, white-box.
 
     python -m benchmarks.dverge --scale small --threads 1       (what reports/paper/dverge shows; one CPU core)
+    python -m benchmarks.dverge --scale small --threads 1 --parts seeds             (its table over seeds alone)
     reports/paper/dverge/run.sh                                 (3 ResNet-20 on 40,000 images; a GPU)
 
 Trains what it needs on the kit's CIFAR-10 images, then measures. Everything stands in --out and is resumable: what was
@@ -11,7 +12,7 @@ reports/paper/dverge/README.md between its marks.
 import argparse
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,7 +34,9 @@ from robustkit.training.run import Request, train
 
 HERE = Path(__file__).parent.parent / "reports/paper/dverge"
 BEGIN, END = "<!-- tables: written by benchmarks/dverge.py -->", "<!-- end of tables -->"
+PARTS = ("matrix", "black-box", "white-box", "seeds")
 MEMBERS, MATRIX_EPS = 3, 0.03
+SEEDS, SEEDS_EPS = (0, 1, 2), (0.01, 0.03, 0.07)
 
 
 @dataclass(frozen=True)
@@ -132,17 +135,23 @@ class Bench:
     out: Path
     device: str
     threads: int
+    seed: int = 0  # members learn from 3·seed and the two after it; held-out networks from 10 to 12 whatever it is
 
     def ensembles(self) -> dict[str, str]:
         """The specs of the ensembles by name, trained if they are not there: the plain one first."""
-        plain = [self._plain(seed) for seed in range(MEMBERS)]
+        plain = [self._plain(MEMBERS * self.seed + i) for i in range(MEMBERS)]
         found = {"plain": f"ensemble/{'+'.join(f'({spec})' for spec in plain)}:mean=probs"}
         for name, options in self.scale.dverge.items():
             init = f"members={MEMBERS},init={'+'.join(f'({spec})' for spec in plain)}"
             recipe = f"dverge:{init}{',' if options else ''}{options}"
             images, schedule = self.scale.fine_tuned_images, self.scale.fine_tuned
-            found[name] = self._train(name.lower().replace("+", "-"), recipe, schedule, images, 0)
+            found[name] = self._train(name.lower().replace("+", "-") + self._tag, recipe, schedule, images, self.seed)
         return found
+
+    @property
+    def _tag(self) -> str:
+        """What tells the folders of a seed from the first one's."""
+        return f"-seed-{self.seed}" if self.seed else ""
 
     def held_out(self) -> list[str]:
         """The specs of plain networks that no ensemble holds."""
@@ -181,7 +190,7 @@ class Bench:
         module = load_model(spec, trust=True)[0]
         members = {f"member {i}": member for i, member in enumerate(module.members(), 1)}
         record = self._transfer(
-            f"matrix-{name}", members, {each: (each,) for each in members}, {**members, "ensemble": module},
+            f"matrix-{name}{self._tag}", members, {each: (each,) for each in members}, {**members, "ensemble": module},
             {"PGD-50": f"pgd:steps=50,step={MATRIX_EPS / 5:.6g}"}, MATRIX_EPS, self.scale.matrix_n,
         )  # fmt: skip
         right = np.logical_and.reduce([record.samples[CLEAN + each] == record.samples["label"] for each in members])
@@ -195,8 +204,9 @@ class Bench:
         kits = {name: f"python/benchmarks.kit.model:name=cifar10_{name}" for name in self.scale.kit}
         sets = {"held-out": tuple(own), **{name: (name,) for name in kits}}
         return self._transfer(
-            f"black-box-{eps:g}", {**own, **kits}, sets, ensembles, self.scale.black_box, eps, self.scale.black_box_n
-        )
+            f"black-box-{eps:g}{self._tag}", {**own, **kits}, sets, ensembles, self.scale.black_box, eps,
+            self.scale.black_box_n,
+        )  # fmt: skip
 
     def _transfer(
         self, folder: str, surrogates: Mapping[str, str | nn.Module], sets: Mapping[str, tuple[str, ...]],
@@ -218,8 +228,8 @@ class Bench:
     def white_box(self, name: str, spec: str, label: str, attack: str, eps: float) -> RunRecord:
         """One attack on one ensemble."""
         return robustkit.evaluate(
-            spec, TEST, attack, eps=eps, n=self.scale.white_box_n, out=self.out / f"{label}-{eps:g}-{name}".lower(),
-            device=self.device, trust=True,
+            spec, TEST, attack, eps=eps, n=self.scale.white_box_n, device=self.device, trust=True,
+            out=self.out / f"{label}-{eps:g}-{name}{self._tag}".lower(),
         )  # fmt: skip
 
 
@@ -251,9 +261,10 @@ def under_all(record: TransferRecord, victim: str, sets: tuple[str, ...] = ()) -
     return Proportion(sum(standing.values()), record.n)
 
 
-def tables(bench: Bench, parts: Sequence[str] = ("matrix", "black-box", "white-box")) -> str:
+def tables(bench: Bench, parts: Sequence[str] = PARTS) -> str:
     """What README.md shows of these parts, as it is measured."""
-    ensembles, shown = bench.ensembles(), {"matrix": _matrices, "black-box": _black_box, "white-box": _white_box}
+    shown = {"matrix": _matrices, "black-box": _black_box, "white-box": _white_box, "seeds": _seeds}
+    ensembles = bench.ensembles()
     return "\n\n".join(text for part in parts for text in shown[part](bench, ensembles))
 
 
@@ -306,6 +317,36 @@ def _white_box(bench: Bench, ensembles: Mapping[str, str]) -> Iterator[str]:
     yield "\n".join(lines)
 
 
+def _seeds(bench: Bench, _: Mapping[str, str]) -> Iterator[str]:
+    held = f"the {MEMBERS} held-out networks, the same for each seed"
+    yield (
+        f"**Over seeds**: the means of the matrix between different members, and black-box as above from {held}. A "
+        "seed gives all members and what is fine-tuned another start and order of images. Last: mean and sample "
+        f"standard deviation over {len(SEEDS)} seeds."
+    )
+    benches = [replace(bench, seed=seed) for seed in SEEDS]
+    found: dict[tuple[str, str], list[float]] = {}
+    for each in benches:
+        ensembles = each.ensembles()
+        for name, spec in ensembles.items():
+            found.setdefault(("between members", name), []).append(100 * each.matrix(name, spec).between)
+        for eps in SEEDS_EPS:
+            record = each.black_box(ensembles, eps)
+            for name in ensembles:
+                if eps == SEEDS_EPS[0]:
+                    found.setdefault(("clean", name), []).append(100 * float(record.clean_accuracy[name]))
+                share = under_all(record, name, ("held-out",))
+                found.setdefault((f"black-box, eps {eps}", name), []).append(100 * float(share))
+    lines = [
+        f"| percent | ensemble | {' | '.join(f'seed {seed}' for seed in SEEDS)} | mean ± sd |",
+        "|---|---|" + "---:|" * (len(SEEDS) + 1),
+    ]
+    for (what, name), values in found.items():
+        cells = " | ".join(f"{value:.1f}" for value in values)
+        lines.append(f"| {what} | {name} | {cells} | {np.mean(values):.1f} ± {np.std(values, ddof=1):.1f} |")
+    yield "\n".join(lines)
+
+
 def _percent(value: Proportion) -> str:
     return f"{100 * float(value):.1f} [{100 * value.low:.1f}, {100 * value.high:.1f}]"
 
@@ -321,7 +362,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="default robustkit-runs/paper-dverge-SCALE")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--parts", default="matrix,black-box,white-box", help="what to measure and show")
+    parser.add_argument("--parts", default=",".join(PARTS), help="what to measure and show")
     parser.add_argument("--dry", action="store_true", help="print the tables and leave README.md as it is")
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)

@@ -32,6 +32,7 @@ NOT_RUN = "not run"
 EPS = ("2/255", "4/255", "8/255")
 ATTACKS = {"FGSM": "fgsm", "PGD-10": "pgd:steps=10", "APGD-CE-20": "apgd:steps=20"}
 LAST = {"APGD-T-20, 3 targets": "apgd:loss=dlr-targeted,steps=20,targets=3"}
+SUITE = "AutoAttack"
 DEFENSES = {
     "raw-isp": "raw-isp", "plain5": "raw-isp:learned=plain5", "released": "raw-isp:preset=released",
     "S alone": "raw-isp:omega=0", "JPEG 75": "jpeg:quality=75",
@@ -90,12 +91,14 @@ def through(network: str, label: str, n: int, out: Path, begun: bool) -> Iterato
         if begun and not (folder / "run.json").is_file():
             continue
         record = load_run(folder) if begun else robustkit.evaluate(
-            model(network), data(), [*ATTACKS.values(), *LAST.values()], defense=DEFENSES[label], eps=eps, n=n,
-            out=folder, doctor=False,
+            model(network), data(), [*ATTACKS.values(), *LAST.values(), "autoattack"], defense=DEFENSES[label], eps=eps,
+            n=n, out=folder, doctor=False,
         )  # fmt: skip
         if record.n != n:
             raise SystemExit(f"{folder} holds n = {record.n}, not {n}")
-        for attack, after in zip((*ATTACKS, *LAST), record.by_attack, strict=True):
+        single = (*ATTACKS, *LAST)
+        shown = [*zip(single, record.by_attack, strict=False), (SUITE, record.by_attack[-1])]  # the suite as one row
+        for attack, after in shown:
             if after.robust is None:
                 raise SystemExit(f"{network} behind {label}, {attack}: {record.why_no_robust_accuracy}")
             yield Row(network, label, "white-box", attack, eps, after.robust)
@@ -161,7 +164,7 @@ def tables(rows: list[Row], n: int) -> str:
         text += "Each attack on what the ones above it left.\n\n| defense | attack | "
         text += " | ".join(EPS) + " |\n|---|---|" + "---:|" * len(EPS)
         for label in defenses:
-            for attack in (*ATTACKS, *LAST):
+            for attack in (*ATTACKS, *LAST, SUITE):
                 cells = [told.get((network, label, "white-box", attack, eps), NOT_RUN) for eps in EPS]
                 text += f"\n| {label} | {attack} | " + " | ".join(cells) + " |"
         parts.append(text)

@@ -435,7 +435,7 @@ def test_the_report_shows_every_number_between_its_marks(tmp_path, monkeypatch):
                 for eps in raw.EPS:
                     row(network, label, "white-box" if label == "none" else "oblivious", attack, eps)
         for label in defenses:
-            for attack in (*raw.ATTACKS, *raw.LAST):
+            for attack in (*raw.ATTACKS, *raw.LAST, raw.SUITE):
                 for eps in raw.EPS:
                     row(network, label, "white-box", attack, eps)
     (tmp_path / "README.md").write_text(f"before\n{raw.BEGIN}\nold\n{raw.END}\nafter\n")
