@@ -16,6 +16,7 @@ from robustkit.audit.probes import boundary, contract, directions, operators, un
 from robustkit.audit.probes.asking import Look, answers
 from robustkit.audit.rules import Limits
 from robustkit.models.operators import Operators
+from robustkit.numerics import devices
 from robustkit.records.findings import Check
 
 
@@ -81,7 +82,7 @@ class Probing:
         found = []
         for name, module in self.stand_ins.items():
             look = self.look.through(module)
-            agree = float((answers(look.network, [look.x])[0].argmax(1) == own.argmax(1)).double().mean())
+            agree = float(devices.wide(answers(look.network, [look.x])[0].argmax(1) == own.argmax(1)).mean())
             if agree < self.limits.agree:
                 continue
             slopes = directions.judge(self._directions(look, False), self.limits)

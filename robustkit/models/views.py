@@ -18,7 +18,7 @@ from robustkit.models.gradients import probed_gradient
 from robustkit.models.operators import Operators, scan
 from robustkit.models.oracle import Network
 from robustkit.models.rewrites import Rewritten
-from robustkit.numerics import norms
+from robustkit.numerics import devices, norms
 
 AGREES = 0.5  # share of decisions that a stand-in must share with the model to be attacked
 WIDE = (0.125, 2.0)  # of eps: noise of the smoothed stand-ins of a rough model, beside `USUAL`
@@ -92,7 +92,7 @@ class Views:
         """Whether it answers as the model does, by and large, and passes a gradient."""
         network = replace(self.network, module=module, probabilities=False)
         try:
-            same = (self._decisions(network) == self._decisions(self.network)).double().mean()
+            same = devices.wide(self._decisions(network) == self._decisions(self.network)).mean()
             flows = probed_gradient(network, self.images[: self.network.tile]).flow
         except torch.OutOfMemoryError:
             raise

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from robustkit.api import Images, Labels, Logits
 from robustkit.errors import NoGradientError
 from robustkit.models.oracle import Network
-from robustkit.numerics import rows
+from robustkit.numerics import devices, rows
 
 _KEY = ("robustkit audit", "probe")
 
@@ -43,8 +43,8 @@ def answers(network: Network, batches: Sequence[Images]) -> list[Logits]:
     They share tiles, so that few calls are needed; not those of a randomised model, where noise belongs to a row.
     """
     if network.noise is not None:
-        return [held(network).logits(batch).double() for batch in batches]
-    return list(torch.split(network.logits(torch.cat(list(batches))).double(), len(batches[0])))
+        return [devices.wide(held(network).logits(batch)) for batch in batches]
+    return list(torch.split(devices.wide(network.logits(torch.cat(list(batches)))), len(batches[0])))
 
 
 def gradient(network: Network, x: Images, of: Labels, over: Labels) -> Images:

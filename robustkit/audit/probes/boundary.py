@@ -17,7 +17,7 @@ from robustkit.api import Images
 from robustkit.audit import rules
 from robustkit.audit.probes.asking import Look, answers, scale_of
 from robustkit.audit.rules import Limits
-from robustkit.numerics import rows
+from robustkit.numerics import devices, rows
 from robustkit.records.findings import Check
 
 NAME = "boundary-jump"
@@ -46,10 +46,12 @@ def measure(look: Look) -> Jumps:
 
     def at(t: Tensor) -> Images:
         where = rows.spread(t, start)
-        return (start.double() + where * (end.double() - start.double())).to(start.dtype)
+        return (devices.wide(start) + where * (devices.wide(end) - devices.wide(start))).to(start.dtype)
 
     points = 1 if look.network.noise is not None else max(1, look.network.tile // len(lines))
-    low, high = (torch.full((len(lines),), t, dtype=torch.float64, device=start.device) for t in (0.0, 1.0))
+    low, high = (
+        torch.full((len(lines),), t, dtype=devices.widest(start.device), device=start.device) for t in (0.0, 1.0)
+    )
     width = 1.0
     while width > _WIDTH:
         tried = [low + (high - low) * (k + 1) / (points + 1) for k in range(points)]

@@ -24,6 +24,7 @@ from robustkit.audit.probes.asking import Look, held, scale_of
 from robustkit.audit.rules import Limits
 from robustkit.errors import first_line
 from robustkit.models.oracle import Network
+from robustkit.numerics import devices
 from robustkit.numerics.streams import SampleDraws, key_of
 from robustkit.records.findings import Check
 
@@ -45,20 +46,20 @@ def measure(look: Look) -> Contract:
     """Every way to ask against the judge's."""
     look = look.first(IMAGES)
     network, x = look.network, look.x
-    reference = held(network).logits(x).double()
+    reference = devices.wide(held(network).logits(x))
     unit = scale_of(reference)
 
     def far(found: Logits, wanted: Logits = reference) -> float:
         return float(((found - wanted).abs().amax() / unit).nan_to_num(torch.inf).clamp_max(1e6))
 
     fresh, why = _copy(network)
-    ways = {"twice": far(held(network).logits(x).double()), "with gradients recorded": far(_recorded(network, x))}
+    ways = {"twice": far(devices.wide(held(network).logits(x))), "with gradients recorded": far(_recorded(network, x))}
     left_out = [why] if why else []
     if fresh is not None:
-        ways["of a fresh copy"] = far(held(fresh).logits(x).double())
+        ways["of a fresh copy"] = far(devices.wide(held(fresh).logits(x)))
         try:
             with torch.inference_mode():  # of the copy: what a model keeps from such a call is of no use in another
-                ways["in inference mode"] = far(held(fresh).logits(x).double())
+                ways["in inference mode"] = far(devices.wide(held(fresh).logits(x)))
         except torch.OutOfMemoryError:
             raise
         except RuntimeError:  # it takes derivatives inside
@@ -85,12 +86,12 @@ def _copy(network: Network) -> tuple[Network | None, str]:
 def _ask(network: Network, x: Images) -> Logits:
     """A batch as it is, without tiles."""
     with torch.no_grad():
-        return network.call(x.to(network.device, network.dtype).clone()).logits.double()
+        return devices.wide(network.call(x.to(network.device, network.dtype).clone()).logits)
 
 
 def _recorded(network: Network, x: Images) -> Logits:
     """What a pass says that records gradients."""
-    return torch.cat([tile.outputs.logits.detach() for tile in held(network).tracked(x)])[: len(x)].double()
+    return devices.wide(torch.cat([tile.outputs.logits.detach() for tile in held(network).tracked(x)])[: len(x)])
 
 
 def _batches(
@@ -102,10 +103,10 @@ def _batches(
     others = draws.uniform(x.shape[1:]).to(x)
     turned = torch.arange(n - 1, -1, -1, device=x.device)
     ways = {
-        "in another order": far(held(network).logits(x[turned]).double()[turned]),
+        "in another order": far(devices.wide(held(network).logits(x[turned]))[turned]),
         "among other images": max(
-            far(held(network).logits(torch.cat([x[:1], others])).double()[:1], reference[:1]),
-            far(held(network).logits(torch.cat([others, x[:1]])).double()[-1:], reference[:1]),
+            far(devices.wide(held(network).logits(torch.cat([x[:1], others])))[:1], reference[:1]),
+            far(devices.wide(held(network).logits(torch.cat([others, x[:1]])))[-1:], reference[:1]),
         ),
     }
     worst, refused = 0.0, []
@@ -130,16 +131,16 @@ def _after_queries(look: Look, fresh: Network, far: Callable[..., float]) -> flo
     new = 0.5 * (look.x + draws.uniform(look.x.shape[1:]).to(look.x))
     near = (new + 4 / 255 * (draws.uniform(new.shape[1:], step=1) - 0.5).sign().to(new)).clamp(0, 1)
     look.network.logits(new)
-    return far(look.network.logits(near).double(), fresh.logits(near).double())
+    return far(devices.wide(look.network.logits(near)), devices.wide(fresh.logits(near)))
 
 
 def _beside_grid(network: Network, x: Images, unit: Tensor) -> float:
     """By how much more the outputs change off the 8-bit grid than over another step as long."""
     grid = (x.clamp(1 / 255, 254 / 255) * 255).round() / 255
-    on = held(network).logits(grid).double()
+    on = devices.wide(held(network).logits(grid))
     worst = 0.0
     for step in _STEPS:
-        off, further = (held(network).logits(grid + k * step).double() for k in (1, 2))
+        off, further = (devices.wide(held(network).logits(grid + k * step)) for k in (1, 2))
         beyond = (off - on).abs().amax(1) - _OFF * (further - off).abs().amax(1)
         worst = max(worst, float((beyond.amax() / unit).nan_to_num(torch.inf)))
     return min(worst, 1e6)

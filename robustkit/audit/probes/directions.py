@@ -20,7 +20,7 @@ from robustkit.api import Images
 from robustkit.audit import rules
 from robustkit.audit.probes.asking import Look, answers, gap, gradient, top_two
 from robustkit.audit.rules import Limits
-from robustkit.numerics import rows
+from robustkit.numerics import devices, rows
 from robustkit.numerics.streams import SampleDraws, key_of
 from robustkit.records.findings import Check, Series
 
@@ -61,7 +61,7 @@ def measure(look: Look, *, fine: bool = True) -> Directions:
     of, over = top_two(here)
     grad = gradient(network, x, of, over)
     value = gap(here, of, over)
-    slopes = torch.stack([rows.dot(grad.double(), u.double()) for u in towards], 1)
+    slopes = torch.stack([rows.dot(devices.wide(grad), devices.wide(u)) for u in towards], 1)
     dead = slopes.eq(0).all(1)
     cosines, kinks = [], []
     flat = torch.zeros_like(dead)

@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from robustkit.audit import rules
 from robustkit.audit.probes.asking import Look, held
 from robustkit.audit.rules import Limits
+from robustkit.numerics import devices
 from robustkit.records.findings import Check
 
 NAME = "zero-units"
@@ -54,7 +55,7 @@ class _Slopes(TorchFunctionMode):
             value = func(at * 1, *args[1:], **(kwargs or {}))
             if isinstance(value, Tensor) and value.requires_grad:
                 (slope,) = torch.autograd.grad(value.sum(), at)
-                self.seen.append((name, slope.eq(0).flatten(1).double().mean(1)))
+                self.seen.append((name, devices.wide(slope.eq(0).flatten(1)).mean(1)))
         return func(*args, **(kwargs or {}))
 
 
