@@ -1,10 +1,12 @@
 """A record of each kind, made of random facts: what pages, listings and comparisons are tried on."""
 
 import dataclasses
+import math
 
 import numpy as np
 
 from robustkit.records.about import About
+from robustkit.records.bounds import BoundsRecord, Proved
 from robustkit.records.certificate import Certified, CertifiedRecord
 from robustkit.records.corruption import Cell, CorruptionRecord
 from robustkit.records.findings import Audit, Audited
@@ -96,6 +98,15 @@ def certificate(n=40):
     return CertifiedRecord(job, {"device": "x86"}, images, (0.0, 0.25, 0.5), about)
 
 
+def bounds(n=40):
+    job = {**ASKED, "norm": "linf", "eps": 8 / 255, "method": "crown", "indices": list(range(n))}
+    images = tuple(
+        Proved(i, i % 10, i % 9 > 0, i % 3 == 1 and i % 9 > 0, ("ibp", "crown")[i % 2], i / 10 if i % 9 else math.nan)
+        for i in range(n)
+    )
+    return BoundsRecord(job, {"device": "x86"}, images, dataclasses.replace(ABOUT, classes=NAMES))
+
+
 def audit(checks=None):
     found = Audit.from_json({**records.AUDIT, "checks": checks or records.AUDIT["checks"]})
     job = {**ASKED, "norm": "linf", "eps": 8 / 255, "indices": list(range(64))}
@@ -130,4 +141,4 @@ def study_page():
 
 
 RECORDS = {"run": run, "sweep": sweep, "transfer": transfer, "corruptions": corruptions, "certificate": certificate,
-           "audit": audit}  # fmt: skip
+           "bounds": bounds, "audit": audit}  # fmt: skip

@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from robustkit.cli import main
-from robustkit.records import certificate, corruption, findings, kinds, listing
+from robustkit.records import bounds, certificate, corruption, findings, kinds, listing
 from robustkit.records.about import About
 from robustkit.records.folder import RunFolder, load_run
 from robustkit.records.schema import CERTIFIED, CORRUPTIONS
@@ -26,7 +26,8 @@ from tests import kinds as made
 from tests import records
 
 MAKERS = {"run": files.of_run, "sweep": files.of_sweep, "transfer": files.of_transfer, "audit": files.of_audit,
-          "corruptions": files.of_corruptions, "certificate": files.of_certificate}  # fmt: skip
+          "corruptions": files.of_corruptions, "certificate": files.of_certificate,
+          "bounds": files.of_bounds}  # fmt: skip
 VOID = {"meta", "link", "rect", "path", "line", "circle", "polyline", "polygon", "img", "br"}
 
 
@@ -125,6 +126,7 @@ def stored(tmp_path_factory):
     for kind, module, make in (
         ("corruptions", corruption, made.corruptions),
         ("certificate", certificate, made.certificate),
+        ("bounds", bounds, made.bounds),
     ):
         (root / kind).mkdir()
         make().save(root / kind / module.RESULT, {})
@@ -158,16 +160,17 @@ def unfinished(path):
 def test_every_kind_is_known_by_what_it_is(stored):
     known = {path.name: kinds.find(path) for path in stored.iterdir()}
     assert {name: (place.word, place.finished) for name, place in known.items()} == {
-        **{name: (name, True) for name in ("run", "transfer", "corruptions", "certificate", "audit")},
+        **{name: (name, True) for name in ("run", "transfer", "corruptions", "certificate", "bounds", "audit")},
         "half": ("run", False),
     }
     assert kinds.find(stored) is None
     assert kinds.load(stored / "certificate") == made.certificate()
+    assert kinds.load(stored / "bounds") == made.bounds()
     assert kinds.load(stored / "corruptions") == made.corruptions()
     assert kinds.load(stored / "audit") == made.audit()
 
 
-@pytest.mark.parametrize("kind", ["run", "transfer", "corruptions", "certificate", "audit"])
+@pytest.mark.parametrize("kind", ["run", "transfer", "corruptions", "certificate", "bounds", "audit"])
 def test_report_and_show_take_every_kind(kind, stored, tmp_path):
     done = CliRunner().invoke(main, ["report", str(stored / kind), "--out", str(tmp_path), "--label", "theirs"])
     assert done.exit_code == 0, done.output
@@ -203,6 +206,24 @@ def test_a_certificate_that_contradicts_itself_is_refused(tmp_path):
     file.write_text(json.dumps(data))
     with pytest.raises(certificate.UsageError, match="not what its images give"):
         certificate.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda data: data["certified_accuracy"].update(value=0.99), "not what its images give"),
+        (lambda data: data["images"][0].update(proved=True), "an image is proved that is wrong"),
+        (lambda data: data["images"][1].update(bound=-1.0), "or by nothing"),
+        (lambda data: data["images"].append(data["images"][1]), "or one twice"),
+        (lambda data: data.update(images=[]), "no images"),
+    ],
+)
+def test_bounds_that_contradict_themselves_are_refused(tmp_path, change, says):
+    data = made.bounds().to_json()
+    change(data)
+    (tmp_path / bounds.RESULT).write_text(json.dumps(data))
+    with pytest.raises(bounds.UsageError, match=says):
+        bounds.load(tmp_path)
 
 
 def test_what_stands_so_far_of_a_run_that_is_not_finished(stored):

@@ -104,6 +104,11 @@ def corruptions(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def bounds(tmp_path_factory):
+    return written(tmp_path_factory, "bounds", files.of_bounds(kinds.bounds())["report.html"])
+
+
+@pytest.fixture(scope="module")
 def certificate(tmp_path_factory):
     return written(tmp_path_factory, "certificate", files.of_certificate(kinds.certificate())["report.html"])
 
@@ -169,7 +174,9 @@ def test_the_contrast_is_that_of_the_standard():
 
 @pytest.mark.parametrize("width", [390, 1280])
 @pytest.mark.parametrize("scheme", [LIGHT, DARK])
-@pytest.mark.parametrize("name", ["report", "sweep", "transfer", "study", "audit", "corruptions", "certificate"])
+@pytest.mark.parametrize(
+    "name", ["report", "sweep", "transfer", "study", "audit", "corruptions", "certificate", "bounds"]
+)
 def test_a_page_loads_fits_and_is_legible(browser, request, name, scheme, width):
     file = request.getfixturevalue(name)
     show(browser, file, scheme, width)

@@ -12,6 +12,7 @@ from robustkit.api import Dataset, Defense, Norm, ThreatModel
 from robustkit.certificates import graph, ladder, regions
 from robustkit.certificates.graph import Graph
 from robustkit.datasets.choice import choose_samples
+from robustkit.datasets.names import names_of
 from robustkit.engine import plan
 from robustkit.engine.identity import harness_sha256, source_hashes
 from robustkit.engine.request import threat_of
@@ -20,9 +21,11 @@ from robustkit.locks import at_work
 from robustkit.models import defended
 from robustkit.models.opening import Model, Opened, load, open_model
 from robustkit.models.turns import one_at_a_time
-from robustkit.records.certificate import RESULT, BoundsRecord, Proved
+from robustkit.records.about import About, now
+from robustkit.records.bounds import RESULT, BoundsRecord, Proved
 from robustkit.records.folder import resume
 from robustkit.records.schema import BOUNDS
+from robustkit.report import files
 
 PART = 32  # images whose bounds are computed, and kept, together
 
@@ -45,7 +48,7 @@ def evaluate_bounds(
     n: int | None = None, indices: str | Sequence[int] | None = None,
     outputs: Literal["logits", "probs"] = "logits", trust: bool = False, device: str = "auto", tile: int | None = None,
     out: str | os.PathLike[str] | None = None, fresh: bool = False,
-    on_event: Callable[[ImagesDone], None] | None = None,
+    on_event: Callable[[ImagesDone], None] | None = None, label: str = "",
 ) -> BoundsRecord:  # fmt: skip
     """Prove images robust by bounds of the network, each by the cheapest that suffices; see `certificates.ladder`.
 
@@ -65,11 +68,12 @@ def evaluate_bounds(
         out: a folder that is continued, part by part, if it holds this very run; None writes nothing.
         fresh: forget what `out` holds.
         on_event: told of each part that is done.
+        label: what the run is called in its record and report; it decides nothing.
 
     Raises:
         UsageError: for anything that cannot be run as given; a model that cannot be bounded, and what of it.
     """
-    threat = threat_of(norm, eps)
+    started, threat = now(), threat_of(norm, eps)
     regions.check(threat.norm, threat.eps)
     if method not in ladder.METHODS:
         raise UsageError(f"method {method!r}; there are: {', '.join(ladder.METHODS)}")
@@ -106,9 +110,11 @@ def evaluate_bounds(
                 images.append(Proved(samples.indices[at], int(samples.labels[at]), *row))
             if on_event is not None:
                 on_event(ImagesDone(sum(image.proved for image in images), len(images), len(samples)))
-        record = BoundsRecord(job, plan.environment(opened.device), tuple(images))
+        written = eps if isinstance(eps, str) else ""
+        about = About(label, written, started, now(), names_of(dataset))
+        record = BoundsRecord(job, plan.environment(opened.device), tuple(images), about)
         if out is not None:
-            record.save(Path(out) / RESULT)
+            record.save(Path(out) / RESULT, files.of_bounds(record))
     return record
 
 

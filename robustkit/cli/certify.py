@@ -73,7 +73,7 @@ def certify(
             with output.line(quiet=quiet) as say, output.computing(threads=threads, quiet=quiet):
                 return evaluate_bounds(
                     model, data, method=method, norm=norm, eps=eps, **bounded, out=folder,
-                    on_event=lambda event: say(_part(event)),
+                    label=options.given_label(), on_event=lambda event: say(_part(event)),
                 )  # fmt: skip
         from robustkit.certificates.smoothing import evaluate_certificate
 

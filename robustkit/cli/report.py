@@ -19,7 +19,7 @@ from robustkit.errors import UsageError
               help="Only this one; repeat it for several. By default all.")  # fmt: skip
 @options.json_to("the files' paths")
 def report(run: Path, out: Path | None, formats: tuple[Any, ...], json_to: str | None) -> None:
-    """Write the reports of a stored RUN of any kind, run, sweep, transfer, study, corruptions, certificate or audit.
+    """Write the reports of a stored RUN, sweep, transfer run, study, corruptions, certificate, bounds or audit.
 
     \b
     robustkit report robustkit-runs/<run>
@@ -79,7 +79,8 @@ def _record(record: Any, run: Path, out: Path | None, formats: Sequence[Any] | N
 
 def _pages(record: Any, label: str, formats: Sequence[Any] | None) -> dict[Path, Mapping[str, str]]:
     """The text of each report by its name, under the file of the record that it is of, below the run's folder."""
-    from robustkit.records import certificate, corruption, findings, sweep, transfer_folder
+    from robustkit.records import bounds, certificate, corruption, findings, sweep, transfer_folder
+    from robustkit.records.bounds import BoundsRecord
     from robustkit.records.certificate import CertifiedRecord
     from robustkit.records.corruption import CorruptionRecord
     from robustkit.records.findings import Audited
@@ -102,6 +103,8 @@ def _pages(record: Any, label: str, formats: Sequence[Any] | None) -> dict[Path,
             return {Path(corruption.RESULT): files.of_corruptions(record, formats)}
         case CertifiedRecord():
             return {Path(certificate.RESULT): files.of_certificate(record, formats)}
+        case BoundsRecord():
+            return {Path(bounds.RESULT): files.of_bounds(record, formats)}
         case Audited():
             return {Path(findings.RESULT): files.of_audit(record, formats)}
         case _:

@@ -1,7 +1,4 @@
-"""The records of certifications: facts of each image in, certified accuracy out. Needs no torch.
-
-`CertifiedRecord` is of randomised smoothing, `BoundsRecord` of bounds of the network itself.
-"""
+"""The record of a certification: facts of each image in, certified accuracy over radii out. Needs no torch."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -13,7 +10,7 @@ from robustkit.errors import UsageError
 from robustkit.records import consistency, seal
 from robustkit.records.about import About
 from robustkit.records.files import read_json, save_record
-from robustkit.records.schema import BOUNDS, CERTIFIED
+from robustkit.records.schema import CERTIFIED
 from robustkit.records.shown import Shown
 from robustkit.records.text import labelled_as
 from robustkit.spec import digest, number
@@ -142,98 +139,6 @@ def load(file: Path) -> CertifiedRecord:
         if told != [{key: row[key] for key in told[0]} for row in data["certified_accuracy"]]:
             raise UsageError(f"{file} contradicts itself: its accuracies are not what its images give; {seal.AGAIN}")
     return record
-
-
-@dataclass(frozen=True, slots=True)
-class Proved:
-    """One image: its index and label, whether it is classified right and proved, by which rung, the margin's bound."""
-
-    index: int
-    label: int
-    right: bool
-    proved: bool
-    rung: str
-    bound: float
-
-
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
-class BoundsRecord(Shown):
-    """What bounds of a network prove, image by image. `job` is all that decides it: model, data, ball, method."""
-
-    job: Mapping[str, Any]
-    environment: Mapping[str, Any]
-    images: tuple[Proved, ...]
-    about: About = field(default_factory=About)
-
-    @property
-    def certified_accuracy(self) -> Proportion:
-        """The share of images that are classified right and proved robust."""
-        return Proportion(sum(image.proved for image in self.images), len(self.images))
-
-    @property
-    def clean_accuracy(self) -> Proportion:
-        """The share of images that are classified right."""
-        return Proportion(sum(image.right for image in self.images), len(self.images))
-
-    def to_json(self) -> dict[str, Any]:
-        """As JSON data: the job, the accuracies, and the facts behind them."""
-        images = [asdict(image) | {"bound": image.bound if image.right else None} for image in self.images]
-        return {
-            "schema": BOUNDS,
-            "about": self.about.to_json(),
-            "job": dict(self.job),
-            "environment": dict(self.environment),
-            "clean_accuracy": self.clean_accuracy.to_json(),
-            "certified_accuracy": self.certified_accuracy.to_json(),
-            "images": images,
-        }
-
-    def save(self, file: Path) -> None:
-        """Write the record as JSON, whole or not at all."""
-        save_record(file, self.to_json(), None)
-
-    def heading(self) -> str:
-        """What was certified, on what, in which ball."""
-        job = self.job
-        behind = f" behind {job['defense']}" if job["defense"] else ""
-        return (
-            f"{labelled_as(self.about.label)}{job['model']}{behind} on {job['data']} (n = {len(self.images)}), "
-            f"{job['norm']} eps {self.about.written(job['eps'])}, bounds up to {job['method']}"
-        )
-
-    def in_brief(self) -> list[tuple[str, str]]:
-        """Four lines: the accuracies, what each rung proved, and what they hold of."""
-        return [
-            ("clean accuracy", str(self.clean_accuracy)),
-            ("certified accuracy", str(self.certified_accuracy)),
-            ("proved by", self._by() or "none"),
-            ("holds", "against any attack in the ball: a lower bound of the robust accuracy"),
-        ]
-
-    @property
-    def identity(self) -> str:
-        """The sha256 of the job and the facts."""
-        return digest([dict(self.job), [asdict(image) for image in self.images]])
-
-    def _by(self) -> str:
-        rungs: dict[str, int] = {}
-        for image in self.images:
-            if image.proved:
-                rungs[image.rung] = rungs.get(image.rung, 0) + 1
-        return ", ".join(f"{count} by {rung}" for rung, count in rungs.items())
-
-    def summary(self) -> str:
-        """The result in a few lines."""
-        by = self._by()
-        return "\n".join(
-            [
-                self.heading(),
-                f"clean accuracy      {self.clean_accuracy}",
-                f"certified accuracy  {self.certified_accuracy}" + (f" ({by})" if by else ""),
-                "95 % Wilson intervals; a lower bound of the robust accuracy against any attack. What is not proved "
-                "may be robust or not: robustkit eval --certify shows both bounds",
-            ]
-        )
 
 
 def most(sigma: float, draws: int, alpha: float) -> float:

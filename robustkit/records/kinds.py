@@ -6,30 +6,37 @@ from pathlib import Path
 from typing import NamedTuple
 
 from robustkit.errors import UsageError
-from robustkit.records import certificate, corruption, findings, places
+from robustkit.records import bounds, certificate, corruption, findings, places
 from robustkit.records.folder import JOB, RESULT, SWEEP_FILE, load_run
 from robustkit.records.run import RunRecord
-from robustkit.records.schema import AUDITED, BASELINE, CERTIFIED, CORRUPTIONS, RUN, STUDY, SWEEP, TRANSFER
+from robustkit.records.schema import AUDITED, BASELINE, BOUNDS, CERTIFIED, CORRUPTIONS, RUN, STUDY, SWEEP, TRANSFER
 from robustkit.records.sweep import Sweep, load_sweep, run_folder
 from robustkit.records.transfer import TransferRecord
 from robustkit.records.transfer_folder import RESULT as TRANSFER_RESULT
 from robustkit.records.transfer_folder import load_transfer
 
 Record = (
-    RunRecord | Sweep | TransferRecord | corruption.CorruptionRecord | certificate.CertifiedRecord | findings.Audited
+    RunRecord
+    | Sweep
+    | TransferRecord
+    | corruption.CorruptionRecord
+    | certificate.CertifiedRecord
+    | bounds.BoundsRecord
+    | findings.Audited
 )
 STUDY_FILE = "study.json"
 WORDS: Mapping[str, str] = {
     RUN: "run", SWEEP: "sweep", TRANSFER: "transfer", CORRUPTIONS: "corruptions", CERTIFIED: "certificate",
+    BOUNDS: "bounds",
     AUDITED: "audit", STUDY: "study", BASELINE: "baseline",
 }  # fmt: skip
 _RESULTS: Mapping[str, str] = {  # by the file that is written last; a sweep's and a study's folders hold runs besides
     STUDY_FILE: STUDY, SWEEP_FILE: SWEEP, TRANSFER_RESULT: TRANSFER, corruption.RESULT: CORRUPTIONS,
-    certificate.RESULT: CERTIFIED, findings.RESULT: AUDITED, RESULT: RUN,
+    certificate.RESULT: CERTIFIED, bounds.RESULT: BOUNDS, findings.RESULT: AUDITED, RESULT: RUN,
 }  # fmt: skip
 _LOADERS: Mapping[str, Callable[[Path], Record]] = {
     RUN: load_run, SWEEP: load_sweep, TRANSFER: load_transfer, CORRUPTIONS: corruption.load,
-    CERTIFIED: certificate.load, AUDITED: findings.load,
+    CERTIFIED: certificate.load, BOUNDS: bounds.load, AUDITED: findings.load,
 }  # fmt: skip
 
 
@@ -50,7 +57,7 @@ class Place(NamedTuple):
 def find(path: Path) -> Place | None:
     """What lies in a folder or is a file of ours; None if it is nothing of ours."""
     if path.is_file():
-        kind = _schema(path)
+        kind = places.schema_of(path)
         return Place(path, kind, True, path) if kind in WORDS else None
     for name, kind in _RESULTS.items():
         if (path / name).is_file():
@@ -58,7 +65,7 @@ def find(path: Path) -> Place | None:
     first = run_folder(path, 0) / JOB
     if first.is_file():
         return Place(path, SWEEP, False, first)
-    kind = _schema(path / JOB) if (path / JOB).is_file() else ""
+    kind = places.schema_of(path / JOB) if (path / JOB).is_file() else ""
     return Place(path, kind, False, path / JOB) if kind in WORDS else None
 
 
@@ -78,15 +85,6 @@ def load(path: Path) -> Record:
     if found.kind not in _LOADERS or (path.is_file() and found.kind in (RUN, SWEEP, TRANSFER)):
         raise UsageError(f"{path} is a {found.word} without its facts; give the folder of the run")
     return _LOADERS[found.kind](path)
-
-
-def _schema(file: Path) -> str:
-    """What a JSON file says it is; empty if it is none."""
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return ""
-    return str(data.get("schema", "")) if isinstance(data, dict) else ""
 
 
 def _ended(file: Path) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 from robustkit.errors import RobustkitError
 from robustkit.records import kinds, so_far
 from robustkit.records.about import day
+from robustkit.records.bounds import BoundsRecord
 from robustkit.records.certificate import CertifiedRecord
 from robustkit.records.corruption import CorruptionRecord
 from robustkit.records.files import read_json
@@ -135,6 +136,9 @@ def _finished(record: kinds.Record, row: Row) -> Row:
             radius = record.radii[len(record.radii) // 2]
             number = f"{_percent(record.accuracy(radius))} at {radius:g}"
             return replace(row, model=record.model, attack=f"sigma {record.job['sigma']:g}", number=number)
+        case BoundsRecord():
+            number = f"{_percent(record.certified_accuracy)} at {record.about.written(record.job['eps'])}"
+            return replace(row, model=record.model, attack=record.job["method"], number=number)
         case Audited():
             return replace(row, model=record.model, attack=record.job["norm"], verdict=record.audit.verdict)
 

@@ -31,11 +31,14 @@ _BY_FILE: Mapping[str, _Kind] = {  # a study's and a sweep's folder hold runs be
         schema.TRANSFER, "a transfer run", "robustkit show, report and plot transfer take it"
     ),
     "corruptions.json": _Kind(
-        schema.CORRUPTIONS, "a corruption run", "robustkit corruptions --baseline {quoted} compares with it"
+        schema.CORRUPTIONS, "a corruption run",
+        "robustkit show and report take it, and corruptions --baseline {quoted} compares with it",
     ),
     "certificate.json": _Kind(
-        schema.CERTIFIED, "a certificate", "its figures are in {place}/certificate.json"
+        schema.CERTIFIED, "a certificate", "robustkit show and report take it"
     ),
+    "bounds.json": _Kind(schema.BOUNDS, "a run of bounds", "robustkit show and report take it"),
+    "audit.json": _Kind(schema.AUDITED, "an audit", "robustkit show and report take it"),
     "run.json": _Kind(schema.RUN, "a run", "robustkit show, report, compare, plot and gate --run take it"),
     "card.json": _Kind("", "a trained network", "evaluate it: robustkit eval --model {model}"),
     "recipe.json": _Kind("", "a training that is not finished", _RESUME),
@@ -67,7 +70,7 @@ def _unfinished(path: Path) -> _Kind | None:
         return None
     if any((path / "eps-01" / name).is_file() for name in ("job.json", "run.json")):
         return _BY_FILE["sweep.json"]
-    kind = _schema(path / "job.json")
+    kind = schema_of(path / "job.json")
     return next((each for each in _BY_FILE.values() if kind and each.schema == kind), None)
 
 
@@ -75,7 +78,7 @@ def _file(path: Path) -> str:
     """What a file is, and what to give in its place."""
     if is_part(path):
         return f"only a part of what lies in a folder; give the folder: {path.parent}"
-    if _schema(path) == schema.BASELINE:
+    if schema_of(path) == schema.BASELINE:
         return "a baseline; robustkit compare and gate take it, and its run's folder the others"
     return "no folder; give the folder of a run"
 
@@ -85,7 +88,8 @@ def is_part(path: Path) -> bool:
     return path.name in (*_BY_FILE, "job.json") or path.suffix in _PAGES
 
 
-def _schema(file: Path) -> str:
+def schema_of(file: Path) -> str:
+    """What a JSON file says it is; empty if it is none."""
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -13,7 +13,7 @@ from robustkit.records.consistency import readable
 from robustkit.records.files import read_arrays, read_json
 from robustkit.records.folder import JOB, JOURNAL
 from robustkit.records.kinds import Place
-from robustkit.records.schema import BROKE_CODE, CERTIFIED, CORRUPTIONS, RUN, SWEEP, TRANSFER, VIOLATED_CODE
+from robustkit.records.schema import BOUNDS, BROKE_CODE, CERTIFIED, CORRUPTIONS, RUN, SWEEP, TRANSFER, VIOLATED_CODE
 from robustkit.records.sweep import run_folder
 from robustkit.records.text import heading_of
 from robustkit.stats import Proportion
@@ -71,8 +71,10 @@ def read(place: Place) -> SoFar:
         if place.kind == SWEEP:
             return _sweep(place.path)
         known = read_json(place.path / JOB, ("job", "plan"), place.kind)
-        reader = {RUN: _run, CORRUPTIONS: _corruptions, CERTIFIED: _certificate, TRANSFER: _transfer}[place.kind]
-        return reader(place.path, known["job"], str(known["plan"].get("started") or ""))
+        readers = {
+            RUN: _run, CORRUPTIONS: _corruptions, CERTIFIED: _certificate, BOUNDS: _bounds, TRANSFER: _transfer,
+        }  # fmt: skip
+        return readers[place.kind](place.path, known["job"], str(known["plan"].get("started") or ""))
 
 
 def _run(folder: Path, job: Mapping[str, Any], started: str) -> SoFar:
@@ -140,6 +142,22 @@ def _certificate(folder: Path, job: Mapping[str, Any], started: str) -> SoFar:
     lines.append(f"{len(known)} of {n} images are certified so far")
     text = f"{job['model']} on {job['data']} (n = {n}), smoothed with Gaussian noise of sigma {job['sigma']:g}"
     return SoFar("certificate", text, job, started, figures, (), lines)
+
+
+def _bounds(folder: Path, job: Mapping[str, Any], started: str) -> SoFar:
+    parts = list(_parts(folder, 0))
+    looked, n = sum(len(facts["proved"]) for facts in parts), len(job["indices"])
+    figures: dict[str, Proportion | None] = {
+        name: Proportion(sum(int(facts[what].sum()) for facts in parts), looked) if looked else None
+        for name, what in (("clean accuracy", "right"), ("certified accuracy", "proved"))
+    }
+    lines = [f"  {name:<28} {share}" for name, share in figures.items() if share is not None]
+    lines.append(f"{looked} of {n} images were looked at so far")
+    text = (
+        f"{job['model']} on {job['data']} (n = {n}), {job['norm']} eps {About().written(job['eps'])}, bounds up to "
+        f"{job['method']}"
+    )
+    return SoFar("bounds", text, job, started, figures, (), lines)
 
 
 def _transfer(folder: Path, job: Mapping[str, Any], started: str) -> SoFar:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from robustkit.errors import UsageError
+from robustkit.records.bounds import BoundsRecord
 from robustkit.records.certificate import CertifiedRecord
 from robustkit.records.corruption import CorruptionRecord
 from robustkit.records.findings import Audited
@@ -13,6 +14,7 @@ from robustkit.records.sweep import Sweep, run_folder
 from robustkit.records.transfer import TransferRecord
 from robustkit.report import (
     audit,
+    bounds,
     certificate,
     corruptions,
     page,
@@ -114,6 +116,23 @@ def of_certificate(record: CertifiedRecord, formats: Sequence[Format] | None = N
             "md": lambda: certificate.markdown(record),
             "tex": lambda: certificate.latex(record),
             "csv": lambda: certificate.csv_text(record),
+        },
+        formats,
+    )
+
+
+def of_bounds(record: BoundsRecord, formats: Sequence[Format] | None = None) -> Files:
+    """The text of each report file of a record of bounds.
+
+    Raises:
+        UsageError: as `of_run`.
+    """
+    return made(
+        {
+            "html": lambda: bounds.page(record),
+            "md": lambda: bounds.markdown(record),
+            "tex": lambda: bounds.latex(record),
+            "csv": lambda: bounds.csv_text(record),
         },
         formats,
     )
