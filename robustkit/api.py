@@ -280,6 +280,9 @@ class CohortAttack(Attack, Protocol):
 
     Its result is a function of a declared cohort, `cohort` consecutive positions of the evaluated list, of which it
     gets all that still stand at once, with what the attacks before it handed on (`Case.handed`).
+
+    One that ought to break nothing where gradients tell the truth may say what it is in `if_it_breaks`: where it breaks
+    something all the same, and its suite alone attacked, the record has a finding.
     """
 
     @property

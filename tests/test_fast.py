@@ -176,6 +176,18 @@ def test_a_sample_with_several_rows_leaves_with_all_of_them_and_counts_each_pass
     assert done.backwards.max() < 30  # at eps 0.5 all of them fall at the first checkpoints
 
 
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_a_stage_on_all_samples_gives_each_what_it_gives_it_alone(norm):
+    network, x, y = linear.lin(n=20, wrong=0)
+    threat = ThreatModel(norm, linear.between(linear.distances(network, x, y, norm)))
+    stage = Descent(8, "margin-targeted", "random", targets=2)
+    whole = attack_batch(stage, network, x, y, threat)
+    for rows in (torch.tensor([7]), torch.tensor([19, 2, 11])):
+        some = attack_batch(stage, network, x[rows], y[rows], threat, indices=rows)
+        assert torch.equal(whole.verdicts.adv[rows], some.verdicts.adv)
+        assert torch.equal(whole.forwards[rows], some.forwards)
+
+
 def test_the_walk_ends_at_the_first_block_in_which_nothing_breaks():
     network, x, y = linear.lin(n=40, wrong=0)
     truth = linear.distances(network, x, y, "linf")
@@ -207,6 +219,9 @@ def test_a_walk_that_breaks_something_says_so_and_names_what_settles_it():
     assert record.attacks["outcome"][record.attacks["attack"] == record.job["attacks"][-1]].tolist().count("broken") > 0
     honest = evaluate(network, (x, y), Fast(cohort=64), eps=eps, doctor=False)
     assert not [flag for flag in honest.flags if flag["kind"] == ESCALATE]
+    settled = evaluate(Bent(network), (x, y), [Fast(cohort=64), AutoAttack(steps=3, queries=20)], eps=eps, doctor=False)
+    assert "broken" in settled.attacks["outcome"][settled.attacks["attack"] == record.job["attacks"][-1]]
+    assert not [flag for flag in settled.flags if flag["kind"] == ESCALATE]  # AutoAttack has seen what stands
 
 
 def test_fast_says_that_it_is_not_autoattack_unless_autoattack_follows():

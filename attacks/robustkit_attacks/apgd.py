@@ -3,6 +3,7 @@
 In L1 it is another algorithm, that of `apgd_l1`.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -85,13 +86,11 @@ class APGD:
                 loss=lambda case, aim: losses.make(self.loss, case.y, case.target, aim),
             )  # fmt: skip
         state = self._start(case, losses.make(self.loss, case.y, case.target, aim), place, stream)
-        interval, since = max(int(0.22 * self.steps), 1), 0
+        ends = intervals(self.steps)
         for i in range(1, self.steps + 1):
             state = stepped(case, losses.make(self.loss, case.y, case.target, aim), state, first=i == 1)
-            since += 1
-            if since == interval:
-                state = adapted(state, interval)
-                interval, since = max(interval - max(int(0.03 * self.steps), 1), max(int(0.06 * self.steps), 1)), 0
+            if i in ends:
+                state = adapted(state, ends[i])
             if parts.checkpoint(i):
                 case, state, stays = parts.leave(case, state)
                 aim = None if aim is None else aim[stays]
@@ -114,6 +113,15 @@ class APGD:
         runs = self.restarts * (min(self.targets, classes - 1) if several else 1)
         passes = runs * (self.steps + len(apgd_l1.stages(self.steps, self.radii)))
         return passes + several, passes
+
+
+def intervals(steps: int) -> Mapping[int, int]:
+    """The steps after which the step size may halve, with the number of steps since the one before."""
+    length, end, found = max(int(0.22 * steps), 1), 0, {}
+    while (end := end + length) <= steps:
+        found[end] = length
+        length = max(length - max(int(0.03 * steps), 1), max(int(0.06 * steps), 1))
+    return found
 
 
 def begun(case: Case, loss: Loss, start: Images, place: Tensor) -> State:

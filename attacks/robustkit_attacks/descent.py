@@ -24,7 +24,7 @@ from robustkit_attacks import apgd, apgd_l1, cohort, losses, parts
 RADII = 3  # of the L1 form
 _FIRST = 2.0  # the first step of `cosine`, in eps
 
-LossOf = Callable[[Case, Tensor], Loss]  # for the rows of a case, and the class that each goes for
+LossOf = Callable[[Case, Tensor | None], Loss]  # for the rows of a case, and the class that each goes for
 
 
 class _State(NamedTuple):
@@ -105,23 +105,21 @@ class Descent:
             return [cohort.aimed(case, number) for number in range(self.starts)]
         return [case.threat.sample(case.x, case.draws.at(number)) for number in range(self.starts)]
 
-    def _loss(self, case: Case, aim: Tensor) -> Loss:
-        if self.loss != "probability-margin" or case.handed is None:
-            return losses.make("margin" if self.loss == "probability-margin" else self.loss, case.y, case.target, aim)
-        unit = case.handed.clean.clamp_min(1).to(case.x.dtype)[:, None]
+    def _loss(self, case: Case, aim: Tensor | None) -> Loss:
+        if self.loss != "probability-margin":
+            return losses.make(self.loss, case.y, case.target, aim)
+        unit = cohort.informed(case)[1].clean.clamp_min(1).to(case.x.dtype)[:, None]
         return lambda outputs: -rows.margin((outputs.logits / unit).softmax(1), case.y, case.target)
 
     def _auto(self, few: Case, start: Images, aim: Tensor, place: Tensor, width: int) -> tuple[Tensor, parts.Left]:
         """Runs of Auto-PGD: the best point of each sample that is not confirmed broken on the way, and its row."""
         wide = cohort.siblings(few, width)
         state = apgd.begun(wide, self._loss(wide, aim), start, place)
-        interval, since = max(int(0.22 * self.steps), 1), 0
+        ends = apgd.intervals(self.steps)
         for i in range(1, self.steps + 1):
             state = apgd.stepped(wide, self._loss(wide, aim), state, first=i == 1)
-            since += 1
-            if since == interval:
-                state = apgd.adapted(state, interval)
-                interval, since = max(interval - max(int(0.03 * self.steps), 1), max(int(0.06 * self.steps), 1)), 0
+            if i in ends:
+                state = apgd.adapted(state, ends[i])
             if parts.checkpoint(i) and i < self.steps:
                 few, state, kept = cohort.leave(few, state, width)
                 wide, aim = cohort.siblings(few, width), aim[kept]
@@ -135,7 +133,7 @@ class Descent:
         own = torch.arange(len(place), device=place.device)
         wide = cohort.siblings(few, width)
         case, left, points = apgd_l1.climb(
-            wide, aim, own, draws=0, steps=self.steps, radii=RADII, loss=self._loss_of_some, start=start
+            wide, aim, own, draws=0, steps=self.steps, radii=RADII, loss=self._loss, start=start
         )
         if not len(left):
             return place[left], points
@@ -145,9 +143,6 @@ class Descent:
         sample = place[left][order]
         first = rows.positions(torch.cat([torch.ones_like(sample[:1], dtype=torch.bool), sample[1:] != sample[:-1]]))
         return sample[first], points[order[first]]
-
-    def _loss_of_some(self, case: Case, aim: Tensor | None) -> Loss:
-        return self._loss(case, case.y if aim is None else aim)
 
 
 def cosine(

@@ -125,16 +125,7 @@ class FAB:
     def _step(self, state: _State, search: int) -> _State:
         case, threat = state.case, state.case.threat
         f, grad = self._boundary(state, search)
-        gaps = torch.cat([-f, rows.dot(grad, state.x - case.x) - f])
-        points = torch.cat([state.x, case.x])
-        moves = hyperplane.shortest(
-            points, torch.cat([grad, grad]), gaps, threat.norm, low=threat.low, high=threat.high
-        )
-        sizes = norms.length(moves, threat.norm).clamp_min(1e-8)
-        here, clean = (points + self.eta * moves).chunk(2)
-        size_here, size_clean = sizes.chunk(2)
-        α = rows.spread((size_here / (size_here + size_clean)).clamp(max=self.alpha_max), here)
-        x = threat.clip((1 - α) * here + α * clean)
+        x = hyperplane.beyond(threat, state.x, case.x, f, grad, alpha_max=self.alpha_max, eta=self.eta)
 
         fooled = case.reached(case.oracle.outputs(x).logits)
         distance = norms.length(x - case.x, threat.norm)

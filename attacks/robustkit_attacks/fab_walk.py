@@ -6,7 +6,6 @@ back onto the ball, where it starts a short PGD. Where the first walk broke some
 distances that FAB met, towards every class. On honest networks the first block ends it.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
@@ -98,14 +97,13 @@ class FabWalk:
         """Go down a ranking; whether anything broke. Writes distances, who stands, and the points of who does."""
         ever, dry = False, 0
         for block in cohort.blocks(order, self.block):
+            place, points = self._block(case, block, far, targets, steps, press)
+            # Of none that is left the device need not be asked.
+            left = place[rows.positions(~case.select(place).submit(points))] if len(place) else place
+            result[place] = points
             standing[block] = False
-            left = 0
-            for place, points in self._block(case, block, far, targets, steps, press):
-                stays = rows.positions(~case.select(place).submit(points))
-                standing[place[stays]] = True
-                result[place] = points
-                left = len(stays)
-            broke = left < len(block)
+            standing[left] = True
+            broke = len(left) < len(block)
             ever, dry = ever or broke, 0 if broke else dry + 1
             if dry == self.patience:
                 break
@@ -113,8 +111,8 @@ class FabWalk:
 
     def _block(
         self, case: Case, block: Tensor, far: Tensor, targets: int, steps: int, press: int
-    ) -> Iterator[tuple[Tensor, Images]]:
-        """The points of what is not confirmed broken on the way, with their rows."""
+    ) -> tuple[Tensor, parts.Left]:
+        """The rows of what is not confirmed broken on the way, and its points."""
         few, threat = case.select(block), case.threat
         aims = cohort.nearest_classes(few, targets)
         width = aims.shape[1]
@@ -130,11 +128,11 @@ class FabWalk:
                 few, state, _ = cohort.leave(few, state, width)
                 wide = cohort.siblings(few, width)
                 if not len(state.place):
-                    return
+                    return state.place, state.x
         nearest = state.distance.view(-1, width).argsort(dim=1, stable=True)[:, :press]
         row = (torch.arange(len(nearest), device=nearest.device)[:, None] * width + nearest).flatten()
         start = threat.project(wide.x[row], state.x[row])
-        yield descent.cosine(
+        return descent.cosine(
             few, start, state.aim[row], state.place[row], width=nearest.shape[1], steps=PRESSED, first=0.5,
             loss=lambda rows_, _: losses.make("margin", rows_.y, rows_.target),
         )  # fmt: skip
@@ -153,16 +151,7 @@ class FabWalk:
         inside, margin = distance <= threat.eps, -rows.margin(outputs.logits, wide.y, wide.target)
         better = inside & ((wrong & ~state.hit) | ((wrong | ~state.hit) & (margin > state.best_loss)))
 
-        gaps = torch.cat([-f, rows.dot(grad, x - clean) - f])
-        points = torch.cat([x, clean])
-        moves = hyperplane.shortest(
-            points, torch.cat([grad, grad]), gaps, threat.norm, low=threat.low, high=threat.high
-        )
-        sizes = norms.length(moves, threat.norm).clamp_min(1e-8)
-        here, origin = (points + self.eta * moves).chunk(2)
-        size_here, size_origin = sizes.chunk(2)
-        α = rows.spread((size_here / (size_here + size_origin)).clamp(max=self.alpha_max), here)
-        onward = threat.clip((1 - α) * here + α * origin)
+        onward = hyperplane.beyond(threat, x, clean, f, grad, alpha_max=self.alpha_max, eta=self.eta)
         return state._replace(
             x=rows.pick(wrong, clean + self.beta * (x - clean), onward),
             distance=torch.where(wrong, torch.minimum(distance, state.distance), state.distance),

@@ -9,9 +9,9 @@ method climbs to t from below and stops there. In L1 the steepest entries move f
 import torch
 from torch import Tensor
 
-from robustkit.api import Norm
+from robustkit.api import Images, Norm, ThreatModel
 from robustkit.errors import UsageError
-from robustkit.numerics import devices, rows
+from robustkit.numerics import devices, norms, rows
 
 # A Newton step on a concave gain at least quarters (what is missing × the slope), so float32 needs fewer than this.
 ROUNDS = 100
@@ -43,6 +43,24 @@ def shortest(p: Tensor, w: Tensor, gap: Tensor, norm: Norm, *, low: float = 0.0,
     steep, need = toward.abs(), need.abs()
     move = _greedy(need, steep, room) if norm == "l1" else _level(need, steep, room, norm)
     return move.mul_(toward.sign_()).view_as(p)
+
+
+def beyond(
+    threat: ThreatModel, x: Images, clean: Images, f: Tensor, grad: Images, *, alpha_max: float, eta: float
+) -> Images:
+    """FAB's step: a little beyond the hyperplane f = 0 (`grad` its normal), from `x` and from the original image.
+
+    The two ends are mixed in proportion to how far each is from the hyperplane, the original's share at most
+    `alpha_max`; each way is `eta` times as long as it needs to be. Croce & Hein 2020, arXiv:1907.02044, section 2.
+    """
+    gaps = torch.cat([-f, rows.dot(grad, x - clean) - f])
+    points = torch.cat([x, clean])
+    moves = shortest(points, torch.cat([grad, grad]), gaps, threat.norm, low=threat.low, high=threat.high)
+    sizes = norms.length(moves, threat.norm).clamp_min(1e-8)
+    here, origin = (points + eta * moves).chunk(2)
+    size_here, size_origin = sizes.chunk(2)
+    α = rows.spread((size_here / (size_here + size_origin)).clamp(max=alpha_max), here)
+    return threat.clip((1 - α) * here + α * origin)
 
 
 def _level(need: Tensor, steep: Tensor, room: Tensor, norm: Norm) -> Tensor:

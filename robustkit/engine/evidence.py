@@ -19,7 +19,7 @@ from robustkit.numerics import norms, rows
 from robustkit.numerics.streams import SampleDraws, key_of
 from robustkit.records import evidence
 from robustkit.records.evidence import MASKED, MISLED, OTHERS, Sign
-from robustkit.records.run import ESCALATE, INSUFFICIENT, RunRecord
+from robustkit.records.run import CAUTION, ESCALATE, INSUFFICIENT, RunRecord
 from robustkit.records.schema import BROKE, BROKEN, WRONG
 
 NOISE = 8  # random images of the ball
@@ -53,7 +53,12 @@ def _doubts(bench: Bench, record: RunRecord) -> list[Mapping[str, Any]]:
 
 
 def _walked_on(bench: Bench, record: RunRecord) -> Iterator[Mapping[str, Any]]:
-    """Findings of attacks that ought to break nothing where gradients tell the truth."""
+    """Findings of attacks that ought to break nothing where gradients tell the truth (`api.CohortAttack`).
+
+    Only of a run that nothing but a suite with a `caution` attacked: behind another the number is settled.
+    """
+    if all(flag["kind"] != CAUTION for flag in record.flags):
+        return
     rows = record.attacks
     for named in bench.attacks:
         what = getattr(named.attack, "if_it_breaks", "")

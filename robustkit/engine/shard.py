@@ -231,10 +231,10 @@ def _attack(
     """The facts of one attack on the samples of some shards that still stand, from the journal or computed."""
     facts = [_still_needed(known(shard.number, step), shard.standing) for shard in shards]
     pending = _pending(shards, facts)
-    ranked, keep = isinstance(named.attack, CohortAttack), bench.hands_on(step)
-    if ranked and len(pending) < sum(int(shard.standing.sum()) for shard in shards):
+    keep = bench.hands_on(step)
+    if isinstance(named.attack, CohortAttack) and len(pending):
         # What it did to some depends on all: it did all of them before, or does them anew.
-        facts = [_no_facts() if len(pending) else known for known in facts]
+        facts = [_no_facts() for _ in shards]
         pending = _pending(shards, facts)
     grown, reference = set(), bench.opened.subject.reference
     watch.begin(step, sum(len(s.x) for s in shards), sum(int(s.standing.sum()) for s in shards), len(pending), facts)
