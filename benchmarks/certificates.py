@@ -17,7 +17,7 @@ import torch
 import robustkit
 from benchmarks import kit
 from robustkit import spec
-from robustkit.certificates import graph, ladder, regions
+from robustkit.certificates import graph, ladder, regions, tracing
 
 AT_ONCE = 50
 
@@ -27,7 +27,7 @@ def measure(name: str, eps: float, norm: str, method: str, indices: list[int], o
     network = kit.model(name)
     images = kit.cifar10 if name.startswith("cifar10") else kit.mnist
     done = {json.loads(line)["index"] for line in out.read_text().splitlines()} if out.exists() else set()
-    traced = graph.trace(network, images(indices[:8])[0])
+    traced = tracing.trace(network, images(indices[:8])[0])
     todo = [i for i in indices if i not in done]
     with out.open("a") as file:
         for start in range(0, len(todo), AT_ONCE):
@@ -56,7 +56,7 @@ def instances(method: str, most: int | None = None) -> Counter[tuple[str, str, b
         network, own = kit.model(name), [row for row in rows if row["model"] == name]
         own = sorted(own, key=lambda row: row["status"] != "unsafe")[:most]  # those that must not be proved first
         try:
-            traced = graph.trace(network, kit.cifar10(range(8))[0])
+            traced = tracing.trace(network, kit.cifar10(range(8))[0])
         except graph.NotCertifiableError as error:
             found[f"{name}: {error}", "any", False] += len(own)
             continue

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustkit import spec
-from robustkit.certificates import bounds, graph, ladder, regions
+from robustkit.certificates import bounds, ladder, regions, tracing
 from robustkit.certificates.graph import NotCertifiableError
 from robustkit.errors import UsageError
 from robustkit.models.sources.normalized import normalized
@@ -80,7 +80,7 @@ def test_no_point_of_a_region_lies_below_its_bound(seed: int, norm: str) -> None
     for network in networks(seed):
         x = torch.rand(2, *SHAPE)
         x[0, 0, 0] = torch.tensor([0.0, 1.0, 0.5])  # pixels at the ends of the box
-        traced = graph.trace(network, x)
+        traced = tracing.trace(network, x)
         with torch.no_grad():
             y = network(x).argmax(1)
             for eps in (0.05, 0.3):
@@ -110,7 +110,7 @@ def test_where_every_image_breaks_nothing_is_proved(norm: str, seed: int) -> Non
     broken = 0
     for network in networks(seed)[1:]:
         x = torch.rand(8, *SHAPE)
-        traced = graph.trace(network, x)
+        traced = tracing.trace(network, x)
         with torch.no_grad():
             y = network(x).argmax(1)
             proofs = ladder.prove(traced, regions.region(x, norm, eps), y, "alpha-crown")
@@ -125,7 +125,7 @@ def test_an_affine_network_is_bounded_exactly() -> None:
     torch.manual_seed(0)
     network = normalized(nn.Sequential(nn.Flatten(), nn.Linear(9, 3)), [0.5], [0.25]).eval()
     x = 0.3 + 0.4 * torch.rand(4, *SHAPE)  # far from the ends of the box
-    traced, y = graph.trace(network, x), torch.tensor([0, 1, 2, 0])
+    traced, y = tracing.trace(network, x), torch.tensor([0, 1, 2, 0])
     weight = network.network[1].weight / 0.25
     for norm, dual in (("linf", 1.0), ("l2", 2.0), ("l1", torch.inf)):
         found = bounds.margins(bounds.intervals(traced, regions.region(x, norm, 0.1)), y).low
@@ -141,7 +141,7 @@ def test_the_box_counts_in_l2_and_l1() -> None:
     network = nn.Sequential(nn.Flatten(), nn.Linear(9, 2, bias=False)).eval()
     network[1].weight.data = torch.stack([torch.zeros(9), torch.ones(9)])
     x = torch.zeros(1, *SHAPE)
-    traced = graph.trace(network, x)
+    traced = tracing.trace(network, x)
     for norm, eps, wanted in (("l2", 1.0, -3.0), ("l1", 2.0, -2.0), ("l2", 100.0, -9.0), ("l1", 100.0, -9.0)):
         found = bounds.margins(bounds.intervals(traced, regions.region(x, norm, eps)), torch.tensor([0]))
         assert found.low.item() == pytest.approx(wanted, abs=1e-3)
@@ -153,7 +153,7 @@ def test_a_higher_rung_proves_no_less_and_each_sample_by_itself() -> None:
     torch.manual_seed(1)
     network = normalized(networks(0)[2], [0.4], [0.5])
     x = torch.rand(24, *SHAPE)
-    traced = graph.trace(network, x)
+    traced = tracing.trace(network, x)
     with torch.no_grad():
         y = network(x).argmax(1)
     region = regions.region(x, "linf", 0.08)
@@ -172,23 +172,23 @@ def test_what_cannot_be_bounded_is_named() -> None:
     x = torch.rand(4, *SHAPE)
     softmax = nn.Sequential(nn.Flatten(), nn.Linear(9, 3), nn.Softmax(1)).eval()
     with pytest.raises(NotCertifiableError, match=r"not certifiable: Softmax at 2$"):
-        graph.trace(softmax, x)
+        tracing.trace(softmax, x)
 
     class Branching(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return x.flatten(1) if x.max() > 0.5 else 2 * x.flatten(1)
 
     with pytest.raises(NotCertifiableError, match="cannot be traced"):
-        graph.trace(Branching().eval(), x)
+        tracing.trace(Branching().eval(), x)
 
     class Mixing(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return (x - x.mean(0, keepdim=True)).flatten(1)
 
     with pytest.raises(NotCertifiableError, match="mean"):
-        graph.trace(Mixing().eval(), x)
+        tracing.trace(Mixing().eval(), x)
     with pytest.raises(NotCertifiableError, match="training mode"):
-        graph.trace(softmax.train(), x)
+        tracing.trace(softmax.train(), x)
     with pytest.raises(UsageError, match="linf, l2, l1, not l0"):
         regions.region(x, "l0", 1)
     with pytest.raises(UsageError, match="finite eps"):
@@ -198,7 +198,7 @@ def test_what_cannot_be_bounded_is_named() -> None:
 def test_a_layer_beyond_the_budget_keeps_its_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
     network = networks(0)[0]
     x = torch.rand(2, *SHAPE)
-    traced, region = graph.trace(network, x), regions.region(x, "linf", 0.1)
+    traced, region = tracing.trace(network, x), regions.region(x, "linf", 0.1)
     with torch.no_grad():
         whole = bounds.crown(traced, region)
         monkeypatch.setattr(bounds, "BUDGET", 0.0)
@@ -219,7 +219,7 @@ def test_float32_is_within_the_margin_of_float64(device: str) -> None:
             y = network(x).argmax(1)
             found = []
             for dtype in (torch.float32, torch.float64):
-                known = bounds.crown(graph.trace(network, x, dtype), regions.region(x, "linf", 0.05, dtype))
+                known = bounds.crown(tracing.trace(network, x, dtype), regions.region(x, "linf", 0.05, dtype))
                 found.append(bounds.margins(known, y))
         differ = (found[0].low.double() - found[1].low).abs() / (1 + found[1].size)
         assert differ.max() < 0.2 * ladder.SHARE

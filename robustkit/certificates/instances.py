@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from robustkit.certificates import graph, ladder, regions
+from robustkit.certificates import ladder, regions, tracing
 from robustkit.certificates.graph import NotCertifiableError
 from robustkit.certificates.vnnlib import Instance
 from robustkit.errors import UsageError
@@ -197,7 +197,7 @@ def _refuted(network: nn.Module, instance: Instance, shape: Sequence[int], case:
     for pair in case:
         alone = _Violations(network, instance, shape, [(pair,)])
         centre = torch.full((1, *shape), 0.5)
-        traced = graph.trace(alone, centre)
+        traced = tracing.trace(alone, centre)
         if bool(ladder.prove(traced, regions.region(centre, "linf", 0.5), y, method).proved):
             return True
     return False

@@ -9,7 +9,7 @@ import torch
 
 from robustkit import datasets
 from robustkit.api import Dataset, Defense, Norm, ThreatModel
-from robustkit.certificates import graph, ladder, regions
+from robustkit.certificates import ladder, regions, tracing
 from robustkit.certificates.graph import Graph
 from robustkit.datasets.choice import choose_samples
 from robustkit.datasets.names import names_of
@@ -84,7 +84,7 @@ def evaluate_bounds(
         if opened.subject.facts.randomised:
             raise UsageError("not certifiable: the model draws random numbers")
         reference = opened.subject.reference
-        traced = graph.trace(opened.module, samples.first()[0].to(opened.device, reference.dtype))
+        traced = tracing.trace(opened.module, samples.first()[0].to(opened.device, reference.dtype))
         job = {
             **opened.identity,
             "method": method,

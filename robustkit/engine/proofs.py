@@ -15,7 +15,7 @@ from torch import Tensor
 
 from robustkit import spec
 from robustkit.api import Images, Labels, ModelFacts, ThreatModel
-from robustkit.certificates import graph, ladder, regions
+from robustkit.certificates import ladder, regions, tracing
 from robustkit.certificates.graph import Graph, NotCertifiableError
 from robustkit.engine.costs import cost_of
 from robustkit.engine.plan import Named, make_attack, name_of, without_budget
@@ -89,7 +89,7 @@ def proving(opened: Opened, asked: Asked, attacks: Sequence[Named], threat: Thre
     reference = subject.reference
     x = x.to(reference.dtype)
     try:
-        traced = graph.trace(opened.module, x)
+        traced = tracing.trace(opened.module, x)
     except NotCertifiableError as error:
         return Refused(str(error))
     right = (reference.logits(x).argmax(1) == y).nonzero()[:TRIED, 0]
