@@ -20,7 +20,7 @@ class Limits:
     """Above (or, where it says at least, below) these a check is suspect.
 
     Shares are of the audit's samples, and must be exceeded by more than chance makes them (one-sided exact test, 5 %):
-    one or two images never are.
+    one or two images of 64 never are.
     """
 
     gap: float = 0.05  # broken through a stand-in, or by the audit's attacks, though it stood
